@@ -1,0 +1,1 @@
+"""The coordinator: synchronises the gradients of a session's devices, and Flower's ServerApp."""

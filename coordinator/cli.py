@@ -1,0 +1,108 @@
+"""The operator's command `edge-coordinator`."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from coordinator.server import CoordinatorServer
+from coordinator.session import Phase
+from coordinator.settings import SessionSettings
+
+app = typer.Typer(
+    help="Synchronises the gradients of edge devices that train one model together.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+_err = Console(stderr=True, highlight=False)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `serve` a subcommand, however many there are."""
+
+
+@app.command()
+def serve(
+    session: Annotated[str, typer.Option(help="Name of the session that devices join.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)] = 50_051,
+    devices: Annotated[int, typer.Option(help="The session begins when so many devices have joined.")] = 4,
+    quorum: Annotated[
+        int | None, typer.Option(help="It goes on while so many devices are left; all of them unless given.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="How tensors are written on the wire: fp32, fp16 or bf16.")] = "fp32",
+    step_deadline_s: Annotated[float, typer.Option(help="Seconds that a step may take.")] = 60.0,
+    join_deadline_s: Annotated[float, typer.Option(help="Seconds for all devices to join, from the first.")] = 60.0,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit when the session is over.")] = False,
+) -> None:
+    """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM."""
+    try:
+        settings = SessionSettings.model_validate(
+            {
+                "devices": devices,
+                "quorum": quorum,
+                "codec": codec,
+                "step_deadline_s": step_deadline_s,
+                "join_deadline_s": join_deadline_s,
+            }
+        )
+    except ValidationError as error:
+        for problem in error.errors():
+            option = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+            _fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
+    if not _is_loopback(host):
+        if not insecure:
+            _fail(
+                f"{host} can be reached from other machines, and the link is plaintext: add --insecure",
+                code=2,
+            )
+        _err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    phase = asyncio.run(_serve(session, host, port, settings, once))
+    raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
+
+
+async def _serve(name: str, host: str, port: int, settings: SessionSettings, once: bool) -> Phase:
+    server = CoordinatorServer(host, port)
+    try:
+        await server.start()
+        session = server.service.create_session(name, settings)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(f"coordinator listens on {server.address}; session {name!r} waits for {settings.devices} devices")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    while not stop.is_set() and not (once and session.is_over):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.1)
+    await server.stop("the coordinator was stopped")
+    return session.phase
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    _err.print(f"[bold red]error[/]: {message}")
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run the command."""
+    app()

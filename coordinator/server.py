@@ -1,0 +1,130 @@
+"""The gRPC server around the service: address, health checking, reflection, orderly stop."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+import grpc.aio
+from edgenewton.v1 import MAX_MESSAGE_BYTES, exchange_pb2, exchange_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from coordinator.service import GradientExchangeService
+from coordinator.settings import SessionSettings
+
+SERVICE_NAME: str = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"].full_name
+
+T = TypeVar("T")
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A port in use is an error, not a second coordinator behind the same address.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+class CoordinatorServer:
+    """One coordinator, listening on one address. Use it on a running event loop."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.service = GradientExchangeService()
+        self.host = host
+        self.port = port
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._deadlines: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; a port of 0 becomes a free one.
+
+        Raises:
+            OSError: the address cannot be listened on.
+
+        """
+        exchange_pb2_grpc.add_GradientExchangeServicer_to_server(self.service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            self.port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self.address}: {error}") from None
+        await self._server.start()
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._deadlines = asyncio.create_task(self.service.watch_deadlines())
+
+    async def stop(self, reason: str, grace_s: float = 2.0) -> None:
+        """Abort the sessions that are running, release their devices, and close the port."""
+        await self._health.enter_graceful_shutdown()
+        self.service.abort_all(reason)
+        await self._server.stop(grace_s)
+        if self._deadlines is not None:
+            self._deadlines.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._deadlines
+
+
+class EmbeddedCoordinator:
+    """A coordinator in a thread of its own, for programs that are not asynchronous themselves."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="coordinator", daemon=True)
+        self._thread.start()
+        self._server = self._call(self._start(host, port))
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        return self._server.address
+
+    def create_session(self, name: str, settings: SessionSettings) -> None:
+        """Create a session that devices can join."""
+        self._call(self._create_session(name, settings))
+
+    def abort(self, name: str, reason: str) -> None:
+        """End a session early and release its devices."""
+        self._call(self._abort(name, reason))
+
+    def stop(self, reason: str = "the coordinator stops") -> None:
+        """Abort what is running and end the thread."""
+        self._call(self._server.stop(reason))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+        self._loop.close()
+
+    async def _start(self, host: str, port: int) -> CoordinatorServer:
+        server = CoordinatorServer(host, port)
+        await server.start()
+        return server
+
+    async def _create_session(self, name: str, settings: SessionSettings) -> None:
+        self._server.service.create_session(name, settings)
+
+    async def _abort(self, name: str, reason: str) -> None:
+        self._server.service.abort(name, reason)
+
+    def _call(self, coroutine: Coroutine[object, object, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result(timeout=30)
+
+
+@contextlib.contextmanager
+def embedded_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[EmbeddedCoordinator]:
+    """Run a coordinator for the length of a `with` block."""
+    coordinator = EmbeddedCoordinator(host, port)
+    try:
+        yield coordinator
+    finally:
+        coordinator.stop()

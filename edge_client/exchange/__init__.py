@@ -1,0 +1,19 @@
+"""Exchanges: what synchronises a device's tensors with those of the other devices."""
+
+from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
+from edge_client.exchange.grpc_exchange import GradientExchange
+from edge_client.exchange.in_process import InProcessExchange
+from edge_client.exchange.interface import Evaluation, Exchange, StepResult, TensorKey, Traffic
+
+__all__ = [
+    "Cause",
+    "Evaluation",
+    "Exchange",
+    "ExchangeError",
+    "GradientExchange",
+    "InProcessExchange",
+    "NonFiniteGradientError",
+    "StepResult",
+    "TensorKey",
+    "Traffic",
+]

@@ -1,0 +1,55 @@
+"""The exchange of one device with itself: every mean is its own contribution."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from edgenewton.v1.fingerprint import TensorSpec
+from torch import Tensor
+
+from edge_client.exchange.errors import NonFiniteGradientError
+from edge_client.exchange.interface import Evaluation, StepResult, TensorKey, Traffic
+
+
+class InProcessExchange:
+    """Lets one device train alone with the same optimizer and trainer, without a coordinator."""
+
+    def __init__(self, device: str = "this device") -> None:
+        self.device = device
+        self.step = 0
+        self.traffic = Traffic()
+        self._samples = 0
+        self._tensors: dict[TensorKey, Tensor] = {}
+
+    def start(
+        self,
+        tensors: Sequence[TensorSpec],
+        options: Mapping[str, str],
+        dump_weights: Callable[[], bytes],
+        load_weights: Callable[[bytes], None],
+        training_samples: int = 0,
+    ) -> None:
+        """Nothing is to be agreed on."""
+
+    def begin(self, samples: int) -> None:
+        """Begin the next step with a batch of `samples`."""
+        self._samples = samples
+        self._tensors = {}
+
+    def contribute(self, key: TensorKey, value: Tensor) -> None:
+        """Keep a copy of one tensor.
+
+        Raises:
+            NonFiniteGradientError: `value` holds NaN or infinity.
+
+        """
+        if not value.isfinite().all():
+            raise NonFiniteGradientError(self.device, f"{key[0]} of {key[1]!r}", self.step)
+        self._tensors[key] = value.detach().clone()
+
+    def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:  # noqa: ARG002
+        """Return what was contributed."""
+        result = StepResult(self.step, self._tensors, self._samples, devices=1, loss=loss, last=False)
+        self.step += 1
+        return result
+
+    def close(self, reason: str = "finished") -> None:
+        """Nothing is held."""

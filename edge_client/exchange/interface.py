@@ -1,0 +1,105 @@
+"""The exchange as the optimizer and the trainer see it, whatever carries it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgenewton.v1.fingerprint import TensorSpec
+from torch import Tensor
+
+TensorKey = tuple[str, str]
+"""Kind and name of an exchanged tensor, e.g. ("gradient", "features.0.weight")."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the model did on held-out samples: correct of samples, and the mean loss over them."""
+
+    correct: int
+    samples: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a committed step gave: for each contributed tensor the sample-weighted mean over all devices."""
+
+    step: int
+    tensors: Mapping[TensorKey, Tensor]
+    samples: int
+    devices: int
+    loss: float
+    last: bool
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of the protocol's messages so far, without the transport's own framing."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Exchange(Protocol):
+    """Synchronises tensors between devices, one step after the other.
+
+    `start` once; then for every step `begin`, `contribute` for each tensor as it becomes known, `collect`; at the
+    end `close`. All devices contribute the same tensors in the same step.
+    """
+
+    @property
+    def device(self) -> str:
+        """Id of this device."""
+
+    @property
+    def step(self) -> int:
+        """Number of the step that is on, or comes next."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes sent and received so far."""
+
+    def start(
+        self,
+        tensors: Sequence[TensorSpec],
+        options: Mapping[str, str],
+        dump_weights: Callable[[], bytes],
+        load_weights: Callable[[bytes], None],
+        training_samples: int = 0,
+    ) -> None:
+        """Take a place in the session; all devices then hold the same weights.
+
+        Args:
+            tensors: everything that may be exchanged.
+            options: what must be equal on all devices.
+            dump_weights: gives the initial weights as bytes.
+            load_weights: takes the session's weights if they differ from this device's.
+            training_samples: how many private samples the device holds.
+
+        Raises:
+            ExchangeError: the coordinator is down or refuses this device.
+
+        """
+
+    def begin(self, samples: int) -> None:
+        """Begin the next step with a batch of `samples`."""
+
+    def contribute(self, key: TensorKey, value: Tensor) -> None:
+        """Send one tensor; returns at once and keeps no reference to `value`.
+
+        Raises:
+            NonFiniteGradientError: `value` holds NaN or infinity.
+            ExchangeError: the exchange has failed.
+
+        """
+
+    def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:
+        """End this device's contribution and wait for the step to commit.
+
+        Raises:
+            ExchangeError: the step cannot commit with this device; a deadline always ends the wait.
+
+        """
+
+    def close(self, reason: str = "finished") -> None:
+        """Give the place back."""

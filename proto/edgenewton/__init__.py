@@ -1,0 +1,1 @@
+"""The wire contract that edge devices and the coordinator share."""

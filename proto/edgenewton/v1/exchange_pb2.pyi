@@ -1,0 +1,326 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_FLOAT32: _ClassVar[DType]
+    DTYPE_FLOAT64: _ClassVar[DType]
+    DTYPE_FLOAT16: _ClassVar[DType]
+    DTYPE_BFLOAT16: _ClassVar[DType]
+
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_FP32: _ClassVar[Codec]
+    CODEC_FP16: _ClassVar[Codec]
+    CODEC_BF16: _ClassVar[Codec]
+
+class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TENSOR_KIND_UNSPECIFIED: _ClassVar[TensorKind]
+    TENSOR_KIND_GRADIENT: _ClassVar[TensorKind]
+    TENSOR_KIND_PARAMETER: _ClassVar[TensorKind]
+    TENSOR_KIND_CURVATURE: _ClassVar[TensorKind]
+
+class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SNAPSHOT_ACTION_UNSPECIFIED: _ClassVar[SnapshotAction]
+    SNAPSHOT_ACTION_NONE: _ClassVar[SnapshotAction]
+    SNAPSHOT_ACTION_UPLOAD: _ClassVar[SnapshotAction]
+    SNAPSHOT_ACTION_DOWNLOAD: _ClassVar[SnapshotAction]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_GATHERING: _ClassVar[Phase]
+    PHASE_TRAINING: _ClassVar[Phase]
+    PHASE_ENDED: _ClassVar[Phase]
+    PHASE_ABORTED: _ClassVar[Phase]
+DTYPE_UNSPECIFIED: DType
+DTYPE_FLOAT32: DType
+DTYPE_FLOAT64: DType
+DTYPE_FLOAT16: DType
+DTYPE_BFLOAT16: DType
+CODEC_UNSPECIFIED: Codec
+CODEC_FP32: Codec
+CODEC_FP16: Codec
+CODEC_BF16: Codec
+TENSOR_KIND_UNSPECIFIED: TensorKind
+TENSOR_KIND_GRADIENT: TensorKind
+TENSOR_KIND_PARAMETER: TensorKind
+TENSOR_KIND_CURVATURE: TensorKind
+SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
+SNAPSHOT_ACTION_NONE: SnapshotAction
+SNAPSHOT_ACTION_UPLOAD: SnapshotAction
+SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction
+PHASE_UNSPECIFIED: Phase
+PHASE_GATHERING: Phase
+PHASE_TRAINING: Phase
+PHASE_ENDED: Phase
+PHASE_ABORTED: Phase
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype", "kind")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: DType
+    kind: TensorKind
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    session: str
+    device: str
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    training_samples: int
+    options: _containers.ScalarMap[str, str]
+    weights_digest: bytes
+    software: str
+    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    first_step: int
+    settings: ExchangeSettings
+    token: str
+    snapshot: SnapshotAction
+    def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ...) -> None: ...
+
+class ExchangeSettings(_message.Message):
+    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "last_step")
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    STEP_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    JOIN_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_STEP_FIELD_NUMBER: _ClassVar[int]
+    codec: Codec
+    frame_bytes: int
+    devices: int
+    quorum: int
+    step_deadline_s: float
+    join_deadline_s: float
+    last_step: int
+    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ..., last_step: _Optional[int] = ...) -> None: ...
+
+class TensorSlice(_message.Message):
+    __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tensor: int
+    dtype: DType
+    codec: Codec
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: int
+    length: int
+    data: bytes
+    def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("step", "samples", "slices", "contribution", "commit")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    samples: int
+    slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
+    contribution: Contribution
+    commit: Commit
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("loss", "evaluation")
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    loss: float
+    evaluation: Evaluation
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("correct", "samples", "loss")
+    CORRECT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    correct: int
+    samples: int
+    loss: float
+    def __init__(self, correct: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("samples", "devices", "left_out", "loss", "last")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    devices: int
+    left_out: _containers.RepeatedScalarFieldContainer[str]
+    loss: float
+    last: bool
+    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class SnapshotChunk(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: SnapshotHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SnapshotHeader(_message.Message):
+    __slots__ = ("step", "size", "sha256")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    size: int
+    sha256: bytes
+    def __init__(self, step: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotReceipt(_message.Message):
+    __slots__ = ("size",)
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    def __init__(self, size: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("session", "device", "token", "reason")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    device: str
+    token: str
+    reason: str
+    def __init__(self, session: _Optional[str] = ..., device: _Optional[str] = ..., token: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("time_s", "session", "phase", "joined", "left", "report", "step")
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    time_s: float
+    session: str
+    phase: PhaseChanged
+    joined: DeviceJoined
+    left: DeviceLeft
+    report: DeviceReport
+    step: StepCommitted
+    def __init__(self, time_s: _Optional[float] = ..., session: _Optional[str] = ..., phase: _Optional[_Union[PhaseChanged, _Mapping]] = ..., joined: _Optional[_Union[DeviceJoined, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., report: _Optional[_Union[DeviceReport, _Mapping]] = ..., step: _Optional[_Union[StepCommitted, _Mapping]] = ...) -> None: ...
+
+class PhaseChanged(_message.Message):
+    __slots__ = ("phase", "reason", "settings")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    reason: str
+    settings: ExchangeSettings
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., reason: _Optional[str] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ...) -> None: ...
+
+class DeviceJoined(_message.Message):
+    __slots__ = ("device", "training_samples", "software")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    training_samples: int
+    software: str
+    def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+
+class DeviceLeft(_message.Message):
+    __slots__ = ("device", "reason")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    reason: str
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DeviceReport(_message.Message):
+    __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    step: int
+    samples: int
+    contribution: Contribution
+    bytes_received: int
+    bytes_sent: int
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., samples: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+
+class StepCommitted(_message.Message):
+    __slots__ = ("step", "commit", "evaluation", "seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    commit: Commit
+    evaluation: Evaluation
+    seconds: float
+    def __init__(self, step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...

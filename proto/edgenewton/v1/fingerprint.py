@@ -1,0 +1,106 @@
+"""The model fingerprint: names, shapes, dtypes and kinds of the tensors that a session exchanges."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgenewton.v1 import exchange_pb2 as pb
+
+DTYPES: dict[str, pb.DType] = {
+    "float32": pb.DTYPE_FLOAT32,
+    "float64": pb.DTYPE_FLOAT64,
+    "float16": pb.DTYPE_FLOAT16,
+    "bfloat16": pb.DTYPE_BFLOAT16,
+}
+_DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
+
+KINDS: dict[str, pb.TensorKind] = {
+    "gradient": pb.TENSOR_KIND_GRADIENT,
+    "parameter": pb.TENSOR_KIND_PARAMETER,
+    "curvature": pb.TENSOR_KIND_CURVATURE,
+}
+_KIND_NAMES = {number: name for name, number in KINDS.items()}
+
+MAX_ELEMENTS = 1 << 34
+"""Largest tensor that a fingerprint may announce; a lie beyond it would exhaust the receiver's memory."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor that may be exchanged: kind and name identify it, shape and dtype describe it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    kind: str = "gradient"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.name!r}, {' x '.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+
+    def to_proto(self) -> pb.TensorSpec:
+        """Return the message for the wire."""
+        return pb.TensorSpec(name=self.name, shape=self.shape, dtype=DTYPES[self.dtype], kind=KINDS[self.kind])
+
+    @classmethod
+    def from_proto(cls, message: pb.TensorSpec) -> "TensorSpec":
+        """Return the spec in a message.
+
+        Raises:
+            ValueError: dtype or kind is unknown, or the shape is absurd; the text names the tensor.
+
+        """
+        if message.dtype not in _DTYPE_NAMES or message.kind not in _KIND_NAMES:
+            raise ValueError(
+                f"tensor {message.name!r} has dtype {message.dtype} and kind {message.kind}; "
+                f"known are {', '.join(DTYPES)} and {', '.join(KINDS)}"
+            )
+        spec = cls(message.name, tuple(message.shape), _DTYPE_NAMES[message.dtype], _KIND_NAMES[message.kind])
+        if spec.size > MAX_ELEMENTS:
+            raise ValueError(f"the {spec} is larger than {MAX_ELEMENTS} elements")
+        return spec
+
+
+def fingerprint_from_proto(messages: Iterable[pb.TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return the fingerprint in a `JoinRequest`.
+
+    Raises:
+        ValueError: it is empty, names a tensor twice, or a spec is wrong.
+
+    """
+    specs = tuple(TensorSpec.from_proto(message) for message in messages)
+    if not specs:
+        raise ValueError("the model has no tensors to exchange")
+    seen: set[tuple[str, str]] = set()
+    for spec in specs:
+        if (spec.kind, spec.name) in seen:
+            raise ValueError(f"the {spec} is named twice")
+        seen.add((spec.kind, spec.name))
+    return specs
+
+
+def first_difference(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> str | None:
+    """Return a phrase that names the first tensor in which `theirs` differs from `ours`, or None."""
+    for mine, other in zip(ours, theirs, strict=False):
+        if mine != other:
+            return f"the session has the {mine} where this device has the {other}"
+    if len(ours) > len(theirs):
+        return f"the session has the {ours[len(theirs)]}, which this device lacks"
+    if len(theirs) > len(ours):
+        return f"this device has the {theirs[len(ours)]}, which the session lacks"
+    return None
+
+
+def first_option_difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
+    """Return a phrase that names the first option in which `theirs` differs from `ours`, or None."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            return (
+                f"option {name!r} is {ours.get(name, 'not set')} in the session "
+                f"but {theirs.get(name, 'not set')} on this device"
+            )
+    return None
