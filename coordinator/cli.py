@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from coordinator.server import CoordinatorServer
 from coordinator.session import Phase
@@ -99,7 +100,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    _err.print(f"[bold red]error[/]: {message}")
+    _err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 

@@ -201,7 +201,11 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             if room.devices_by_token.get(request.token) != request.device:
                 reason = f"the token sent for device {request.device!r} is not its own"
                 await _abort(context, RefusedError(Status.PERMISSION_DENIED, reason))
-            self._remove(room, request.device, request.reason or "it left")
+            if request.finished:
+                room.session.finish(request.device, time.monotonic())
+                self._carry_out(room)
+            else:
+                self._remove(room, request.device, request.reason or "it left")
         return pb.LeaveReply()
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:

@@ -2,7 +2,7 @@
 
 Every call may leave decisions behind, which the caller takes and carries out in their order. Phases:
 
-    GATHERING --all devices joined--> TRAINING --last step, or all left--> ENDED
+    GATHERING --all devices joined--> TRAINING --all devices finished--> ENDED
         |                                |
         +--------- a deadline, too few devices, abort() ---------> ABORTED
 """
@@ -80,7 +80,6 @@ class StepCommitted:
     left_out: tuple[str, ...]
     loss: float
     evaluation: Evaluation | None
-    last: bool
     seconds: float
 
 
@@ -136,6 +135,7 @@ class Session:
         self._gathering_since: float | None = None
         self._active_at: float | None = None
         self._left_out: list[str] = []
+        self._someone_finished = False
         self._decisions: list[Decision] = []
 
     @property
@@ -193,21 +193,29 @@ class Session:
                 f"device {device!r} is not in session {self.name!r}; join it first",
             )
 
+    def finish(self, device: str, now: float) -> None:
+        """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
+        if self.members.pop(device, None) is None:
+            return
+        self._decide(DeviceRemoved(device, Status.OK, "it has finished"))
+        self._someone_finished = True
+        if not self.members:
+            self._finish(Phase.ENDED, "all devices have finished")
+        else:
+            self._advance(now)
+
     def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
         """Take a device's place away: it left, its stream broke, or it broke the contract.
 
         The session goes on while its quorum is left. Nothing happens if the device is no member.
         """
-        membership = self.members.pop(device, None)
-        if membership is None:
+        if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, status, reason))
         if self.phase is Phase.GATHERING:
             # What it contributed is added up already and cannot be taken out again.
             if self.step.heard_from(device):
                 self._finish(Phase.ABORTED, f"device {device!r} left before the session began: {reason}")
-        elif not self.members and self.settings.last_step is None:
-            self._finish(Phase.ENDED, f"all devices have left, the last with: {reason}")
         elif len(self.members) < self.settings.required:
             self._finish(
                 Phase.ABORTED,
@@ -334,6 +342,12 @@ class Session:
             )
 
     def _check_step(self, device: str, step: int) -> None:
+        if self._someone_finished and len(self.members) < self.settings.required:
+            raise RefusedError(
+                Status.ABORTED,
+                f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must "
+                "take the same number of steps",
+            )
         if step != self.step.number:
             raise RefusedError(
                 Status.INVALID_ARGUMENT,
@@ -351,7 +365,6 @@ class Session:
         contributions = list(step.contributions.values())
         samples = sum(contribution.samples for contribution in contributions)
         evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
-        last = step.number == self.settings.last_step
         self._decide(
             StepCommitted(
                 step=step.number,
@@ -360,14 +373,11 @@ class Session:
                 left_out=tuple(self._left_out),
                 loss=sum(c.loss * c.samples for c in contributions) / samples,
                 evaluation=_add_up(evaluations),
-                last=last,
                 seconds=now - (step.began_at if step.began_at is not None else now),
             )
         )
         self._left_out = []
         self.step = Step(step.number + 1)
-        if last:
-            self._finish(Phase.ENDED, f"step {step.number}, the last, has committed")
 
     def _close_late_step(self, now: float) -> None:
         late = [device for device in self.members if device not in self.step.contributions]

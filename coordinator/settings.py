@@ -32,15 +32,11 @@ class SessionSettings(BaseModel):
     """Seconds in which no device sends anything, after which the session is aborted."""
     first_step: Annotated[int, Field(ge=0)] = 0
     """Number of the session's first step."""
-    last_step: Annotated[int, Field(ge=0)] | None = None
-    """The session ends when this step has committed; None: when all devices have left."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.quorum is not None and self.quorum > self.devices:
             raise ValueError(f"quorum {self.quorum} is more than the session's {self.devices} devices")
-        if self.last_step is not None and self.last_step < self.first_step:
-            raise ValueError(f"last_step {self.last_step} comes before first_step {self.first_step}")
         return self
 
     @property
@@ -57,5 +53,4 @@ class SessionSettings(BaseModel):
             quorum=self.required,
             step_deadline_s=self.step_deadline_s,
             join_deadline_s=self.join_deadline_s,
-            last_step=self.last_step or 0,
         )

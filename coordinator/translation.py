@@ -74,7 +74,6 @@ def commit_to_proto(decision: s.StepCommitted) -> pb.Commit:
         devices=decision.devices,
         left_out=decision.left_out,
         loss=decision.loss,
-        last=decision.last,
     )
 
 

@@ -108,7 +108,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     @property
     def steps(self) -> int:
-        """How many steps were taken."""
+        """Number of the step that is on, or comes next."""
         return self._synchroniser.steps
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state)
         for layer in self._layers:
             layer.estimator.load_state_dict(curvature[layer.name])
-        self._synchroniser.steps = steps
+        self._synchroniser.resume_at(steps)
 
     # ------------------------------------------------------------------ the step itself
 

@@ -64,7 +64,6 @@ class Synchroniser:
         factor_every: int,
     ) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self.steps = 0
         self._model = model
         self._layers = layers
         self._exchange = exchange
@@ -81,6 +80,15 @@ class Synchroniser:
         self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for parameter in self.names:
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._after_gradient))  # type: ignore[no-untyped-call]
+
+    @property
+    def steps(self) -> int:
+        """Number of the step that is on, or comes next."""
+        return self._exchange.step
+
+    def resume_at(self, step: int) -> None:
+        """Go on at `step`, unless a coordinator has set the step."""
+        self._exchange.resume_at(step)
 
     def start(self, options: Mapping[str, str], training_samples: int) -> None:
         """Take this device's place in the session; its weights become those of the session.
@@ -120,7 +128,6 @@ class Synchroniser:
             self._contribute_averaged()
         result = self._exchange.collect(*self._report)
         self._forget_batch()
-        self.steps += 1
         return result
 
     def average(self) -> StepResult | None:

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import Self
 
 import grpc
 import numpy as np
@@ -185,14 +186,19 @@ class GradientExchange:
                 f"{self._specs[min(missing)]}",
                 Cause.INVALID,
             )
-        result = StepResult(self.step, tensors, commit.samples, commit.devices, commit.loss, commit.last)
+        result = StepResult(self.step, tensors, commit.samples, commit.devices, commit.loss)
         self.step += 1
         return result
 
-    def close(self, reason: str = "finished") -> None:
+    def resume_at(self, step: int) -> None:
+        """Nothing: the coordinator has set the step."""
+
+    def close(self, failure: str = "") -> None:
         """Leave the session and close the connection; never raises for a coordinator that is gone."""
         if self._token:
-            request = pb.LeaveRequest(session=self.session, device=self.device, token=self._token, reason=reason)
+            request = pb.LeaveRequest(
+                session=self.session, device=self.device, token=self._token, reason=failure, finished=not failure
+            )
             try:
                 self._stub.Leave(request, timeout=2.0)
             except grpc.RpcError as error:
@@ -202,6 +208,12 @@ class GradientExchange:
         if self._receiver is not None:
             self._receiver.join(timeout=2.0)
         self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
 
     # ------------------------------------------------------------------ inner workings
 

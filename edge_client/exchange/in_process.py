@@ -47,9 +47,13 @@ class InProcessExchange:
 
     def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:  # noqa: ARG002
         """Return what was contributed."""
-        result = StepResult(self.step, self._tensors, self._samples, devices=1, loss=loss, last=False)
+        result = StepResult(self.step, self._tensors, self._samples, devices=1, loss=loss)
         self.step += 1
         return result
 
-    def close(self, reason: str = "finished") -> None:
+    def resume_at(self, step: int) -> None:
+        """Go on at `step`."""
+        self.step = step
+
+    def close(self, failure: str = "") -> None:
         """Nothing is held."""

@@ -29,7 +29,6 @@ class StepResult:
     samples: int
     devices: int
     loss: float
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -101,5 +100,8 @@ class Exchange(Protocol):
 
         """
 
-    def close(self, reason: str = "finished") -> None:
-        """Give the place back."""
+    def resume_at(self, step: int) -> None:
+        """Go on at `step`, unless a coordinator has set the step."""
+
+    def close(self, failure: str = "") -> None:
+        """Give the place back: after all steps were taken, or because of a failure, which the others are told."""

@@ -120,22 +120,20 @@ class JoinReply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ...) -> None: ...
 
 class ExchangeSettings(_message.Message):
-    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "last_step")
+    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     QUORUM_FIELD_NUMBER: _ClassVar[int]
     STEP_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     JOIN_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
-    LAST_STEP_FIELD_NUMBER: _ClassVar[int]
     codec: Codec
     frame_bytes: int
     devices: int
     quorum: int
     step_deadline_s: float
     join_deadline_s: float
-    last_step: int
-    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ..., last_step: _Optional[int] = ...) -> None: ...
+    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ...) -> None: ...
 
 class TensorSlice(_message.Message):
     __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")
@@ -188,18 +186,16 @@ class Evaluation(_message.Message):
     def __init__(self, correct: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("samples", "devices", "left_out", "loss", "last")
+    __slots__ = ("samples", "devices", "left_out", "loss")
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
-    LAST_FIELD_NUMBER: _ClassVar[int]
     samples: int
     devices: int
     left_out: _containers.RepeatedScalarFieldContainer[str]
     loss: float
-    last: bool
-    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., last: _Optional[bool] = ...) -> None: ...
+    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class SnapshotChunk(_message.Message):
     __slots__ = ("header", "data")
@@ -230,16 +226,18 @@ class SnapshotReceipt(_message.Message):
     def __init__(self, size: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("session", "device", "token", "reason")
+    __slots__ = ("session", "device", "token", "reason", "finished")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     session: str
     device: str
     token: str
     reason: str
-    def __init__(self, session: _Optional[str] = ..., device: _Optional[str] = ..., token: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    finished: bool
+    def __init__(self, session: _Optional[str] = ..., device: _Optional[str] = ..., token: _Optional[str] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class LeaveReply(_message.Message):
     __slots__ = ()

@@ -1,0 +1,6 @@
+"""On-device recognition: the artefact of a trained model, and the recognizer that uses it."""
+
+from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.recognizer import Prediction, Recognizer
+
+__all__ = ["Artefact", "ArtefactError", "Prediction", "Recognizer"]

@@ -1,0 +1,94 @@
+"""What a task is: a model, its loss, its data on each device, and how a raw sample becomes an input."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TaskError(ValueError):
+    """A task cannot be found, or does not do what a task must; the text says which and why."""
+
+
+class SampleError(ValueError):
+    """A raw sample cannot be used; the text names it and says what was expected."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Prepared samples: inputs `[n, *input_shape]` and targets `[n]`."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs do not fit {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which part of the data is this device's: number `index` of `count` parts, spread alike or with label skew."""
+
+    index: int = 0
+    count: int = 1
+    kind: Literal["iid", "dirichlet"] = "iid"
+    alpha: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"partition {self.index} does not exist; there are {self.count}, numbered from 0")
+        if self.kind not in ("iid", "dirichlet"):
+            raise ValueError(f"partition kind {self.kind!r} is unknown; known are iid, dirichlet")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be above 0")
+
+
+class Task(ABC):
+    """A model and its data. Subclass it to train your own, and name the subclass by its import path."""
+
+    name: str
+    labels: Sequence[str]
+    """What the model recognises, in the order of its outputs."""
+    input_shape: tuple[int, ...]
+    """Shape of one prepared sample."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Return a fresh model; who calls it has seeded torch."""
+
+    @abstractmethod
+    def train_data(self, partition: Partition) -> Samples:
+        """Return a device's private training samples."""
+
+    @abstractmethod
+    def test_data(self, partition: Partition) -> Samples:
+        """Return a device's held-out samples; those of all devices are disjoint, and together the whole test set."""
+
+    @abstractmethod
+    def prepare(self, sample: object) -> Tensor:
+        """Return a raw sample (a path, an image, an array) as a tensor of `input_shape`.
+
+        Raises:
+            SampleError: the sample is missing, damaged or of a wrong kind or size.
+
+        """
+
+    def true_label(self, sample: object) -> str | None:  # noqa: ARG002
+        """Return the label that a raw sample carries itself, if it does."""
+        return None
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over a batch: cross entropy, unless a task knows better."""
+        return F.cross_entropy(outputs, targets)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> int:
+        """Return how many samples of a batch were recognised: the largest output decides."""
+        return int((outputs.argmax(dim=1) == targets).sum())

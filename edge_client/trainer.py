@@ -1,0 +1,172 @@
+"""The trainer of one device: one batch, exchange, invert, update; again until all steps are taken."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from edge_client.batches import BatchOrder
+from edge_client.exchange import Evaluation, Exchange, InProcessExchange
+from edge_client.optimizer import NewtonOptimizer
+from edge_client.settings import TrainSettings
+from edge_client.tasks import Partition, Samples, Task, load_task
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """One step, as the device saw it."""
+
+    step: int
+    loss: float
+    """Mean loss over the device's own batch, before the update."""
+    session_loss: float
+    """The same over the batches of all devices."""
+    devices: int
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a device did."""
+
+    steps: int
+    samples: int
+    loss: float
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+    weights_digest: str
+
+
+class Trainer:
+    """Trains a task's model on this device's partition, together with the devices of an exchange.
+
+    Args:
+        settings: what to train, and how.
+        index: number of this device's partition, from 0.
+        count: number of partitions.
+        exchange: how devices synchronise; None for one device alone.
+        weights: initial weights; None for those that the settings' seed gives.
+        state: of the optimizer, from `Trainer.state_dict`.
+
+    Raises:
+        ExchangeError: the coordinator is down or refuses this device.
+        ValueError: the settings, weights or state do not fit.
+
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        index: int = 0,
+        count: int = 1,
+        exchange: Exchange | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.task = load_task(settings.task)
+        partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
+        self._samples = self.task.train_data(partition)
+        self._held_out = self.task.test_data(partition)
+        self._batches = BatchOrder(len(self._samples), settings.batch_size, settings.seed * 10_007 + index)
+        self.model = build_model(self.task, settings.seed, weights)
+        self.exchange = exchange if exchange is not None else InProcessExchange()
+        self.optimizer = NewtonOptimizer(
+            self.model,
+            exchange=self.exchange,
+            training_samples=len(self._samples),
+            **settings.optimizer_options(),
+        )
+        if state is not None:
+            self.optimizer.load_state_dict(state)
+
+    def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
+        """Take so many steps.
+
+        Raises:
+            ExchangeError: the session failed or went on without this device.
+
+        """
+        began = time.perf_counter()
+        loss = 0.0
+        self.model.train()
+        for _ in range(steps):
+            taken = self._train_batch()
+            loss += taken.loss / steps
+            if on_step is not None:
+                on_step(taken)
+        self.optimizer.synchronise()
+        return TrainingReport(
+            steps=steps,
+            samples=steps * self.settings.batch_size,
+            loss=loss,
+            bytes_sent=self.exchange.traffic.sent,
+            bytes_received=self.exchange.traffic.received,
+            seconds=time.perf_counter() - began,
+            weights_digest=weights_digest(self.model),
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Try the model on this device's held-out samples."""
+        return evaluate(self.model, self.task, self._held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state, for another trainer that goes on."""
+        return self.optimizer.state_dict()
+
+    def _train_batch(self) -> TrainedStep:
+        step = self.optimizer.steps
+        every = self.settings.evaluate_every
+        evaluation = self.evaluate() if every and step % every == 0 else None
+        batch = torch.from_numpy(self._batches.indices(step))
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.model(self._samples.inputs[batch]), self._samples.targets[batch])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.report(loss.item(), evaluation)
+        self.optimizer.step()
+        result = self.optimizer.last_result
+        if result is None:
+            raise RuntimeError("the optimizer's step left no result")
+        return TrainedStep(step, loss.item(), result.loss, result.devices)
+
+
+def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return a task's model with the weights of a seed, or with given ones.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.model()
+    if weights is not None:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit the model of task {task.name!r}: {error}") from None
+    return model
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, samples: Samples) -> Evaluation:
+    """Try a model on samples; it is left in the mode, training or not, in which it came."""
+    was_training = model.training
+    model.eval()
+    outputs = model(samples.inputs)
+    model.train(was_training)
+    loss = task.loss(outputs, samples.targets).item()
+    return Evaluation(task.correct(outputs, samples.targets), len(samples), loss)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers, in hexadecimal."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(dump_tensors(tensors)).hexdigest()
