@@ -78,6 +78,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     def __init__(self) -> None:
         self.registry = SessionRegistry()
         self._rooms: dict[str, _Room] = {}
+        self._all_events = EventLog()
 
     # ------------------------------------------------------------------ sessions
 
@@ -108,6 +109,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         """End all sessions early and release their devices."""
         for name in list(self._rooms):
             self.abort(name, reason)
+        self._all_events.close()
 
     async def watch_deadlines(self) -> None:
         """Let the sessions act on their deadlines, for as long as the coordinator serves."""
@@ -210,10 +212,10 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
         try:
-            room = self._room(request.session)
+            events = self._room(request.session).events if request.session else self._all_events
         except RefusedError as error:
             await _abort(context, error)
-        async for event in room.events.follow():
+        async for event in events.follow():
             yield event
 
     # ------------------------------------------------------------------ inner workings
@@ -310,6 +312,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         )
         if event is not None:
             room.events.append(event)
+            self._all_events.append(event)
         match decision:
             case s.DeviceJoined(membership):
                 log.info("session %r: device %r joined", room.session.name, membership.joining.device)

@@ -1,0 +1,50 @@
+"""Flower's ServerApp: embeds a coordinator, and runs the rounds."""
+
+import logging
+import time
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.checkpoint import save_history
+from coordinator.run_config import RunConfig, split_run_config
+from coordinator.server import embedded_coordinator
+from coordinator.strategy import NewtonStrategy
+
+log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+_POLL_S = 0.2
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train a model over the nodes of the grid, as the run's config says."""
+    config, device_settings = split_run_config(context.run_config)
+    _wait_for_nodes(grid, config)
+    with embedded_coordinator(config.coordinator_host, config.coordinator_port) as coordinator:
+        log.info("coordinator listens on %s", coordinator.address)
+        strategy = NewtonStrategy(coordinator, config, device_settings)
+        try:
+            strategy.start(
+                grid=grid,
+                initial_arrays=strategy.query(grid),
+                num_rounds=config.rounds,
+                timeout=config.round_deadline_s,
+            )
+        finally:
+            path = save_history(strategy.history, context.run_config, config.output)
+            log.info("history %s", path)
+
+
+def _wait_for_nodes(grid: Grid, config: RunConfig) -> None:
+    deadline = time.monotonic() + config.join_deadline_s
+    while (connected := len(list(grid.get_node_ids()))) < config.devices:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{connected} of {config.devices} devices are connected after {config.join_deadline_s:g} s. In the "
+                "simulation engine all must run at once: flwr run . --federation-config "
+                f'"num-supernodes={config.devices} client-resources-num-cpus=1 init-args-num-cpus={config.devices}"'
+            )
+        time.sleep(_POLL_S)
