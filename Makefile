@@ -1,0 +1,42 @@
+BIN := .venv/bin
+PACKAGES := edge_client coordinator proto benchmarks tests
+BENCHMARKS := demo
+
+.PHONY: help setup demo test check format proto bench clean distclean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv with everything in it (every other target does it too)
+	@.ci/setup
+
+demo: setup ## four devices train a digit recogniser together, then recognise with it
+	@$(BIN)/python -m benchmarks.demo $(ARGS)
+
+test: setup ## run the tests; ARGS="-k words" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## style, types, and generated code
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/mypy
+	.ci/check-protos
+
+format: setup ## repair the style
+	$(BIN)/ruff check --fix $(PACKAGES)
+	$(BIN)/ruff format $(PACKAGES)
+
+proto: setup ## generate the code of the messages anew
+	.ci/generate-protos
+
+bench: $(BENCHMARKS:%=bench-%) ## run all benchmarks
+
+bench-%: setup
+	$(BIN)/python -m benchmarks.$* $(ARGS)
+
+clean: ## remove what tools left
+	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## and .venv
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Commands that make the project's headline figures, each with its baselines in the same run."""
