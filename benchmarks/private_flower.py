@@ -41,6 +41,7 @@ class PrivateFlower:
 
     Args:
         home: folder for FLWR_HOME and the logs.
+
     """
 
     def __init__(self, home: Path) -> None:

@@ -129,11 +129,11 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist; train a model first, for instance with `make demo`") from None
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise ArtefactError(f"{path} is not a model, or wants to run code when it is loaded; it was refused") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{path} is not a model that can be read, or is damaged") from None

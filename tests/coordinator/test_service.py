@@ -1,0 +1,294 @@
+"""The gRPC service on a real port, with the protocol's own stubs: what any client may send."""
+
+import hashlib
+import queue
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from edgenewton.v1 import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grpc
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codec import CODECS
+from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.framing import make_slices
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from coordinator.server import SERVICE_NAME, embedded_coordinator
+from coordinator.settings import SessionSettings
+
+FP32 = CODECS["fp32"]
+SPEC = TensorSpec("fc.weight", (2, 3))
+FRAME_BYTES = 1 << 20
+
+
+@pytest.fixture
+def coordinator():
+    with embedded_coordinator() as embedded:
+        yield embedded
+
+
+@pytest.fixture
+def stub(coordinator):
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(coordinator.address, options) as channel:
+        yield exchange_pb2_grpc.GradientExchangeStub(channel)
+
+
+class Device:
+    """A bare client: joins, and sends whatever frames it is given."""
+
+    def __init__(self, stub, name: str, spec: TensorSpec = SPEC, session: str = "s") -> None:
+        self.name = name
+        self.reply = stub.Join(join_request(name, spec, session), timeout=5)
+        self.metadata = ((TOKEN_METADATA_KEY, self.reply.token),)
+        self._frames: queue.SimpleQueue = queue.SimpleQueue()
+        self.stream = stub.Exchange(iter(self._frames.get, None), metadata=self.metadata, timeout=20)
+
+    def send(self, frame: pb.Frame) -> None:
+        self._frames.put(frame)
+
+    def send_gradient(self, step: int, values, samples: int = 1) -> None:
+        self.send(gradient_frame(step, values, samples))
+
+    def end(self) -> None:
+        self._frames.put(None)
+
+    def error(self) -> grpc.RpcError:
+        with pytest.raises(grpc.RpcError) as raised:
+            for _ in self.stream:
+                pass
+        return raised.value
+
+
+def join_request(name: str, spec: TensorSpec = SPEC, session: str = "s", version: int = PROTOCOL_VERSION):
+    return pb.JoinRequest(protocol_version=version, session=session, device=name, tensors=[spec.to_proto()])
+
+
+def gradient_frame(step: int, values, samples: int = 1) -> pb.Frame:
+    flat = np.full(6, values, np.float32)
+    return pb.Frame(
+        step=step,
+        samples=samples,
+        slices=make_slices(0, SPEC, FP32, FRAME_BYTES, flat),
+        contribution=pb.Contribution(loss=float(flat[0])),
+    )
+
+
+def refused(call) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value.code(), raised.value.details()
+
+
+def test_a_step_gives_every_device_the_weighted_mean(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a, b = Device(stub, "a"), Device(stub, "b")
+    for step in range(3):
+        a.send_gradient(step, 1.0, samples=1)
+        b.send_gradient(step, 4.0, samples=2)
+        for device in (a, b):
+            frame = next(device.stream)
+            assert frame.commit.samples == 3
+            assert frame.commit.devices == 2
+            assert np.allclose(FP32.decode(frame.slices[0].data, 6), 3.0)
+
+
+def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
+    coordinator.create_session("leaves", SessionSettings(devices=1))
+    code, details = refused(lambda: stub.Join(join_request("a", session="trees"), timeout=5))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert details == "session 'trees' does not exist; sessions on this coordinator: 'leaves'"
+    code, _ = refused(lambda: list(stub.Watch(pb.WatchRequest(session="trees"), timeout=5)))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        (join_request("a"), grpc.StatusCode.ALREADY_EXISTS, "'a' cannot join session 's': a live device with this id"),
+        (join_request("b", version=9), grpc.StatusCode.FAILED_PRECONDITION, "protocol version 9"),
+        (join_request(""), grpc.StatusCode.INVALID_ARGUMENT, "needs an id"),
+        (
+            join_request("b", TensorSpec("fc.weight", (2, 4))),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "'fc.weight', 2 x 3 float32 where this device has the gradient of 'fc.weight', 2 x 4 float32",
+        ),
+    ],
+)
+def test_refused_joins(coordinator, stub, request_, code, message):
+    coordinator.create_session("s", SessionSettings(devices=3))
+    stub.Join(join_request("a"), timeout=5)
+    actual, details = refused(lambda: stub.Join(request_, timeout=5))
+    assert actual is code
+    assert message in details
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (gradient_frame(0, np.nan), "device 'a', step 0: the gradient of 'fc.weight', 2 x 3 float32 has a value"),
+        (gradient_frame(0, np.inf), "not finite"),
+        (gradient_frame(5, 1.0), "device 'a' sent a frame of step 5; the session is at step 0"),
+        (pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(tensor=3)]), "tensor 3 is unknown"),
+        (pb.Frame(step=0, contribution=pb.Contribution()), "batch of 0 samples"),
+    ],
+)
+def test_a_bad_frame_costs_only_its_sender_the_session(coordinator, stub, frame, message):
+    coordinator.create_session("s", SessionSettings(devices=3, quorum=2))
+    a, b, c = (Device(stub, name) for name in "abc")
+    a.send(frame)
+    error = a.error()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in error.details()
+    for device in (b, c):
+        device.send_gradient(0, 2.0)
+    for device in (b, c):
+        frames = []
+        while not frames or not frames[-1].HasField("commit"):
+            frames.append(next(device.stream))
+        assert list(frames[-1].commit.left_out) == ["a"]
+
+
+def test_a_message_over_the_limit_is_refused_and_the_others_go_on(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2, quorum=1))
+    a, b = Device(stub, "a"), Device(stub, "b")
+    a.send(pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(data=bytes(MAX_MESSAGE_BYTES + 1))]))
+    assert a.error().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    b.send_gradient(0, 2.0)
+    assert next(b.stream).slices
+
+
+def test_streams_need_the_token_of_a_live_membership(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    for metadata in ((), ((TOKEN_METADATA_KEY, "guess"),)):
+        code, _ = refused(lambda metadata=metadata: list(stub.Exchange(iter(()), metadata=metadata, timeout=5)))
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+    a = Device(stub, "a")
+    time.sleep(0.2)  # lets the first stream open
+    code, details = refused(lambda: list(stub.Exchange(iter(()), metadata=a.metadata, timeout=5)))
+    assert (code, details) == (grpc.StatusCode.ALREADY_EXISTS, "device 'a' has a stream already")
+    code, _ = refused(lambda: stub.Leave(pb.LeaveRequest(session="s", device="a", token="guess"), timeout=5))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_abort_releases_the_waiting_devices_with_status_and_reason(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a, _ = Device(stub, "a"), Device(stub, "b")
+    a.send_gradient(0, 1.0)
+    threading.Timer(0.2, coordinator.abort, ("s", "the run was stopped")).start()
+    error = a.error()
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert error.details() == "session 's' aborted: the run was stopped"
+    code, details = refused(lambda: list(stub.Exchange(iter(()), metadata=a.metadata, timeout=5)))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "the run was stopped" in details
+
+
+def test_a_device_that_goes_away_releases_the_others(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a, b = Device(stub, "a"), Device(stub, "b")
+    next_frame = threading.Thread(target=lambda: b.stream.cancel())
+    a.send_gradient(0, 1.0)
+    next_frame.start()
+    error = a.error()
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert "device 'b' left in step 0" in error.details()
+
+
+def test_stopping_the_coordinator_releases_the_devices(stub, coordinator):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a = Device(stub, "a")
+    threading.Timer(0.2, coordinator.abort, ("s", "the coordinator stops")).start()
+    assert a.error().code() is grpc.StatusCode.ABORTED
+
+
+def snapshot_chunks(data: bytes, size: int | None = None, digest: bytes | None = None):
+    header = pb.SnapshotHeader(size=len(data) if size is None else size, sha256=digest or hashlib.sha256(data).digest())
+    yield pb.SnapshotChunk(header=header)
+    for begin in range(0, len(data), 1 << 20):
+        yield pb.SnapshotChunk(data=data[begin : begin + (1 << 20)])
+
+
+def test_snapshot_goes_up_in_chunks_and_down_to_those_who_need_it(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    first = stub.Join(join_request("a"), timeout=5)
+    assert first.snapshot == pb.SNAPSHOT_ACTION_UPLOAD
+    request = join_request("b")
+    request.weights_digest = b"other"
+    second = stub.Join(request, timeout=5)
+    assert second.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+    data = np.random.default_rng(0).bytes(3_000_000)
+    stub.UploadSnapshot(snapshot_chunks(data), metadata=((TOKEN_METADATA_KEY, first.token),), timeout=10)
+    down = list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=((TOKEN_METADATA_KEY, second.token),), timeout=10))
+    assert len(down) == 3
+    assert b"".join(chunk.data for chunk in down) == data
+    assert down[0].header.sha256 == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("lie", [{"size": 5}, {"digest": b"x" * 32}])
+def test_snapshot_that_is_not_what_its_header_says_is_refused(coordinator, stub, lie):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    token = stub.Join(join_request("a"), timeout=5).token
+    code, details = refused(
+        lambda: stub.UploadSnapshot(
+            snapshot_chunks(b"weights", **lie), metadata=((TOKEN_METADATA_KEY, token),), timeout=5
+        )
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not what its header says" in details
+
+
+def test_waiting_for_a_snapshot_ends_at_the_deadline(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=3, join_deadline_s=0.5))
+    stub.Join(join_request("a"), timeout=5)
+    request = join_request("b")
+    request.weights_digest = b"other"
+    token = stub.Join(request, timeout=5).token
+    code, _ = refused(
+        lambda: list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=((TOKEN_METADATA_KEY, token),), timeout=5))
+    )
+    assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def test_watch_tells_the_whole_story_from_the_beginning(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    a = Device(stub, "a")
+    frame = gradient_frame(0, 2.0, samples=4)
+    frame.contribution.evaluation.CopyFrom(pb.Evaluation(correct=3, samples=4, loss=0.5))
+    a.send(frame)
+    next(a.stream)
+    stub.Leave(pb.LeaveRequest(session="s", device="a", token=a.reply.token, finished=True), timeout=5)
+    events = list(stub.Watch(pb.WatchRequest(session="s"), timeout=5))
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds == ["phase", "joined", "phase", "report", "step", "left", "phase"]
+    assert events[3].report.bytes_received == frame.ByteSize()
+    assert events[4].step.evaluation.correct == 3
+    assert events[-1].phase.phase == pb.PHASE_ENDED
+    later = stub.Watch(pb.WatchRequest(), timeout=5)
+    assert [next(later).WhichOneof("event") for _ in kinds] == kinds
+
+
+def test_several_sessions_do_not_meet(coordinator, stub):
+    for name in ("s", "t"):
+        coordinator.create_session(name, SessionSettings(devices=1))
+    one, other = Device(stub, "a", session="s"), Device(stub, "a", session="t")
+    one.send_gradient(0, 1.0)
+    other.send_gradient(0, 2.0)
+    assert np.allclose(FP32.decode(next(one.stream).slices[0].data, 6), 1.0)
+    assert np.allclose(FP32.decode(next(other.stream).slices[0].data, 6), 2.0)
+
+
+def test_generic_clients_find_health_and_reflection(coordinator):
+    with grpc.insecure_channel(coordinator.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE_NAME):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (reply,) = reflection.ServerReflectionInfo(iter([request]), timeout=5)
+        names = [service.name for service in reply.list_services_response.service]
+        assert {"edgenewton.v1.GradientExchange", "grpc.health.v1.Health"} <= set(names)

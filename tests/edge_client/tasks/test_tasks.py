@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from edge_client.tasks import Partition, SampleError, Samples, TaskError, load_task
+from edge_client.tasks.digits import DigitsTask
+from edge_client.tasks.partition import dirichlet, iid
+
+TARGETS = np.random.default_rng(0).integers(0, 10, 500)
+
+
+@given(count=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), alpha=st.floats(0.2, 100))
+def test_partitions_are_disjoint_complete_and_reproducible(count, seed, alpha):
+    for parts, again in (
+        (iid(TARGETS, count, seed), iid(TARGETS, count, seed)),
+        (dirichlet(TARGETS, count, alpha, seed), dirichlet(TARGETS, count, alpha, seed)),
+    ):
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(500))
+        assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+        assert all(len(part) >= 2 for part in parts)
+
+
+def test_small_alpha_skews_the_labels_and_large_alpha_does_not():
+    def skew(alpha):
+        parts = dirichlet(TARGETS, 4, alpha, seed=1)
+        return np.mean([np.bincount(TARGETS[part], minlength=10).max() / len(part) for part in parts])
+
+    assert skew(0.1) > 2 * skew(1000.0)
+
+
+def test_a_draw_that_cannot_succeed_ends_with_advice():
+    with pytest.raises(ValueError, match="use a larger alpha or fewer devices"):
+        dirichlet(TARGETS[:6], 5, 0.01, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"index": 4, "count": 4}, "partition 4 does not exist; there are 4"),
+        ({"index": -1}, "partition -1"),
+        ({"kind": "random"}, "'random' is unknown; known are iid, dirichlet"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+    ],
+)
+def test_impossible_partitions_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Partition(**arguments)
+
+
+def test_digits_of_all_devices_are_the_whole_data_set():
+    task = DigitsTask()
+    parts = [Partition(i, 4, "dirichlet", 0.3, seed=3) for i in range(4)]
+    assert sum(len(task.train_data(part)) for part in parts) == 1437
+    assert sum(len(task.test_data(part)) for part in parts) == 360
+    samples = task.train_data(parts[0])
+    assert samples.inputs.shape[1:] == task.input_shape
+    assert samples.inputs.dtype == torch.float32
+    assert samples.inputs.min() >= -1
+    assert samples.inputs.max() <= 1
+
+
+def test_training_and_test_digits_do_not_meet_whatever_the_seed():
+    task = DigitsTask()
+    for seed in (0, 1):
+        train = {tuple(x.flatten().tolist()) for x in task.train_data(Partition(seed=seed)).inputs}
+        test = {tuple(x.flatten().tolist()) for x in task.test_data(Partition(seed=seed)).inputs}
+        assert len(test) == 360
+        assert not train & test
+
+
+def test_an_image_file_is_prepared_to_the_very_same_input(tmp_path):
+    task = DigitsTask()
+    inputs = task.test_data(Partition()).inputs
+    for index in range(20):
+        path = tmp_path / f"{index}.png"
+        label = task.save_sample(index, path)
+        assert torch.equal(task.prepare(path), inputs[index])
+        assert torch.equal(task.prepare(Image.open(path)), inputs[index])
+        assert torch.equal(task.prepare(str(path)), inputs[index])
+        assert task.true_label(path) == label == str(task.test_data(Partition()).targets[index].item())
+    levels = ((inputs[0][0] + 1) * 8).numpy()
+    assert torch.equal(task.prepare(levels), inputs[0])
+
+
+def files(folder):
+    Image.new("L", (20, 30)).save(folder / "wrong-size.png")
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not an image at all")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:70])
+    Image.new("1", (5000, 5000)).save(folder / "large.png")
+    (folder / "folder.png").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.png", "missing.png does not exist"),
+        ("empty.png", "empty.png is empty"),
+        ("text.png", "text.png is not an image"),
+        ("cut.png", "cut.png"),
+        ("wrong-size.png", "wrong-size.png has 20 x 30 pixels; a digit has 8 x 8"),
+        ("large.png", "5000 x 5000 pixels; 16,000,000 are the limit"),
+        ("folder.png", "folder.png cannot be read"),
+    ],
+)
+def test_bad_image_files_are_named(tmp_path, name, message):
+    files(tmp_path)
+    with pytest.raises(SampleError, match=message):
+        DigitsTask().prepare(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (np.zeros((8, 9)), r"shape \[8, 9\]"),
+        (np.full((8, 8), np.nan), "outside 0 to 16, or NaN"),
+        (np.full((8, 8), 17.0), "outside 0 to 16"),
+        (np.full((8, 8), "x"), "not numbers"),
+        (7, "not int"),
+    ],
+)
+def test_bad_arrays_are_named(sample, message):
+    with pytest.raises(SampleError, match=message):
+        DigitsTask().prepare(sample)
+
+
+def test_samples_must_fit_their_targets():
+    with pytest.raises(ValueError, match="3 inputs do not fit 2 targets"):
+        Samples(torch.zeros(3, 1), torch.zeros(2))
+
+
+class MyTask(DigitsTask):
+    name = "mine"
+
+
+my_instance = MyTask()
+not_a_task = object()
+
+
+def test_tasks_are_found_by_name_and_by_import_path():
+    assert isinstance(load_task("digits"), DigitsTask)
+    assert load_task(f"{__name__}:MyTask").name == "mine"
+    assert load_task(f"{__name__}:my_instance") is my_instance
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trees", "task 'trees' is unknown; known are digits, and import paths"),
+        ("no.such.module:Task", "module 'no.such.module' cannot be imported"),
+        (f"{__name__}:Nothing", "has no 'Nothing'"),
+        (f"{__name__}:not_a_task", "is a object, not an edge_client.tasks.Task"),
+    ],
+)
+def test_tasks_that_cannot_be_found_are_named(name, message):
+    with pytest.raises(TaskError, match=message):
+        load_task(name)
