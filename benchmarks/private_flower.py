@@ -49,7 +49,8 @@ class PrivateFlower:
         self.home.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+            '[superlink]\ndefault = "private"\n\n'
+            f'[superlink.private]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
         self.environment = os.environ | {
             "FLWR_HOME": str(self.home),

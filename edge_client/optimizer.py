@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from edge_client.curvature import ESTIMATORS, CurvatureError
+from edge_client.curvature import ESTIMATORS, CurvatureError, Estimator
 from edge_client.curvature.layers import supported_layer
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange, StepResult
 from edge_client.synchroniser import PreconditionedLayer, Synchroniser
@@ -38,9 +38,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         exchange: how devices synchronise; None for one device alone.
         param_groups: groups of the model's parameters with options of their own (lr, momentum, weight_decay, damping);
             by default one group of all.
-        momentum: weight of the past directions.
+        momentum: weight of the past directions; None for what suits the estimator.
         weight_decay: decoupled: W -= lr * weight_decay * W.
-        damping: added to the curvature's eigenvalues.
+        damping: added to the curvature's eigenvalues; None for what suits the estimator.
         kl_clip: bound on lr^2 * P . G, summed over the layers; infinity for none.
         ema: weight of the past in the running curvature.
         curvature_scope: "shared" averages curvature statistics over the devices, which stay identical; "local" uses
@@ -59,22 +59,25 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float = 0.03,
+        lr: float = 0.1,
         *,
         curvature: str = "kfac",
         exchange: Exchange | None = None,
         param_groups: Iterable[dict[str, Any]] | None = None,
-        momentum: float = 0.9,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
-        damping: float = 0.003,
-        kl_clip: float = 0.01,
-        ema: float = 0.95,
+        damping: float | None = None,
+        kl_clip: float = 0.001,
+        ema: float = 0.9,
         curvature_scope: CurvatureScope = "shared",
         average_every: int = 10,
         factor_every: int = 1,
         inverse_every: int = 1,
         training_samples: int = 0,
     ) -> None:
+        estimator = _estimator(curvature)
+        damping = estimator.default_damping if damping is None else damping
+        momentum = estimator.default_momentum if momentum is None else momentum
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping}
         intervals = {"average_every": average_every, "factor_every": factor_every, "inverse_every": inverse_every}
         options: dict[str, Any] = {
@@ -94,7 +97,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_local = curvature_scope == "local"
         self._average_every = average_every
         self._inverse_every = inverse_every
-        self._layers = _precondition_layers(model, self._groups(), curvature, ema)
+        self._layers = _precondition_layers(model, self._groups(), estimator, ema)
         self._synchroniser = Synchroniser(
             model,
             self._layers,
@@ -249,7 +252,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
 
 def _precondition_layers(
-    model: nn.Module, optimised: Collection[Tensor], curvature: str, ema: float
+    model: nn.Module, optimised: Collection[Tensor], estimator: type[Estimator], ema: float
 ) -> list[PreconditionedLayer]:
     """Give each supported layer an estimator, and name the others in one warning."""
     layers: list[PreconditionedLayer] = []
@@ -261,7 +264,7 @@ def _precondition_layers(
         parameters = set(layer.parameters.values())
         if parameters <= set(optimised) and covered.isdisjoint(parameters):
             covered |= parameters
-            layers.append(PreconditionedLayer(layer, ESTIMATORS[curvature](layer.in_features, layer.out_features, ema)))
+            layers.append(PreconditionedLayer(layer, estimator(layer.in_features, layer.out_features, ema)))
     missed = [
         f"{name or 'the model itself'} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -274,6 +277,12 @@ def _precondition_layers(
             stacklevel=3,
         )
     return layers
+
+
+def _estimator(name: str) -> type[Estimator]:
+    if name not in ESTIMATORS:
+        raise ValueError(f"curvature is {name!r}; known are {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name]
 
 
 def _check_options(options: Mapping[str, Any], intervals: Collection[str]) -> None:
@@ -289,6 +298,5 @@ def _check_options(options: Mapping[str, Any], intervals: Collection[str]) -> No
     for name in intervals:
         if options[name] < 1:
             raise ValueError(f"{name} is {options[name]}; it must be at least 1")
-    for name, known in (("curvature", tuple(ESTIMATORS)), ("curvature_scope", ("shared", "local"))):
-        if options[name] not in known:
-            raise ValueError(f"{name} {options[name]!r} is unknown; known are {', '.join(known)}")
+    if options["curvature_scope"] not in ("shared", "local"):
+        raise ValueError(f"curvature_scope is {options['curvature_scope']!r}; known are shared, local")

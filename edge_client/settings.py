@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edge_client.optimizer import CurvatureScope, NewtonOptimizer
 
@@ -25,6 +25,10 @@ OPTIMIZER_OPTIONS = (
     "inverse_every",
 )
 """Settings that are handed to `NewtonOptimizer`, whose defaults they share."""
+
+
+Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
+"""Left to the optimizer; written "auto" in texts, which know no None."""
 
 
 class SettingsError(ValueError):
@@ -63,12 +67,12 @@ class TrainSettings(BaseModel):
     """Estimator of the inverse Hessian."""
     curvature_scope: CurvatureScope = _default("curvature_scope")
     """Whether devices average their curvature ("shared") or their parameters ("local")."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = _default("momentum")
-    """Weight of the past directions."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | Auto = _default("momentum")
+    """Weight of the past directions; "auto" for what suits the estimator."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _default("weight_decay")
     """Decoupled weight decay."""
-    damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _default("damping")
-    """Added to the curvature's eigenvalues."""
+    damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = _default("damping")
+    """Added to the curvature's eigenvalues; "auto" for what suits the estimator."""
     kl_clip: Annotated[float, Field(gt=0)] = _default("kl_clip")
     """Size of the trust region."""
     ema: Annotated[float, Field(ge=0, lt=1)] = _default("ema")
@@ -118,7 +122,7 @@ def parse_settings(assignments: Iterable[str]) -> TrainSettings:
 
 
 def _describe(problem: Any) -> str:
-    name = "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+    name = str(problem["loc"][0]).replace("_", "-")
     if problem["type"] == "extra_forbidden":
         known = ", ".join(field.replace("_", "-") for field in TrainSettings.model_fields)
         return f"setting {name!r} is unknown; known are {known}"

@@ -20,6 +20,10 @@ class Estimator(ABC):
 
     name: str
     """The name that users choose the estimator by."""
+    default_damping: float
+    """Damping that suits the estimator where the user sets none."""
+    default_momentum: float
+    """Momentum that suits the estimator where the user sets none."""
 
     def __init__(self, in_features: int, out_features: int, ema: float) -> None:
         self.in_features = in_features

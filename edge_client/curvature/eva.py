@@ -17,6 +17,9 @@ class Eva(Estimator):
     """Rank-one K-FAC: A = ā ā^T and G = ḡ ḡ^T, inverted in closed form (Sherman & Morrison)."""
 
     name = "eva"
+    # A rank-one curvature leaves all other directions to the damping, which so sets their step size.
+    default_damping = 0.03
+    default_momentum = 0.9
 
     def __init__(self, in_features: int, out_features: int, ema: float) -> None:
         super().__init__(in_features, out_features, ema)

@@ -41,6 +41,8 @@ class Kfac(Estimator):
     """K-FAC with the empirical Fisher, inverted exactly, damping included, in the eigenbasis of its factors."""
 
     name = "kfac"
+    default_damping = 3e-4
+    default_momentum = 0.3
 
     def __init__(self, in_features: int, out_features: int, ema: float) -> None:
         super().__init__(in_features, out_features, ema)

@@ -7,7 +7,9 @@ from torch import nn
 from edge_client import NewtonOptimizer
 from edge_client.exchange import InProcessExchange, NonFiniteGradientError
 
-X, Y = torch.randn(32, 6), torch.randint(0, 3, (32,))
+_GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(32, 6, generator=_GENERATOR)
+Y = torch.randint(0, 3, (32,), generator=_GENERATOR)
 
 
 def small_model() -> nn.Module:
@@ -27,7 +29,7 @@ def step(model, optimizer, x=X, y=Y) -> float:
 @pytest.mark.parametrize("curvature_scope", ["shared", "local"])
 def test_the_users_own_loop_trains(curvature, curvature_scope):
     model = small_model()
-    optimizer = NewtonOptimizer(model, lr=0.3, curvature=curvature, curvature_scope=curvature_scope)
+    optimizer = NewtonOptimizer(model, curvature=curvature, curvature_scope=curvature_scope)
     losses = [step(model, optimizer) for _ in range(40)]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -237,7 +239,7 @@ def test_hooks_can_be_taken_off():
 )
 def test_impossible_options_are_named(options):
     (name,) = options
-    with pytest.raises(ValueError, match=f"^{name} .* is|^{name} is"):
+    with pytest.raises(ValueError, match=f"^{name} is"):
         NewtonOptimizer(small_model(), **options)
 
 

@@ -30,6 +30,8 @@ def test_settings_are_written_as_in_flwr_run():
         ("batch-size=-1", "setting 'batch-size' is -1"),
         ("partition=random", "setting 'partition' is 'random'"),
         ("curvature-scope=global", "setting 'curvature-scope' is 'global'"),
+        ("damping=0", "setting 'damping' is 0"),
+        ("momentum=none", "setting 'momentum' is 'none'"),
         ("lr=nan", "setting 'lr' is nan"),
         ("steps", "'steps' is not of the form name=value"),
     ],
@@ -37,6 +39,11 @@ def test_settings_are_written_as_in_flwr_run():
 def test_unknown_and_impossible_settings_are_named(text, message):
     with pytest.raises(SettingsError, match=message):
         parse_settings([text])
+
+
+def test_what_is_left_to_the_optimizer_is_written_auto():
+    assert parse_settings(["damping=auto", "momentum='auto'"]) == TrainSettings()
+    assert parse_settings(["damping=0.5"]).damping == 0.5
 
 
 def test_all_problems_are_named_at_once():
