@@ -7,14 +7,17 @@ import logging
 import signal
 from typing import Annotated, NoReturn
 
+import grpc
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 
 from coordinator.server import CoordinatorServer
 from coordinator.session import Phase
 from coordinator.settings import SessionSettings
+from coordinator.watch import SessionView, follow
 
 app = typer.Typer(
     help="Synchronises the gradients of edge devices that train one model together.",
@@ -22,11 +25,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 _err = Console(stderr=True, highlight=False)
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `serve` a subcommand, however many there are."""
 
 
 @app.command()
@@ -71,6 +69,24 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     phase = asyncio.run(_serve(session, host, port, settings, once))
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
+
+
+@app.command()
+def watch(
+    address: Annotated[str, typer.Argument(help="Address of the coordinator, host:port.")] = "127.0.0.1:50051",
+    session: Annotated[str, typer.Option(help="Session to watch; all of them unless given.")] = "",
+) -> None:
+    """Show what happens in a session, as it happens, until it is over."""
+    view = SessionView()
+    try:
+        with Live(view, refresh_per_second=8):
+            for event in follow(address, session):
+                view.apply(event)
+    except grpc.RpcError as error:
+        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        _fail(f"cannot watch {address}: {details}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 async def _serve(name: str, host: str, port: int, settings: SessionSettings, once: bool) -> Phase:

@@ -290,11 +290,12 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                     packer = None
                     frame.commit.CopyFrom(commit_to_proto(decision))
                     self._broadcast(room, frame)
-                case s.DeviceRemoved(device, status, reason):
-                    outbox = room.outboxes.pop(device, None)
-                    if outbox is not None:
-                        outbox.queue.put_nowait(_Close(status, reason))
+            # Before a removed device's outbox goes, because the announcement says what went through it.
             self._announce(room, decision)
+            if isinstance(decision, s.DeviceRemoved):
+                outbox = room.outboxes.pop(decision.device, None)
+                if outbox is not None:
+                    outbox.queue.put_nowait(_Close(decision.status, decision.reason))
         if packer is not None:
             self._broadcast(room, packer.take())
 
@@ -303,7 +304,9 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             outbox.queue.put_nowait(frame)
 
     def _announce(self, room: _Room, decision: s.Decision) -> None:
-        outbox = room.outboxes.get(decision.device) if isinstance(decision, s.DeviceReported) else None
+        outbox = None
+        if isinstance(decision, s.DeviceReported | s.DeviceRemoved):
+            outbox = room.outboxes.get(decision.device)
         event = event_for(
             room.session,
             decision,

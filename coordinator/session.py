@@ -197,7 +197,7 @@ class Session:
         """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
         if self.members.pop(device, None) is None:
             return
-        self._decide(DeviceRemoved(device, Status.OK, "it has finished"))
+        self._decide(DeviceRemoved(device, Status.OK, "finished"))
         self._someone_finished = True
         if not self.members:
             self._finish(Phase.ENDED, "all devices have finished")

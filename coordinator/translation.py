@@ -82,7 +82,7 @@ def event_for(
 ) -> pb.SessionEvent | None:
     """Return what user interfaces are told of a decision, if anything.
 
-    `bytes_received` and `bytes_sent` are what the coordinator has exchanged with the device of a report.
+    `bytes_received` and `bytes_sent` are what the coordinator has exchanged with the device that it is about.
     """
     event = pb.SessionEvent(time_s=time.time(), session=session.name)
     match decision:
@@ -92,8 +92,9 @@ def event_for(
             event.joined.training_samples = joining.training_samples
             event.joined.software = joining.software
         case s.DeviceRemoved(device, _, reason):
-            event.left.device = device
-            event.left.reason = reason
+            event.left.CopyFrom(
+                pb.DeviceLeft(device=device, reason=reason, bytes_received=bytes_received, bytes_sent=bytes_sent)
+            )
         case s.DeviceReported(device, step, contribution):
             event.report.CopyFrom(
                 pb.DeviceReport(

@@ -75,7 +75,7 @@ class Trainer:
         partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
         self._samples = self.task.train_data(partition)
         self._held_out = self.task.test_data(partition)
-        self._batches = BatchOrder(len(self._samples), settings.batch_size, settings.seed * 10_007 + index)
+        self._batches = BatchOrder(len(self._samples), settings.batch_size, device_seed(settings.seed, index))
         self.model = build_model(self.task, settings.seed, weights)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self.optimizer = NewtonOptimizer(
@@ -135,6 +135,11 @@ class Trainer:
         if result is None:
             raise RuntimeError("the optimizer's step left no result")
         return TrainedStep(step, loss.item(), result.loss, result.devices)
+
+
+def device_seed(seed: int, index: int) -> int:
+    """Return the seed of a device's batches, different for each device."""
+    return seed * 10_007 + index
 
 
 def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:

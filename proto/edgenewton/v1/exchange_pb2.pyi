@@ -288,12 +288,16 @@ class DeviceJoined(_message.Message):
     def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
-    __slots__ = ("device", "reason")
+    __slots__ = ("device", "reason", "bytes_received", "bytes_sent")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     device: str
     reason: str
-    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    bytes_received: int
+    bytes_sent: int
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent")

@@ -1,0 +1,65 @@
+"""Synchronous training of several devices in one process: the mean of their gradients is that of the union batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from edge_client.batches import BatchOrder
+from edge_client.settings import TrainSettings
+from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.trainer import build_model, device_seed, evaluate
+
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+class UnionBatches:
+    """The batches that `devices` devices would train in each step, joined to one."""
+
+    def __init__(self, task: Task, settings: TrainSettings, devices: int) -> None:
+        self._parts: list[tuple[Samples, BatchOrder]] = []
+        for index in range(devices):
+            samples = task.train_data(Partition(index, devices, settings.partition, settings.alpha, settings.seed))
+            order = BatchOrder(len(samples), settings.batch_size, device_seed(settings.seed, index))
+            self._parts.append((samples, order))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of a step."""
+        chosen = [(samples, torch.from_numpy(order.indices(step))) for samples, order in self._parts]
+        inputs = torch.cat([samples.inputs[indices] for samples, indices in chosen])
+        return inputs, torch.cat([samples.targets[indices] for samples, indices in chosen])
+
+
+def train_union(
+    settings: TrainSettings, devices: int, optimizer: OptimizerFactory, until: float | None = None
+) -> tuple[nn.Module, list[float]]:
+    """Train as `devices` synchronous devices would, and return the model and its test accuracy after each batch.
+
+    Args:
+        settings: task, partition, batches and steps.
+        devices: how many devices are stood for.
+        optimizer: makes the optimizer of a model.
+        until: stop when the accuracy has reached this.
+
+    """
+    task = load_task(settings.task)
+    batches = UnionBatches(task, settings, devices)
+    test = task.test_data(Partition())
+    model = build_model(task, settings.seed)
+    made = optimizer(model)
+    accuracies = []
+    for step in range(settings.steps):
+        inputs, targets = batches.batch(step)
+        made.zero_grad()
+        task.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        made.step()
+        result = evaluate(model, task, test)
+        accuracies.append(result.correct / result.samples)
+        if until is not None and accuracies[-1] >= until:
+            break
+    return model, accuracies
+
+
+def batches_to(target: float, accuracies: list[float]) -> int | None:
+    """Return after how many batches the accuracy first reached the target, or None."""
+    return next((number for number, accuracy in enumerate(accuracies, start=1) if accuracy >= target), None)
