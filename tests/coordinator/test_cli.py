@@ -1,0 +1,41 @@
+import socket
+
+from typer.testing import CliRunner
+
+from coordinator.cli import app
+
+
+def serve(*arguments):
+    return CliRunner().invoke(app, ["serve", "--session", "s", *arguments])
+
+
+def test_impossible_options_are_named():
+    for arguments, message in [
+        (["--devices", "0"], "--devices: Input should be greater than or equal to 1"),
+        (["--codec", "zip"], "--codec: Input should be 'fp32', 'fp16' or 'bf16'"),
+        (["--quorum", "9"], "quorum 9 is more than the session's 4 devices"),
+        (["--step-deadline-s", "-1"], "--step-deadline-s: "),
+    ]:
+        result = serve(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_plaintext_that_others_can_reach_must_be_asked_for():
+    result = serve("--host", "0.0.0.0")
+    assert result.exit_code == 2
+    assert "add --insecure" in result.stderr
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = serve("--port", str(port))
+    assert result.exit_code == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_watching_nobody_is_said():
+    result = CliRunner().invoke(app, ["watch", "127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "cannot watch 127.0.0.1:9" in result.stderr

@@ -1,0 +1,47 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from coordinator.run_config import RunConfig, RunConfigError, split_run_config
+from edge_client.settings import TrainSettings, check_settings
+
+VALUES = {"task": "digits", "devices": 4, "steps": 60, "rounds": 3}
+
+
+def test_the_run_config_of_the_app_names_every_setting_with_its_default():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    values = project["tool"]["flwr"]["app"]["config"]
+    fields = set(RunConfig.model_fields) | set(TrainSettings.model_fields)
+    assert {name.replace("-", "_") for name in values} == fields
+    config, device_settings = split_run_config(values)
+    assert check_settings(device_settings) == TrainSettings()
+    assert config == RunConfig(**VALUES)
+
+
+def test_rounds_divide_the_steps_evenly():
+    config = RunConfig(task="digits", devices=2, steps=10, rounds=4)
+    borders = [config.steps_before(number) for number in range(1, 6)]
+    assert borders == [0, 2, 5, 7, 10]
+    assert config.session_settings(3, devices=2).first_step == 5
+
+
+def test_settings_of_the_devices_are_passed_on():
+    config, device_settings = split_run_config(VALUES | {"curvature": "eva", "step-deadline-s": 5})
+    assert device_settings == {"task": "digits", "steps": 60, "curvature": "eva"}
+    assert config.step_deadline_s == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 0}, r"devices: .*greater than or equal to 1 \(it is 0\)"),
+        ({"codec": "zip"}, r"codec: .*'fp32', 'fp16' or 'bf16' \(it is 'zip'\)"),
+        ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
+        ({"step-deadline-s": -1}, "step-deadline-s: "),
+        ({"coordinator-port": 70000}, "coordinator-port: "),
+    ],
+)
+def test_impossible_values_are_named(changes, message):
+    with pytest.raises(RunConfigError, match=message):
+        split_run_config(VALUES | changes)

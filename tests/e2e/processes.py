@@ -1,0 +1,68 @@
+"""Starts the project's commands as real processes, and always ends them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+COORDINATOR = Path(sys.executable).with_name("edge-coordinator")
+CLIENT = Path(sys.executable).with_name("edge-client")
+DEADLINE_S = 120
+
+
+class Coordinator:
+    """`edge-coordinator serve` on a free port, for the length of a `with` block."""
+
+    def __init__(self, session: str, devices: int, *options: str) -> None:
+        place = f"serve --session {session} --port 0 --devices {devices} --once"
+        self._arguments = [COORDINATOR, *place.split(), *options]
+
+    def __enter__(self) -> "Coordinator":
+        self.process = subprocess.Popen(
+            self._arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self.output = ""
+        for line in self.process.stdout:
+            self.output += line
+            found = re.search(r"listens on (\S+:\d+);", line)
+            if found:
+                self.address = found[1]
+                return self
+        raise AssertionError(f"the coordinator did not say where it listens: {self.output}")
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self) -> int:
+        """Return the exit status once the session is over."""
+        rest, _ = self.process.communicate(timeout=DEADLINE_S)
+        self.output += rest
+        return self.process.returncode
+
+
+def start_client(*arguments: object) -> "subprocess.Popen[str]":
+    """Start `edge-client`."""
+    return subprocess.Popen(
+        [str(argument) for argument in (CLIENT, *arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train_on_devices(address: str, session: str, count: int, folder: Path, *settings: str) -> list[str]:
+    """Train on `count` device processes at once, save each one's model in `folder`, and return what they printed."""
+    clients = []
+    for index in range(count):
+        place = f"--coordinator {address} --session {session} --device device-{index} --index {index} --count {count}"
+        options = [part for setting in settings for part in ("-c", setting)]
+        clients.append(start_client("train", *place.split(), *options, "--output", folder / f"{index}.pt"))
+    try:
+        outputs = [client.communicate(timeout=DEADLINE_S)[0] for client in clients]
+    finally:
+        for client in clients:
+            client.kill()
+    for client, output in zip(clients, outputs, strict=True):
+        assert client.returncode == 0, output
+    return outputs

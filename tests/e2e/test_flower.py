@@ -1,0 +1,55 @@
+"""`flwr run` for real, on the simulation engine, in a Flower set-up of its own."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from benchmarks.private_flower import private_flower
+from benchmarks.union_batch import train_union
+from edge_client import NewtonOptimizer
+from edge_client.inference import Artefact
+from edge_client.settings import TrainSettings
+
+DEVICES = 4
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory):
+    with private_flower(tmp_path_factory.mktemp("flower")) as flower:
+        yield flower
+
+
+def run(flower, settings) -> tuple[int, str]:
+    process = flower.run(settings, DEVICES)
+    output, _ = process.communicate(timeout=170)
+    return process.returncode, re.sub(r"\x1b\[\d+m", "", output)
+
+
+def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
+    settings = {"steps": 13, "rounds": 2, "curvature": "eva", "batch-size": 16, "output": tmp_path}
+    code, output = run(flower, settings)
+    assert code == 0, output
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history["config"]["curvature"] == "eva"
+    assert [(entry["round"], entry["step"]) for entry in history["rounds"]] == [(1, 6), (2, 13)]
+    for entry in history["rounds"]:
+        assert 0 < entry["evaluate"]["accuracy"] <= 1
+
+    # Two rounds, the optimizer's state carried over, are one training on the union batch.
+    expected = TrainSettings(steps=13, curvature="eva", batch_size=16)
+    model, accuracies = train_union(
+        expected, DEVICES, lambda model: NewtonOptimizer(model, **expected.optimizer_options())
+    )
+    trained = Artefact.from_checkpoint(tmp_path / "round-2.safetensors")
+    assert trained.step == 13
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained.weights[name], tensor, rtol=0, atol=1e-4)
+    assert history["rounds"][-1]["evaluate"]["accuracy"] == pytest.approx(accuracies[-1], abs=0.01)
+
+
+def test_a_wrong_setting_fails_the_run_with_its_name(flower, tmp_path):
+    code, output = run(flower, {"curvature": "bfgs", "steps": 2, "rounds": 1, "output": tmp_path})
+    assert "curvature is 'bfgs'; known are kfac, eva" in output
+    assert code != 0 or not (tmp_path / "round-1.safetensors").exists()
