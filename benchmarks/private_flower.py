@@ -149,13 +149,6 @@ def private_flower(home: Path) -> Iterator[PrivateFlower]:
         flower.stop()
 
 
-def _short_folder() -> str:
-    # Ray puts Unix sockets below it, whose paths may have 107 characters.
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="ray-")
-
-
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()

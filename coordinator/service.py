@@ -39,6 +39,8 @@ TICK_S = 0.1
 """Seconds between looks at the sessions' deadlines."""
 MAX_SNAPSHOT_BYTES = 4 << 30
 SNAPSHOT_CHUNK_BYTES = 1 << 20
+OPEN_DEADLINE_S = 15.0
+"""Seconds in which a device that joined must open its stream; else it died in between."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class _Close:
 class _Outbox:
     """What is on its way to one device, and how much went by."""
 
+    joined_at: float
     queue: asyncio.Queue[pb.Frame | _Close] = field(default_factory=asyncio.Queue)
     is_open: bool = False
     bytes_received: int = 0
@@ -116,7 +119,11 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         while True:
             await asyncio.sleep(TICK_S)
             for room in list(self._rooms.values()):
-                room.session.tick(time.monotonic())
+                now = time.monotonic()
+                for device, outbox in list(room.outboxes.items()):
+                    if not outbox.is_open and now > outbox.joined_at + OPEN_DEADLINE_S:
+                        self._remove(room, device, f"it opened no stream within {OPEN_DEADLINE_S:g} s of joining")
+                room.session.tick(now)
                 self._carry_out(room)
 
     # ------------------------------------------------------------------ the service's methods
@@ -128,7 +135,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         except RefusedError as error:
             log.warning("refused: %s", error.reason)
             await _abort(context, error)
-        room.outboxes[request.device] = _Outbox()
+        room.outboxes[request.device] = _Outbox(time.monotonic())
         room.devices_by_token[membership.token] = request.device
         self._carry_out(room)
         return pb.JoinReply(
@@ -247,6 +254,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             log.warning("refused: %s", error.reason)
             self._remove(room, device, error.reason, error.status)
         except Exception as error:
+            if device not in room.session.members:
+                return  # its stream was ended from this side
             log.exception("device %r, frame not taken", device)
             self._remove(room, device, f"the coordinator failed on its frame: {error}", Status.ABORTED)
 

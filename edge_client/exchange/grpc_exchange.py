@@ -37,6 +37,7 @@ _MARGIN_S = 10.0
 
 _CAUSES = {
     grpc.StatusCode.UNAVAILABLE: Cause.UNREACHABLE,
+    grpc.StatusCode.CANCELLED: Cause.UNREACHABLE,
     grpc.StatusCode.INVALID_ARGUMENT: Cause.INVALID,
     grpc.StatusCode.DEADLINE_EXCEEDED: Cause.LEFT_OUT,
     grpc.StatusCode.ABORTED: Cause.ABORTED,
@@ -116,14 +117,15 @@ class GradientExchange:
             self._token = reply.token
             self.step = reply.first_step
             self._count(sent=request.ByteSize(), received=reply.ByteSize())
+            # The stream is this device's presence; a snapshot may take long.
+            stream = self._stub.Exchange(iter(self._outgoing.get, None), metadata=self._metadata())
+            self._receiver = _Receiver(self._specs, self._codec, self._settings.frame_bytes, stream)
             if reply.snapshot == pb.SNAPSHOT_ACTION_UPLOAD:
                 self._upload(weights)
             elif reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
                 load_weights(self._download())
         except grpc.RpcError as error:
             raise self._explain(error) from None
-        stream = self._stub.Exchange(iter(self._outgoing.get, None), metadata=self._metadata())
-        self._receiver = _Receiver(self._specs, self._codec, self._settings.frame_bytes, stream)
 
     def begin(self, samples: int) -> None:
         """Begin the next step: see `Exchange.begin`."""
@@ -267,7 +269,7 @@ class GradientExchange:
         if not isinstance(error, grpc.Call):
             return ExchangeError(f"device {self.device!r}, session {self.session!r}: {error}", Cause.ABORTED)
         code, details = error.code(), str(error.details())
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             details = f"device {self.device!r} lost the coordinator at {self.address} ({details})"
         return ExchangeError(details, _CAUSES.get(code, Cause.REFUSED))
 

@@ -5,24 +5,32 @@ import json
 import os
 import pickle
 import tempfile
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.tasks import Task, load_task
 
 FORMAT = "edgenewton-model"
 FORMAT_VERSION = 1
-_KEYS = {"format", "format_version", "task", "labels", "input_shape", "step", "weights", "digest"}
+_KEYS = ("task", "labels", "input_shape", "step", "software_version", "weights", "digest")
 
 
 class ArtefactError(ValueError):
     """A model file cannot be used; the text names the file and says why."""
+
+
+def _software_version() -> str:
+    try:
+        return metadata.version("edgenewton")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,16 @@ class Artefact:
     """A trained model: its task, what it recognises, and its weights after `step` steps."""
 
     task: str
+    """What `load_task` takes."""
     labels: tuple[str, ...]
+    """What the outputs mean, in their order."""
     input_shape: tuple[int, ...]
+    """Shape of one prepared sample."""
     step: int
     weights: dict[str, Tensor]
+    """The model's `state_dict`."""
+    software_version: str = field(default_factory=_software_version)
+    """The release of EdgeNewton that made it."""
 
     @classmethod
     def of(cls, task: Task, task_path: str, model: nn.Module, step: int) -> Self:
@@ -52,21 +66,29 @@ class Artefact:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                header = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ArtefactError(f"{path} is not a checkpoint that can be read: {error}") from None
-        if "task" not in metadata or "step" not in metadata:
+        if "task" not in header or "step" not in header:
             raise ArtefactError(f"{path} is no checkpoint of EdgeNewton: its metadata name no task or step")
-        task = load_task(metadata["task"])
-        return cls(metadata["task"], tuple(task.labels), tuple(task.input_shape), int(metadata["step"]), weights)
+        task = load_task(header["task"])
+        return cls(header["task"], tuple(task.labels), tuple(task.input_shape), int(header["step"]), weights)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything in the artefact, in hexadecimal."""
-        description = [self.task, list(self.labels), list(self.input_shape), self.step]
-        weights = {name: tensor.contiguous() for name, tensor in sorted(self.weights.items())}
-        return hashlib.sha256(json.dumps(description).encode() + dump_tensors(weights)).hexdigest()
+        """SHA-256 of everything in the artefact, in hexadecimal.
+
+        It covers the description, then of each tensor in the order of their names its name, dtype, shape and bytes.
+        It depends on no library's file layout, so that another release of one cannot make a whole file look damaged.
+        """
+        description = [self.task, list(self.labels), list(self.input_shape), self.step, self.software_version]
+        digest = hashlib.sha256(json.dumps(description).encode())
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            # As bytes, because NumPy lacks some of torch's dtypes; flat, because a scalar has no view as bytes.
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the file; a crash at any time leaves either the old file or the new one."""
@@ -77,6 +99,7 @@ class Artefact:
             "labels": list(self.labels),
             "input_shape": list(self.input_shape),
             "step": self.step,
+            "software_version": self.software_version,
             "weights": self.weights,
             "digest": self.digest,
         }
@@ -101,11 +124,7 @@ class Artefact:
 
         """
         content = _read(path)
-        version = content["format_version"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ArtefactError(
-                f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: install a newer one"
-            )
+        _check_format(path, content)
         try:
             artefact = cls(
                 task=content["task"],
@@ -113,30 +132,55 @@ class Artefact:
                 input_shape=tuple(content["input_shape"]),
                 step=content["step"],
                 weights=dict(content["weights"]),
+                software_version=content["software_version"],
             )
             is_whole = artefact.digest == content["digest"]
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ArtefactError(f"{path} is damaged: {error}") from None
         if not is_whole:
-            raise ArtefactError(f"{path} is damaged: its weights do not have the digest that was saved with them")
+            raise ArtefactError(f"{path} is damaged: its content does not have the digest that was saved with it")
         return artefact
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
+    """Return what is in a file, without running any of it."""
     try:
         if path.stat().st_size == 0:
             raise ArtefactError(f"{path} is empty; a model was expected")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):  # every model file is one, and torch would read much else
+            raise ArtefactError(_describe_foreign(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except ArtefactError:
+        raise
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist; train a model first, for instance with `make demo`") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}") from None
-    except pickle.UnpicklingError:
-        raise ArtefactError(f"{path} is not a model, or wants to run code when it is loaded; it was refused") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, IndexError) as error:
-        if isinstance(error, ArtefactError):
-            raise
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # damaged bytes make torch's reader fail in any way
+        # torch names the global that it refused to look up; a model file has none but those of tensors.
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ArtefactError(f"{path} wants to run code when it is loaded; it was refused") from None
         raise ArtefactError(f"{path} is not a model that can be read, or is damaged") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= _KEYS:
+
+
+def _describe_foreign(path: Path) -> str:
+    with path.open("rb") as file:
+        is_pickle = file.read(1) == pickle.PROTO
+    if is_pickle:
+        return f"{path} is a bare pickle, no model, and may want to run code when it is loaded; it was refused"
+    return f"{path} is not a model that can be read, or is damaged"
+
+
+def _check_format(path: Path, content: Any) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtefactError(f"{path} is not a model of EdgeNewton")
-    return content
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise ArtefactError(f"{path} is damaged: it has no format version")
+    if version > FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: install a newer one"
+        )
+    lacking = [key for key in _KEYS if key not in content]
+    if lacking:
+        raise ArtefactError(f"{path} is not a whole model: it lacks {', '.join(lacking)}")

@@ -1,30 +1,33 @@
 """Recognition: raw samples in, labels with probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.tasks import load_task
+from edge_client.tasks import Task, load_task
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a sample was recognised as."""
+    """What a sample was recognised as: the most probable label."""
 
     label: str
     probability: float
+    """Of that label, 0 to 1."""
     probabilities: dict[str, float]
+    """Of every label; they sum to 1."""
 
 
 class Recognizer:
     """A trained model, ready to recognise.
 
     Raises:
-        ArtefactError: the artefact's weights do not fit its task's model.
+        ArtefactError: the artefact does not fit its task; the text names the first layer that differs.
         TaskError: its task cannot be loaded.
 
     """
@@ -33,10 +36,10 @@ class Recognizer:
         self.artefact = artefact
         self._task = load_task(artefact.task)
         self._model = self._task.model()
-        try:
-            self._model.load_state_dict(artefact.weights)
-        except RuntimeError as error:
-            raise ArtefactError(f"the weights do not fit the model of task {artefact.task!r}: {error}") from None
+        difference = _difference(artefact, self._task, self._model.state_dict())
+        if difference is not None:
+            raise ArtefactError(f"the artefact does not fit task {artefact.task!r}: {difference}")
+        self._model.load_state_dict(artefact.weights)
         self._model.eval()
 
     @classmethod
@@ -44,14 +47,18 @@ class Recognizer:
         """Return a recognizer for a model file.
 
         Raises:
-            ArtefactError: the file cannot be used.
+            ArtefactError: the file cannot be used; the text names it.
             TaskError: its task cannot be loaded.
 
         """
-        return cls(Artefact.load(Path(path)))
+        artefact = Artefact.load(Path(path))
+        try:
+            return cls(artefact)
+        except ArtefactError as error:
+            raise ArtefactError(f"{path}: {error}") from None
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:
-        """Recognise raw samples: whatever the task prepares, such as paths, images or arrays.
+        """Recognise raw samples, in one batch: whatever the task prepares, such as paths, images or arrays.
 
         Raises:
             SampleError: a sample cannot be used; nothing is recognised then.
@@ -72,3 +79,25 @@ class Recognizer:
         probabilities = dict(zip(self.artefact.labels, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(label, probabilities[label], probabilities)
+
+
+def _difference(artefact: Artefact, task: Task, expected: Mapping[str, Tensor]) -> str | None:
+    """Return a phrase that says what first differs between an artefact and its task, or None."""
+    if artefact.input_shape != tuple(task.input_shape):
+        return f"its inputs are {_shape(artefact.input_shape)}, the task's {_shape(task.input_shape)}"
+    if len(artefact.labels) != len(task.labels):
+        return f"it has {len(artefact.labels)} labels, the task {len(task.labels)}"
+    for name, tensor in expected.items():
+        if name not in artefact.weights:
+            return f"it lacks {name!r}, which is {_shape(tensor.shape)} in the model"
+        given = artefact.weights[name]
+        if given.shape != tensor.shape:
+            return f"its {name!r} is {_shape(given.shape)}, the model's {_shape(tensor.shape)}"
+    for name, tensor in artefact.weights.items():
+        if name not in expected:
+            return f"its {name!r}, which is {_shape(tensor.shape)}, is not in the model"
+    return None
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"

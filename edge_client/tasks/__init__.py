@@ -14,23 +14,33 @@ def load_task(name: str) -> Task:
     """Return the task of a name, or of an import path "package.module:Class" (or an instance instead of a class).
 
     Raises:
-        TaskError: there is no such task; the text says what is missing.
+        TaskError: there is no such task, or it cannot be used; the text says what is missing.
 
     """
-    path = TASKS.get(name, name)
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
+    module_name, _, attribute = TASKS.get(name, name).partition(":")
+    if not (module_name and attribute):
         raise TaskError(
             f"task {name!r} is unknown; known are {', '.join(TASKS)}, and import paths like 'package.module:Class'"
         )
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise TaskError(f"task {name!r}: module {module_name!r} cannot be imported: {error}") from None
-    found = getattr(module, attribute, None)
-    if found is None:
+    except Exception as error:  # a user's module runs here, and may raise anything
+        raise TaskError(f"task {name!r}: module {module_name!r} cannot be imported: {_describe(error)}") from error
+    if not hasattr(module, attribute):
         raise TaskError(f"task {name!r}: module {module_name!r} has no {attribute!r}")
-    task = found() if isinstance(found, type) and issubclass(found, Task) else found
-    if not isinstance(task, Task):
-        raise TaskError(f"task {name!r}: {attribute!r} is a {type(task).__name__}, not an edge_client.tasks.Task")
-    return task
+    found = getattr(module, attribute)
+    if isinstance(found, type) and issubclass(found, Task):
+        try:
+            found = found()
+        except Exception as error:  # so does a user's constructor
+            raise TaskError(f"task {name!r}: {attribute!r} cannot be created: {_describe(error)}") from error
+    if not isinstance(found, Task):
+        raise TaskError(f"task {name!r}: {attribute!r} in {module_name!r} is not an edge_client.tasks.Task")
+    lacking = [needed for needed in ("name", "labels", "input_shape") if not hasattr(found, needed)]
+    if lacking:
+        raise TaskError(f"task {name!r}: {attribute!r} does not set {', '.join(lacking)}")
+    return found
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

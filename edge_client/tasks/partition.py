@@ -43,7 +43,9 @@ def dirichlet(targets: Indices, count: int, alpha: float, seed: int, minimum: in
 
     """
     rng = np.random.default_rng(seed)
-    for _ in range(_TRIES):
+    # Without enough samples no draw can succeed, and a thousand of them take long.
+    tries = _TRIES if len(targets) >= count * minimum else 0
+    for _ in range(tries):
         parts: list[list[Indices]] = [[] for _ in range(count)]
         for label in np.unique(targets):
             members = rng.permutation(np.flatnonzero(targets == label))
@@ -60,7 +62,16 @@ def dirichlet(targets: Indices, count: int, alpha: float, seed: int, minimum: in
 
 
 def part(targets: Indices, partition: Partition) -> Indices:
-    """Return the positions of the samples that belong to a partition."""
+    """Return the positions of the samples that belong to a partition, ascending.
+
+    Args:
+        targets: class of each sample, `[n]`.
+        partition: which device of how many, and how the samples are spread.
+
+    Raises:
+        ValueError: the samples cannot be spread so.
+
+    """
     if partition.kind == "iid":
         parts = iid(targets, partition.count, partition.seed)
     else:

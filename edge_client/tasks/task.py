@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch.nn.functional as F
@@ -34,7 +35,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Partition:
-    """Which part of the data is this device's: number `index` of `count` parts, spread alike or with label skew."""
+    """Which part of the data is this device's: number `index` of `count` parts, spread alike or with label skew.
+
+    Raises:
+        ValueError: there is no such part; the text names the argument and what it may be.
+
+    """
 
     index: int = 0
     count: int = 1
@@ -43,12 +49,16 @@ class Partition:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"data cannot be spread over {self.count} devices; there must be at least 1")
         if not 0 <= self.index < self.count:
             raise ValueError(f"partition {self.index} does not exist; there are {self.count}, numbered from 0")
         if self.kind not in ("iid", "dirichlet"):
             raise ValueError(f"partition kind {self.kind!r} is unknown; known are iid, dirichlet")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be above 0")
+        if not (self.alpha > 0 and isfinite(self.alpha)):
+            raise ValueError(f"alpha is {self.alpha}; it must be above 0 and finite")
+        if self.seed < 0:
+            raise ValueError(f"the seed of a partition is {self.seed}; it must not be negative")
 
 
 class Task(ABC):

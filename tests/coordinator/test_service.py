@@ -174,6 +174,17 @@ def test_streams_need_the_token_of_a_live_membership(coordinator, stub):
     assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_a_device_that_joins_and_opens_no_stream_is_not_waited_for(coordinator, stub, monkeypatch):
+    monkeypatch.setattr("coordinator.service.OPEN_DEADLINE_S", 0.3)
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a = Device(stub, "a")
+    a.send_gradient(0, 1.0)
+    stub.Join(join_request("b"), timeout=5)
+    error = a.error()
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert "device 'b' left in step 0: it opened no stream within 0.3 s of joining" in error.details()
+
+
 def test_abort_releases_the_waiting_devices_with_status_and_reason(coordinator, stub):
     coordinator.create_session("s", SessionSettings(devices=2))
     a, _ = Device(stub, "a"), Device(stub, "b")

@@ -9,6 +9,7 @@ import torch
 from processes import CLIENT, COORDINATOR, Coordinator, start_client, train_on_devices
 
 from benchmarks.union_batch import train_union
+from coordinator.watch import follow
 from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
 from edge_client.settings import parse_settings
@@ -68,51 +69,27 @@ def test_local_scope_ends_with_one_model(tmp_path):
 
 def test_devices_that_begin_with_other_weights_take_those_of_the_session(tmp_path):
     with Coordinator("seeds", 2) as coordinator:
-        clients = [
-            start_client(
-                "train",
-                "--coordinator",
-                coordinator.address,
-                "--session",
-                "seeds",
-                "--device",
-                f"d{index}",
-                "--output",
-                tmp_path / f"{index}.pt",
-                "-c",
-                "steps=3",
-                "-c",
-                f"seed={index}",
-            )  # fmt: skip
-            for index in range(2)
-        ]
+        clients = []
+        for index in range(2):
+            arguments = f"--coordinator {coordinator.address} --session seeds --device d{index} -c steps=3"
+            output = tmp_path / f"{index}.pt"
+            clients.append(start_client("train", *arguments.split(), "-c", f"seed={index}", "--output", output))
         for client in clients:
             output, _ = client.communicate(timeout=120)
             assert client.returncode == 0, output
     assert_bit_identical([Artefact.load(tmp_path / f"{index}.pt").weights for index in range(2)])
 
 
+def wait_for_step(address: str) -> None:
+    """Return once a step has been committed."""
+    next(event for event in follow(address) if event.WhichOneof("event") == "step")
+
+
 def test_a_killed_device_releases_the_others_with_a_reason():
     with Coordinator("killed", 2) as coordinator:
-        clients = [
-            start_client(
-                "train",
-                "--coordinator",
-                coordinator.address,
-                "--session",
-                "killed",
-                "--device",
-                f"d{index}",
-                "-c",
-                "steps=100000",
-                "-c",
-                "curvature=eva",
-            )  # fmt: skip
-            for index in range(2)
-        ]
-        for line in coordinator.process.stdout:
-            if "training: all 2 devices have joined" in line:
-                break
+        arguments = f"--coordinator {coordinator.address} --session killed -c steps=100000 -c curvature=eva"
+        clients = [start_client("train", *arguments.split(), "--device", f"d{index}") for index in range(2)]
+        wait_for_step(coordinator.address)
         clients[0].kill()
         output, _ = clients[1].communicate(timeout=60)
         clients[0].communicate()
@@ -126,9 +103,7 @@ def test_sigterm_ends_coordinator_and_device_in_order():
         client = start_client(
             "train", "--coordinator", coordinator.address, "--session", "stopped", "-c", "steps=100000"
         )
-        for line in coordinator.process.stdout:
-            if "training: all 1 devices have joined" in line:
-                break
+        wait_for_step(coordinator.address)
         coordinator.process.send_signal(signal.SIGTERM)
         output, _ = client.communicate(timeout=60)
         assert client.returncode == 1

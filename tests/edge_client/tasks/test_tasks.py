@@ -1,12 +1,16 @@
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from edge_client.tasks import Partition, SampleError, Samples, TaskError, load_task
-from edge_client.tasks.digits import DigitsTask
+from edge_client.tasks import Partition, SampleError, Samples, Task, TaskError, load_task
+from edge_client.tasks.digits import DigitsTask, held_out_indices
 from edge_client.tasks.partition import dirichlet, iid
 
 TARGETS = np.random.default_rng(0).integers(0, 10, 500)
@@ -34,6 +38,21 @@ def test_small_alpha_skews_the_labels_and_large_alpha_does_not():
 def test_a_draw_that_cannot_succeed_ends_with_advice():
     with pytest.raises(ValueError, match="use a larger alpha or fewer devices"):
         dirichlet(TARGETS[:6], 5, 0.01, seed=0)
+    with pytest.raises(ValueError, match="500 samples cannot be spread over 251 devices"):
+        dirichlet(TARGETS, 251, 1.0, seed=0)
+
+
+@given(minimum=st.integers(60, 100), seed=st.integers(0, 1000))
+def test_every_device_gets_its_minimum(minimum, seed):
+    assert min(map(len, dirichlet(TARGETS, 4, 1.0, seed, minimum))) >= minimum
+
+
+def test_another_seed_draws_other_parts():
+    for one, other in (
+        (iid(TARGETS, 4, 0), iid(TARGETS, 4, 1)),
+        (dirichlet(TARGETS, 4, 1, 0), dirichlet(TARGETS, 4, 1, 1)),
+    ):
+        assert not np.array_equal(one[0], other[0])
 
 
 @pytest.mark.parametrize(
@@ -44,6 +63,9 @@ def test_a_draw_that_cannot_succeed_ends_with_advice():
         ({"kind": "random"}, "'random' is unknown; known are iid, dirichlet"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
+        ({"alpha": float("inf")}, "alpha is inf"),
+        ({"count": 0}, "over 0 devices; there must be at least 1"),
+        ({"seed": -1}, "seed of a partition is -1"),
     ],
 )
 def test_impossible_partitions_are_named(arguments, message):
@@ -86,6 +108,62 @@ def test_an_image_file_is_prepared_to_the_very_same_input(tmp_path):
     assert torch.equal(task.prepare(levels), inputs[0])
 
 
+def test_every_held_out_image_is_the_one_of_the_data_set_and_survives_png():
+    task, data = DigitsTask(), load_digits()
+    assert len(np.unique(held_out_indices())) == 360
+    for number, index in enumerate(held_out_indices()):
+        image = task.sample_image(number)
+        assert (image.mode, image.size) == ("L", (8, 8))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        assert torch.equal(task.prepare(Image.open(file)), task.prepare(data.images[index]))
+
+
+@pytest.mark.parametrize("index", [-1, 360])
+def test_there_are_360_held_out_images(index):
+    with pytest.raises(IndexError, match=f"no held-out digit {index}; there are 360"):
+        DigitsTask().sample_image(index)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+def test_other_modes_become_gray(mode):
+    image = DigitsTask().sample_image(0)
+    assert torch.equal(DigitsTask().prepare(image.convert(mode)), DigitsTask().prepare(image))
+
+
+def test_sixteen_bits_mean_the_same_gray_as_eight():
+    image = DigitsTask().sample_image(0)
+    deep = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert torch.equal(DigitsTask().prepare(deep), DigitsTask().prepare(image))
+
+
+def test_damage_in_an_opened_image_is_named(tmp_path):
+    files(tmp_path)
+    with pytest.raises(SampleError, match=r"cut.png cannot be read"):
+        DigitsTask().prepare(Image.open(tmp_path / "cut.png"))
+    with pytest.raises(SampleError, match=r"the image cannot be read: conversion from LAB"):
+        DigitsTask().prepare(Image.new("LAB", (8, 8)))
+
+
+def test_the_model_turns_inputs_into_one_score_per_label():
+    task = DigitsTask()
+    samples = task.test_data(Partition(0, 60))
+    model = task.model()
+    outputs = model(samples.inputs)
+    assert outputs.shape == (6, 10)
+    assert [name for name, _ in model.named_children() if hasattr(model.get_submodule(name), "weight")] == [
+        "conv1",
+        "conv2",
+        "hidden",
+        "output",
+    ]
+    right = torch.nn.functional.one_hot(samples.targets, 10).float()
+    assert task.correct(right, samples.targets) == 6
+    assert task.correct(-right, samples.targets) == 0
+    assert task.loss(torch.zeros(6, 10), samples.targets).item() == pytest.approx(np.log(10))
+
+
 def files(folder):
     Image.new("L", (20, 30)).save(folder / "wrong-size.png")
     (folder / "empty.png").touch()
@@ -104,7 +182,7 @@ def files(folder):
         ("empty.png", "empty.png is empty"),
         ("text.png", "text.png is not an image"),
         ("cut.png", "cut.png"),
-        ("wrong-size.png", "wrong-size.png has 20 x 30 pixels; a digit has 8 x 8"),
+        ("wrong-size.png", "wrong-size.png is 20 x 30 pixels; the digits task expects 8 x 8"),
         ("large.png", "5000 x 5000 pixels; 16,000,000 are the limit"),
         ("folder.png", "folder.png cannot be read"),
     ],
@@ -121,7 +199,8 @@ def test_bad_image_files_are_named(tmp_path, name, message):
         (np.zeros((8, 9)), r"shape \[8, 9\]"),
         (np.full((8, 8), np.nan), "outside 0 to 16, or NaN"),
         (np.full((8, 8), 17.0), "outside 0 to 16"),
-        (np.full((8, 8), "x"), "not numbers"),
+        (np.full((8, 8), "x"), "not real numbers"),
+        (np.zeros((8, 8), complex), "not real numbers"),
         (7, "not int"),
     ],
 )
@@ -137,6 +216,16 @@ def test_samples_must_fit_their_targets():
 
 class MyTask(DigitsTask):
     name = "mine"
+
+
+class Unfinished(Task):
+    def test_data(self, partition):
+        raise NotImplementedError
+
+
+class Nameless(Task):
+    name = "nameless"
+    model = train_data = test_data = prepare = DigitsTask.model
 
 
 my_instance = MyTask()
@@ -155,9 +244,24 @@ def test_tasks_are_found_by_name_and_by_import_path():
         ("trees", "task 'trees' is unknown; known are digits, and import paths"),
         ("no.such.module:Task", "module 'no.such.module' cannot be imported"),
         (f"{__name__}:Nothing", "has no 'Nothing'"),
-        (f"{__name__}:not_a_task", "is a object, not an edge_client.tasks.Task"),
+        (f"{__name__}:not_a_task", "'not_a_task' .* is not an edge_client.tasks.Task"),
+        (f"{__name__}:Partition", "'Partition' .* is not an edge_client.tasks.Task"),
+        (f"{__name__}:Unfinished", "'Unfinished' cannot be created: TypeError: .*train_data"),
+        (f"{__name__}:Nameless", "'Nameless' does not set labels, input_shape"),
+        (":Task", "is unknown"),
+        (".relative:Task", "module '.relative' cannot be imported"),
+        ("", "task '' is unknown"),
     ],
 )
 def test_tasks_that_cannot_be_found_are_named(name, message):
     with pytest.raises(TaskError, match=message):
         load_task(name)
+
+
+@pytest.mark.parametrize(("source", "message"), [("1 / 0", "ZeroDivisionError"), ("def (", "SyntaxError")])
+def test_a_users_module_that_fails_is_named(tmp_path, monkeypatch, source, message):
+    (tmp_path / "broken_task.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError, match=f"'broken_task' cannot be imported: {message}"):
+        load_task("broken_task:MyTask")
+    assert "broken_task" not in sys.modules
