@@ -210,6 +210,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     ours.add_row("plot", str(output / "accuracy.png"))
     ours.add_row("figures", str(output / "summary.json"))
     ours.add_row("model", str(output / "model.pt"))
+    console.print()
     console.print(ours)
 
 
