@@ -3,11 +3,12 @@
 import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edge_client.optimizer import CurvatureScope, NewtonOptimizer
+from edge_client.tasks import PartitionKind
 
 _OPTIMIZER = inspect.signature(NewtonOptimizer).parameters
 
@@ -50,8 +51,8 @@ class TrainSettings(BaseModel):
     """Batches that each device trains."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Samples in a device's batch."""
-    partition: Literal["iid", "dirichlet"] = "dirichlet"
-    """How the training data are spread over the devices: alike, or with label skew."""
+    partition: PartitionKind = "dirichlet"
+    """How the training data are spread over the devices: alike, with label skew, or by their natural groups."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
     """Concentration of the Dirichlet partition; the smaller, the more skew."""
     seed: int = 0

@@ -2,12 +2,15 @@
 
 import importlib
 
-from edge_client.tasks.task import Partition, SampleError, Samples, Task, TaskError
+from edge_client.tasks.task import Partition, PartitionKind, SampleError, Samples, Task, TaskError
 
-TASKS = {"digits": "edge_client.tasks.digits:DigitsTask"}
+TASKS = {
+    "digits": "edge_client.tasks.digits:DigitsTask",
+    "keywords": "edge_client.tasks.keywords:KeywordsTask",
+}
 """Built-in tasks and where they are; they are imported when they are needed."""
 
-__all__ = ["TASKS", "Partition", "SampleError", "Samples", "Task", "TaskError", "load_task"]
+__all__ = ["TASKS", "Partition", "PartitionKind", "SampleError", "Samples", "Task", "TaskError", "load_task"]
 
 
 def load_task(name: str) -> Task:

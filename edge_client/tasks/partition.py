@@ -61,12 +61,44 @@ def dirichlet(targets: Indices, count: int, alpha: float, seed: int, minimum: in
     )
 
 
-def part(targets: Indices, partition: Partition) -> Indices:
+def natural(groups: Indices, count: int, seed: int) -> list[Indices]:
+    """Return `count` disjoint parts, each from groups of its own: one speaker, accent or place per device.
+
+    Fewer devices than groups get several groups each; of more devices some share a group, each with samples of its own.
+
+    Args:
+        groups: group of each sample, `[n]`.
+        count: number of devices.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there are too few samples.
+
+    """
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(np.unique(groups))
+    parts: list[list[Indices]] = [[] for _ in range(count)]
+    for place, name in enumerate(names):
+        members = rng.permutation(np.flatnonzero(groups == name))
+        devices = range(place % count, count, len(names))
+        for device, piece in zip(devices, np.array_split(members, len(devices)), strict=True):
+            parts[device].append(piece)
+    joined = [np.sort(np.concatenate(part)) for part in parts]
+    if min(map(len, joined)) < MINIMUM_SAMPLES:
+        raise ValueError(
+            f"{len(groups)} samples in {len(names)} groups cannot be spread over {count} devices so that each has at "
+            f"least {MINIMUM_SAMPLES}; use fewer devices"
+        )
+    return joined
+
+
+def part(targets: Indices, partition: Partition, groups: Indices | None = None) -> Indices:
     """Return the positions of the samples that belong to a partition, ascending.
 
     Args:
         targets: class of each sample, `[n]`.
         partition: which device of how many, and how the samples are spread.
+        groups: group of each sample, `[n]`, if they come from several speakers, places or the like.
 
     Raises:
         ValueError: the samples cannot be spread so.
@@ -74,6 +106,10 @@ def part(targets: Indices, partition: Partition) -> Indices:
     """
     if partition.kind == "iid":
         parts = iid(targets, partition.count, partition.seed)
+    elif partition.kind == "natural":
+        if groups is None:
+            raise ValueError("the task's samples have no natural groups; use the partition iid or dirichlet")
+        parts = natural(groups, partition.count, partition.seed)
     else:
         parts = dirichlet(targets, partition.count, partition.alpha, partition.seed)
     return parts[partition.index]

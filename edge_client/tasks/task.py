@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,9 +33,14 @@ class Samples:
         return len(self.targets)
 
 
+PartitionKind = Literal["iid", "dirichlet", "natural"]
+"""How data are spread over devices: alike, with label skew, or as they come: each device has speakers, accents, places
+of its own, where the task knows such groups."""
+
+
 @dataclass(frozen=True)
 class Partition:
-    """Which part of the data is this device's: number `index` of `count` parts, spread alike or with label skew.
+    """Which part of the data is this device's: number `index` of `count` parts, and how they are spread.
 
     Raises:
         ValueError: there is no such part; the text names the argument and what it may be.
@@ -44,7 +49,7 @@ class Partition:
 
     index: int = 0
     count: int = 1
-    kind: Literal["iid", "dirichlet"] = "iid"
+    kind: PartitionKind = "iid"
     alpha: float = 0.3
     seed: int = 0
 
@@ -53,8 +58,9 @@ class Partition:
             raise ValueError(f"data cannot be spread over {self.count} devices; there must be at least 1")
         if not 0 <= self.index < self.count:
             raise ValueError(f"partition {self.index} does not exist; there are {self.count}, numbered from 0")
-        if self.kind not in ("iid", "dirichlet"):
-            raise ValueError(f"partition kind {self.kind!r} is unknown; known are iid, dirichlet")
+        if self.kind not in get_args(PartitionKind):
+            known = ", ".join(get_args(PartitionKind))
+            raise ValueError(f"partition kind {self.kind!r} is unknown; known are {known}")
         if not (self.alpha > 0 and isfinite(self.alpha)):
             raise ValueError(f"alpha is {self.alpha}; it must be above 0 and finite")
         if self.seed < 0:

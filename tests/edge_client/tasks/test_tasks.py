@@ -60,7 +60,7 @@ def test_another_seed_draws_other_parts():
     [
         ({"index": 4, "count": 4}, "partition 4 does not exist; there are 4"),
         ({"index": -1}, "partition -1"),
-        ({"kind": "random"}, "'random' is unknown; known are iid, dirichlet"),
+        ({"kind": "random"}, "'random' is unknown; known are iid, dirichlet, natural"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"alpha": float("inf")}, "alpha is inf"),
@@ -241,7 +241,7 @@ def test_tasks_are_found_by_name_and_by_import_path():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("trees", "task 'trees' is unknown; known are digits, and import paths"),
+        ("trees", "task 'trees' is unknown; known are digits, keywords, and import paths"),
         ("no.such.module:Task", "module 'no.such.module' cannot be imported"),
         (f"{__name__}:Nothing", "has no 'Nothing'"),
         (f"{__name__}:not_a_task", "'not_a_task' .* is not an edge_client.tasks.Task"),

@@ -1,0 +1,175 @@
+"""Reads recordings that come from outside, and says in a sentence what is wrong with them."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from edge_client.tasks.task import SampleError
+
+Waveform = NDArray[np.float32]
+"""Mono samples, `[n]`, of which -1 to 1 is the full range."""
+
+MAX_SECONDS = 30
+"""Longer recordings are refused before they are decoded."""
+MAX_CHANNELS = 8
+SAMPLE_RATES = range(4_000, 192_001)
+"""Samples per second that a recording may have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Sound as samples in memory.
+
+    Args:
+        samples: `[n]` or `[n, channels]`; signed integers or uint8 as in a WAV file, or floats from -1 to 1.
+        rate: samples per second.
+
+    """
+
+    samples: NDArray[Any]
+    rate: int
+
+
+def read_sound(source: str | Path | bytes, name: str | None = None) -> Recording:
+    """Return what is in a sound file: WAV (PCM of 8 to 32 bits, or float), or another format that libsndfile reads.
+
+    Args:
+        source: path of the file, or its content.
+        name: what errors call it; by default its path.
+
+    Returns:
+        Samples as float32 `[n, channels]`, from -1 to 1.
+
+    Raises:
+        SampleError: the file is missing, empty, damaged, too long or no sound file.
+
+    """
+    if isinstance(source, bytes):
+        return _read(BytesIO(source), len(source), name or "the recording")
+    path = Path(source)
+    name = name or str(path)
+    try:
+        with path.open("rb") as file:
+            return _read(file, path.stat().st_size, name)
+    except FileNotFoundError:
+        raise SampleError(f"{name} does not exist") from None
+    except OSError as error:
+        raise SampleError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def read_title(path: str | Path) -> str | None:
+    """Return the title that a sound file carries, or None."""
+    try:
+        with Path(path).open("rb") as file, soundfile.SoundFile(file) as sound:
+            return sound.title or None
+    except (OSError, soundfile.SoundFileError, TypeError, ValueError):
+        return None
+
+
+def write_wav(path: Path, recording: Recording, title: str) -> None:
+    """Write a recording as a WAV file of 16-bit PCM that carries a title."""
+    samples = recording.samples
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    with soundfile.SoundFile(
+        path, "w", samplerate=recording.rate, channels=channels, subtype="PCM_16", format="WAV"
+    ) as sound:
+        sound.title = title
+        sound.write(samples)
+
+
+def resample(recording: Recording, rate: int, name: str = "the recording") -> Waveform:
+    """Return a recording in mono at another sample rate, without its constant part.
+
+    Args:
+        recording: what is converted; channels are averaged.
+        rate: samples per second that are wanted.
+        name: what errors call the recording.
+
+    Raises:
+        SampleError: it has no samples, values that are not finite, or an impossible rate or shape.
+
+    """
+    _check(recording, name)
+    mono = _scale(recording.samples).mean(axis=1) if recording.samples.ndim == 2 else _scale(recording.samples)
+    if not np.isfinite(mono).all():
+        raise SampleError(f"{name} holds values that are infinite or NaN")
+    mono = mono - mono.mean()
+    if recording.rate == rate:
+        return np.asarray(mono, dtype=np.float32)
+    divisor = np.gcd(rate, recording.rate)
+    return np.asarray(resample_poly(mono, rate // divisor, recording.rate // divisor), dtype=np.float32)
+
+
+def loudest(waveform: Waveform, length: int, name: str = "the recording") -> Waveform:
+    """Return `length` samples around the loudest part of a waveform, padded with zeros where it has none.
+
+    Of all stretches of `length` samples the one with the most energy (the first of several) is found, then the result
+    is centred on the mean position of the energy in it. So silence before or after a word does not move it.
+
+    Raises:
+        SampleError: the waveform is silent.
+
+    """
+    energy = waveform.astype(np.float64) ** 2
+    if not energy.any():
+        raise SampleError(f"{name} is silent: its samples are all alike")
+    sums = np.concatenate([[0.0], np.cumsum(energy)])
+    first = int(np.argmax(sums[length:] - sums[:-length])) if len(waveform) > length else 0
+    part = energy[first : first + length]
+    centre = first + round(float(part @ np.arange(len(part)) / part.sum()))
+    start = centre - length // 2
+    result = np.zeros(length, np.float32)
+    kept = waveform[max(start, 0) : start + length]
+    offset = max(-start, 0)
+    result[offset : offset + len(kept)] = kept
+    return result
+
+
+def _read(file: BinaryIO, size: int, name: str) -> Recording:
+    if size == 0:
+        raise SampleError(f"{name} is empty; a sound file was expected")
+    try:
+        with soundfile.SoundFile(file) as sound:
+            _check_extent(sound.frames, sound.samplerate, sound.channels, name)
+            return Recording(sound.read(dtype="float32", always_2d=True), sound.samplerate)
+    except SampleError:
+        raise
+    except (soundfile.SoundFileError, TypeError, ValueError, MemoryError):
+        raise SampleError(f"{name} is not a sound file that can be read (WAV, FLAC, ...), or is damaged") from None
+
+
+def _check(recording: Recording, name: str) -> None:
+    samples = recording.samples
+    if samples.ndim not in (1, 2):
+        raise SampleError(f"{name} has shape {list(samples.shape)}; [samples] or [samples, channels] was expected")
+    _check_extent(len(samples), recording.rate, 1 if samples.ndim == 1 else samples.shape[1], name)
+
+
+def _check_extent(frames: int, rate: int, channels: int, name: str) -> None:
+    if rate not in SAMPLE_RATES:
+        raise SampleError(
+            f"{name} has {rate:,} samples per second; {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[-1]:,} were expected"
+        )
+    if frames == 0:
+        raise SampleError(f"{name} has no samples")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise SampleError(f"{name} has {channels} channels; 1 to {MAX_CHANNELS} were expected")
+    if frames > MAX_SECONDS * rate:
+        raise SampleError(f"{name} lasts {frames / rate:,.1f} s; {MAX_SECONDS} s are the limit")
+
+
+def _scale(samples: NDArray[Any]) -> NDArray[np.float64]:
+    """Return samples of any kind as floats from -1 to 1."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float64)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float64) - 128) / 128
+    if samples.dtype.kind == "i":
+        return samples / -float(np.iinfo(samples.dtype).min)
+    raise SampleError(f"the recording holds {samples.dtype}, not signed integers, uint8 or floats")

@@ -1,0 +1,101 @@
+"""Keeps on disk what takes long to make: tensors, written whole or not at all, and made anew when damaged."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = "EDGENEWTON_CACHE"
+"""Names the folder, instead of `edgenewton` in the user's cache folder (XDG_CACHE_HOME, by default ~/.cache)."""
+_LOCK_S = 300
+_DIGEST = "digest"
+
+
+def cache_folder() -> Path:
+    """Return the folder in which things are kept; it may not exist yet."""
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen:
+        return Path(chosen)
+    # The XDG convention has relative paths ignored.
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgenewton"
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors that are kept under a name; make and keep them when there are none.
+
+    Of several processes that ask at once, one makes them and the others wait. A cache that cannot be written costs the
+    time to make them, no more.
+
+    Args:
+        name: of the file, with a version that changes whenever `make` would return something else.
+        make: returns the tensors.
+
+    """
+    path = cache_folder() / f"{name}.safetensors"
+    found = _read(path)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=_LOCK_S):
+            found = _read(path)
+            if found is not None:
+                return found
+            made = make()
+            _write(path, made)
+            return made
+    except Timeout:
+        log.warning("another process has kept %s.lock for %d s; %s is made without it", path, _LOCK_S, name)
+    except OSError as error:
+        log.warning("%s cannot be kept in %s: %s", name, path.parent, error)
+    return make()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """Return what is in a file, or None if it is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            digest = (file.metadata() or {}).get(_DIGEST)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be read and is made anew: %s", path, error)
+        return None
+    if digest != _digest(tensors):
+        log.warning("%s is damaged and is made anew", path)
+        return None
+    return tensors
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file; a crash at any time leaves either the old one or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        save_file(tensors, temporary, {_DIGEST: _digest(tensors)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""Spoken keywords: ten words in eight English accents and 18 voices, spoken by espeak-ng, heard as log-mel pictures.
+
+Each word is spoken twice per accent and voice, with other pitch and speed. Four of the voices are held out: the model
+never heard them in training. Speaking needs the extra `speech`, once; recognising does not.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_client.tasks.audio import Recording, loudest, read_sound, read_title, resample, write_wav
+from edge_client.tasks.keyword_clips import Clips, Recipe, load_clips
+from edge_client.tasks.log_mel import LogMel
+from edge_client.tasks.partition import part
+from edge_client.tasks.task import Partition, SampleError, Samples, Task
+
+RATE = 16_000
+"""Samples per second that the front end expects."""
+LENGTH = RATE
+"""Samples that it expects: one second."""
+_RECIPE = Recipe()
+_PREPARATION = f"one second at {RATE} Hz, LogMel, version 1"
+
+
+class KeywordsTask(Task):
+    """Recognises one of ten words in a recording of any sample rate."""
+
+    name = "keywords"
+    labels: Sequence[str] = _RECIPE.words
+    input_shape = (1, 40, 50)
+
+    def model(self) -> nn.Module:
+        """Return a small convolutional network."""
+        return nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(1, 16, 5, stride=2, padding=2),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(16, 32, 3, padding=1),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                hidden=nn.Linear(960, 64),
+                relu3=nn.ReLU(),
+                output=nn.Linear(64, 10),
+            )
+        )
+
+    def train_data(self, partition: Partition) -> Samples:
+        """Return a device's share of the clips; with the partition `natural` each device hears accents of its own."""
+        clips = _clips()
+        return _share(clips, (~clips.is_held_out).nonzero().flatten(), partition)
+
+    def test_data(self, partition: Partition) -> Samples:
+        """Return a device's share of the clips of voices that nobody trains on, spread alike over the devices."""
+        clips = _clips()
+        return _share(clips, clips.held_out, Partition(partition.index, partition.count, "iid", seed=partition.seed))
+
+    def prepare(self, sample: object) -> Tensor:
+        """Return the log-mel picture of the second around a recording's loudest part, float32 `[1, 40, 50]`.
+
+        Args:
+            sample: path of a WAV file (any sample rate, PCM or float, any channels), its content as bytes, a
+                `Recording`, or an array `[n]` of 16,000 samples per second.
+
+        Raises:
+            SampleError: it is none of these, damaged, silent or too long.
+
+        """
+        return _log_mel(self.waveform(sample))
+
+    def waveform(self, sample: object) -> Tensor:
+        """Return the second around the loudest part of a recording as `front_end` takes it, float32 `[16000]`.
+
+        Args:
+            sample: as for `prepare`.
+
+        Raises:
+            SampleError: as for `prepare`.
+
+        """
+        name = "the recording"
+        if isinstance(sample, (str, Path)):
+            name = str(sample)
+            recording = read_sound(sample)
+        elif isinstance(sample, bytes):
+            recording = read_sound(sample)
+        elif isinstance(sample, Recording):
+            recording = sample
+        elif isinstance(sample, np.ndarray):
+            recording = Recording(sample, RATE)
+        else:
+            raise SampleError(f"a keyword is a path, bytes, a Recording or an array, not {type(sample).__name__}")
+        return torch.from_numpy(loudest(resample(recording, RATE, name), LENGTH, name))
+
+    def front_end(self) -> nn.Module:
+        """Return what turns waveforms `[n, 16000]` into inputs `[n, 1, 40, 50]`, for a graph that holds it too."""
+        return LogMel(RATE)
+
+    def true_label(self, sample: object) -> str | None:
+        """Return the label that a file carries as its title, as those of `save_sample` do."""
+        if not isinstance(sample, (str, Path)):
+            return None
+        title = read_title(sample)
+        return title if title in self.labels else None
+
+    def save_sample(self, index: int, path: Path) -> str:
+        """Write held-out clip number `index` as a WAV file that carries its label; return the label.
+
+        Raises:
+            IndexError: there is no such held-out clip.
+
+        """
+        clips = _clips()
+        if not 0 <= index < len(clips.held_out):
+            raise IndexError(f"there is no held-out clip {index}; there are {len(clips.held_out)}, numbered from 0")
+        label = self.labels[int(clips.words[clips.held_out[index]])]
+        write_wav(path, clips.recording(index), label)
+        return label
+
+
+@cache
+def _front_end() -> LogMel:
+    return LogMel(RATE)
+
+
+@torch.inference_mode()
+def _log_mel(waveform: Tensor) -> Tensor:
+    inputs: Tensor = _front_end()(waveform.unsqueeze(0))
+    return inputs.squeeze(0).clone()
+
+
+@cache
+def _clips() -> Clips:
+    return load_clips(_RECIPE, KeywordsTask().prepare, _PREPARATION)
+
+
+def _share(clips: Clips, indices: Tensor, partition: Partition) -> Samples:
+    targets = clips.words[indices]
+    chosen = indices[part(targets.numpy(), partition, clips.accents[indices].numpy())]
+    return Samples(clips.inputs[chosen], clips.words[chosen])
