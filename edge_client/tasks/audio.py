@@ -1,5 +1,7 @@
 """Reads recordings that come from outside, and says in a sentence what is wrong with them."""
 
+import math
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +20,8 @@ Waveform = NDArray[np.float32]
 MAX_SECONDS = 30
 """Longer recordings are refused before they are decoded."""
 MAX_CHANNELS = 8
+_SILENCE = 1e-9
+"""What rounding may leave of a constant, in parts of it."""
 SAMPLE_RATES = range(4_000, 192_001)
 """Samples per second that a recording may have."""
 
@@ -55,8 +59,11 @@ def read_sound(source: str | Path | bytes, name: str | None = None) -> Recording
     path = Path(source)
     name = name or str(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+            raise SampleError(f"{name} is not a file")
         with path.open("rb") as file:
-            return _read(file, path.stat().st_size, name)
+            return _read(file, status.st_size, name)
     except FileNotFoundError:
         raise SampleError(f"{name} does not exist") from None
     except OSError as error:
@@ -84,7 +91,7 @@ def write_wav(path: Path, recording: Recording, title: str) -> None:
 
 
 def resample(recording: Recording, rate: int, name: str = "the recording") -> Waveform:
-    """Return a recording in mono at another sample rate, without its constant part.
+    """Return a recording in mono at another sample rate, without its constant part, and with a peak of about 1.
 
     Args:
         recording: what is converted; channels are averaged.
@@ -92,37 +99,36 @@ def resample(recording: Recording, rate: int, name: str = "the recording") -> Wa
         name: what errors call the recording.
 
     Raises:
-        SampleError: it has no samples, values that are not finite, or an impossible rate or shape.
+        SampleError: it has no samples, values that are not finite, or an impossible rate or shape, or it is silent.
 
     """
     _check(recording, name)
-    mono = _scale(recording.samples).mean(axis=1) if recording.samples.ndim == 2 else _scale(recording.samples)
-    if not np.isfinite(mono).all():
+    values = _scale(recording.samples, name)
+    peak = np.abs(values).max()
+    if not np.isfinite(peak):
         raise SampleError(f"{name} holds values that are infinite or NaN")
-    mono = mono - mono.mean()
-    if recording.rate == rate:
-        return np.asarray(mono, dtype=np.float32)
-    divisor = np.gcd(rate, recording.rate)
-    return np.asarray(resample_poly(mono, rate // divisor, recording.rate // divisor), dtype=np.float32)
+    mono = (values / (peak or 1)).reshape(len(values), -1).mean(axis=1)
+    mono -= mono.mean()
+    peak = np.abs(mono).max()
+    if peak < _SILENCE:
+        raise SampleError(f"{name} is silent: its samples are all alike")
+    divisor = math.gcd(rate, recording.rate)
+    # With equal rates this returns its input.
+    resampled = resample_poly(mono / peak, rate // divisor, recording.rate // divisor)
+    return np.asarray(resampled, dtype=np.float32)
 
 
-def loudest(waveform: Waveform, length: int, name: str = "the recording") -> Waveform:
+def loudest(waveform: Waveform, length: int) -> Waveform:
     """Return `length` samples around the loudest part of a waveform, padded with zeros where it has none.
 
     Of all stretches of `length` samples the one with the most energy (the first of several) is found, then the result
     is centred on the mean position of the energy in it. So silence before or after a word does not move it.
-
-    Raises:
-        SampleError: the waveform is silent.
-
     """
     energy = waveform.astype(np.float64) ** 2
-    if not energy.any():
-        raise SampleError(f"{name} is silent: its samples are all alike")
     sums = np.concatenate([[0.0], np.cumsum(energy)])
     first = int(np.argmax(sums[length:] - sums[:-length])) if len(waveform) > length else 0
     part = energy[first : first + length]
-    centre = first + round(float(part @ np.arange(len(part)) / part.sum()))
+    centre = first + round(float(part @ np.arange(len(part)) / max(part.sum(), np.finfo(np.float64).tiny)))
     start = centre - length // 2
     result = np.zeros(length, np.float32)
     kept = waveform[max(start, 0) : start + length]
@@ -152,6 +158,8 @@ def _check(recording: Recording, name: str) -> None:
 
 
 def _check_extent(frames: int, rate: int, channels: int, name: str) -> None:
+    if not isinstance(rate, (int, np.integer)):
+        raise SampleError(f"{name} has the sample rate {rate!r}, which is no whole number")
     if rate not in SAMPLE_RATES:
         raise SampleError(
             f"{name} has {rate:,} samples per second; {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[-1]:,} were expected"
@@ -164,7 +172,7 @@ def _check_extent(frames: int, rate: int, channels: int, name: str) -> None:
         raise SampleError(f"{name} lasts {frames / rate:,.1f} s; {MAX_SECONDS} s are the limit")
 
 
-def _scale(samples: NDArray[Any]) -> NDArray[np.float64]:
+def _scale(samples: NDArray[Any], name: str) -> NDArray[np.float64]:
     """Return samples of any kind as floats from -1 to 1."""
     if samples.dtype.kind == "f":
         return samples.astype(np.float64)
@@ -172,4 +180,4 @@ def _scale(samples: NDArray[Any]) -> NDArray[np.float64]:
         return (samples.astype(np.float64) - 128) / 128
     if samples.dtype.kind == "i":
         return samples / -float(np.iinfo(samples.dtype).min)
-    raise SampleError(f"the recording holds {samples.dtype}, not signed integers, uint8 or floats")
+    raise SampleError(f"{name} holds {samples.dtype}, not signed integers, uint8 or floats")

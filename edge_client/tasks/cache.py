@@ -53,12 +53,12 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
             if found is not None:
                 return found
             made = make()
-            _write(path, made)
+            _keep(path, made)
             return made
     except Timeout:
         log.warning("another process has kept %s.lock for %d s; %s is made without it", path, _LOCK_S, name)
     except OSError as error:
-        log.warning("%s cannot be kept in %s: %s", name, path.parent, error)
+        log.warning("%s cannot be locked, and %s is made without it: %s", path, name, error)
     return make()
 
 
@@ -77,6 +77,13 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         log.warning("%s is damaged and is made anew", path)
         return None
     return tensors
+
+
+def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        _write(path, tensors)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be written and will be made anew the next time: %s", path, error)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ RATE = 16_000
 LENGTH = RATE
 """Samples that it expects: one second."""
 _RECIPE = Recipe()
-_PREPARATION = f"one second at {RATE} Hz, LogMel, version 1"
+_PREPARATION = f"one second at {RATE} Hz, LogMel, version 2"
 
 
 class KeywordsTask(Task):
@@ -96,7 +96,7 @@ class KeywordsTask(Task):
             recording = Recording(sample, RATE)
         else:
             raise SampleError(f"a keyword is a path, bytes, a Recording or an array, not {type(sample).__name__}")
-        return torch.from_numpy(loudest(resample(recording, RATE, name), LENGTH, name))
+        return torch.from_numpy(loudest(resample(recording, RATE, name), LENGTH))
 
     def front_end(self) -> nn.Module:
         """Return what turns waveforms `[n, 16000]` into inputs `[n, 1, 40, 50]`, for a graph that holds it too."""

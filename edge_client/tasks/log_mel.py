@@ -78,7 +78,7 @@ def _to_mel(hertz: float) -> float:
 
 
 def _fourier_kernels(window: int) -> Tensor:
-    """Return a windowed real Fourier transform as kernels: cosines, then sines, `[2 * (window // 2 + 1), 1, window]`."""
+    """Return a windowed real Fourier transform as kernels, cosines before sines, `[window + 2, 1, window]`."""
     time = torch.arange(window, dtype=torch.float64)
     phase = 2 * math.pi / window * torch.outer(torch.arange(window // 2 + 1, dtype=torch.float64), time)
     hann = torch.hann_window(window, dtype=torch.float64)
