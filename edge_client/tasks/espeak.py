@@ -75,7 +75,7 @@ class Espeak:
             coded, ctypes.c_size_t(len(coded) + 1), 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None
         )
         samples = b"".join(self._pieces)
-        if status != 0 or not samples:
+        if status != 0 or not samples.strip(b"\0"):
             raise ValueError(f"espeak-ng cannot speak {text!r} with voice {voice!r} (status {status})")
         return samples
 

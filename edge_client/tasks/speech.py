@@ -45,7 +45,7 @@ def speak(utterances: Sequence[Utterance]) -> list[Recording]:
         SpeechError: espeak-ng is not installed, lacks a voice, or fails.
 
     """
-    if importlib.util.find_spec("espeakng_loader") is None:
+    if not _is_installed():
         raise SpeechError("speaking needs espeak-ng: pip install edgenewton[speech]")
     try:
         process = subprocess.run(
@@ -63,10 +63,20 @@ def speak(utterances: Sequence[Utterance]) -> list[Recording]:
     if process.returncode != 0:
         lines = process.stderr.decode(errors="replace").strip().splitlines()
         raise SpeechError(lines[-1] if lines else f"espeak-ng ended with status {process.returncode}")
-    recordings = _unpack(process.stdout)
+    try:
+        recordings = _unpack(process.stdout)
+    except (struct.error, ValueError):
+        raise SpeechError("espeak-ng answered something that is no sound") from None
     if len(recordings) != len(utterances):
         raise SpeechError(f"espeak-ng spoke {len(recordings)} of {len(utterances)} texts")
     return recordings
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("espeakng_loader") is not None
+    except ValueError:  # the name is bound to something that is no module
+        return False
 
 
 def _unpack(stream: bytes) -> list[Recording]:
