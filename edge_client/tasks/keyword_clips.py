@@ -36,10 +36,12 @@ class Recipe:
     )
     """Languages of espeak-ng."""
     voices: tuple[str, ...] = (
-        *("f1", "f2", "f3", "f5", "m1", "m2", "m3", "m4", "m5", "m7", "Alicia", "Andy", "edward", "linda"),
+        *("f1", "Andrea", "aunty", "belinda", "linda"),
+        *("m1", "m2", "m3", "m4", "m5", "m7", "Andy", "edward", "max"),
         *("Annie", "Michael", "f4", "m6"),
     )
-    """Variants of espeak-ng that sound like people."""
+    """Variants of espeak-ng that sound like people, without those with breath (f2, f3, f5, Alicia and others), which
+    sound a little different in every process."""
     held_out: tuple[str, ...] = ("Annie", "Michael", "f4", "m6")
     """Those of the voices that are never trained on."""
     takes: int = 2

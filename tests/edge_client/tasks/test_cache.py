@@ -136,7 +136,7 @@ def test_of_two_processes_that_ask_at_once_one_makes_it():
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
-        answers = [process.communicate(timeout=60)[0].split() for process in processes]
+        answers = [process.stdout.read().split() for process in processes]
     finally:
         for process in processes:
             process.kill()
