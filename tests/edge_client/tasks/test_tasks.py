@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from edge_client.tasks import Partition, SampleError, Samples, Task, TaskError, load_task
 from edge_client.tasks.digits import DigitsTask, held_out_indices
-from edge_client.tasks.partition import dirichlet, iid
+from edge_client.tasks.partition import dirichlet, iid, natural
 
 TARGETS = np.random.default_rng(0).integers(0, 10, 500)
 
@@ -83,6 +83,21 @@ def test_digits_of_all_devices_are_the_whole_data_set():
     assert samples.inputs.dtype == torch.float32
     assert samples.inputs.min() >= -1
     assert samples.inputs.max() <= 1
+
+
+def test_a_task_without_natural_groups_says_so():
+    with pytest.raises(ValueError, match="no natural groups; use the partition iid or dirichlet"):
+        DigitsTask().train_data(Partition(0, 4, "natural"))
+
+
+def test_natural_parts_are_whole_groups_or_shares_of_one():
+    groups = np.repeat(np.arange(8), 50)
+    for count in (3, 8):
+        parts = natural(groups, count, seed=1)
+        assert sorted(name for part in parts for name in np.unique(groups[part])) == list(range(8))
+    assert all(len(np.unique(groups[part])) == 1 for part in natural(groups, 20, seed=1))
+    with pytest.raises(ValueError, match="400 samples in 8 groups cannot be spread over 300 devices"):
+        natural(groups, 300, seed=1)
 
 
 def test_training_and_test_digits_do_not_meet_whatever_the_seed():
