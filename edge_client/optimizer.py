@@ -1,8 +1,5 @@
 """NewtonOptimizer: a torch optimizer whose step is the inverse Hessian times the gradient of all devices together."""
 
-import logging
-import math
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -10,44 +7,62 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from edge_client.curvature import ESTIMATORS, CurvatureError, Estimator
-from edge_client.curvature.layers import supported_layer
+from edge_client.curvature import ESTIMATORS, Estimator, EstimatorOptions
+from edge_client.curvature.estimator import Inversion
+from edge_client.curvature.inputs import WeightSharing
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange, StepResult
-from edge_client.synchroniser import PreconditionedLayer, Synchroniser
-
-log = logging.getLogger(__name__)
+from edge_client.preconditioner import Preconditioner
+from edge_client.step_control import AdaptiveDamping, is_due
+from edge_client.synchroniser import Synchroniser
 
 CurvatureScope = Literal["shared", "local"]
+Fisher = Literal["empirical", "sampled"]
+
+_DECREASE = "loss decrease"
+"""Name of the number that adaptive damping exchanges."""
 
 
 class NewtonOptimizer(torch.optim.Optimizer):
     """Second-order steps on one device, or on many that share their gradients.
 
     With the synchronised gradient G of a layer and its curvature estimate H, the direction is P = (H + damping)^-1 G,
-    scaled down for all layers together where the step would leave the trust region `kl_clip`. Then, as in SGD with
-    momentum, B = momentum * B + P and W -= lr * B. Parameters without a curvature estimate take their gradient for P;
-    a warning names their layers. The loss must be a mean over the samples of the batch.
+    scaled down for all layers together where the step would leave the trust region `kl_clip`, and for a layer where it
+    would change the weights by more than the part `update_clip`. Then, as in SGD with momentum, B = momentum * B + P
+    and W -= lr * B. Parameters without a curvature estimate take their gradient for P; a warning names their layers.
+    The loss must be a mean over the samples of the batch.
 
     While the user's own `backward` runs, hooks send each layer's gradient (and in shared scope its curvature
     statistics) to the exchange; `step` waits for the synchronised values, inverts, and updates.
 
     Args:
-        model: its parameters that require gradients are optimised; hooks are put on its layers.
-        lr: step size.
+        model: its parameters that require gradients are optimised; hooks are put on its layers. To compile it, compile
+            it after the optimizer was made.
+        lr: step size; None for what suits the estimator.
         curvature: name of the estimator, one of `edge_client.curvature.ESTIMATORS`.
         exchange: how devices synchronise; None for one device alone.
         param_groups: groups of the model's parameters with options of their own (lr, momentum, weight_decay, damping);
             by default one group of all.
         momentum: weight of the past directions; None for what suits the estimator.
         weight_decay: decoupled: W -= lr * weight_decay * W.
-        damping: added to the curvature's eigenvalues; None for what suits the estimator.
-        kl_clip: bound on lr^2 * P . G, summed over the layers; infinity for none.
+        damping: added to the curvature's eigenvalues, in units of their mean over all layers; None for what suits the
+            estimator.
+        kl_clip: bound on lr^2 * P . G, summed over the layers; infinity for none; None for what suits the estimator.
+        update_clip: bound on the norm of a layer's step, as a part of its weights' norm; infinity for none; None for
+            what suits the estimator.
         ema: weight of the past in the running curvature.
         curvature_scope: "shared" averages curvature statistics over the devices, which stay identical; "local" uses
             this device's own and averages the parameters every `average_every` steps.
         average_every: steps between two averages of the parameters in local scope.
-        factor_every: steps between two updates of the curvature statistics.
-        inverse_every: updates of the statistics between two inversions.
+        warmup_steps: first steps, each of which updates and inverts the curvature.
+        factor_every: later, steps between two updates of the curvature statistics.
+        inverse_every: later, steps between two inversions.
+        weight_sharing: "expand" or "reduce": how the uses of a weight within a sample count.
+        inversion: "cholesky" damps each Kronecker factor on its own; "eigen" damps their product exactly, and takes
+            longer.
+        fisher: "empirical" uses the gradients of the loss itself, "sampled" those that `sample_fisher` is given.
+        adaptive_damping: let the damping follow how well the quadratic model predicts the loss; `step` then needs
+            `reevaluate`.
+        adapt_every: steps between two such comparisons.
         training_samples: how many private samples this device holds; told to the coordinator.
 
     Raises:
@@ -59,7 +74,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float = 0.1,
+        lr: float | None = None,
         *,
         curvature: str = "kfac",
         exchange: Exchange | None = None,
@@ -67,44 +82,72 @@ class NewtonOptimizer(torch.optim.Optimizer):
         momentum: float | None = None,
         weight_decay: float = 0.0,
         damping: float | None = None,
-        kl_clip: float = 0.001,
+        kl_clip: float | None = None,
+        update_clip: float | None = None,
         ema: float = 0.9,
         curvature_scope: CurvatureScope = "shared",
         average_every: int = 10,
+        warmup_steps: int = 20,
         factor_every: int = 1,
         inverse_every: int = 1,
+        weight_sharing: WeightSharing = "expand",
+        inversion: Inversion = "cholesky",
+        fisher: Fisher = "empirical",
+        adaptive_damping: bool = False,
+        adapt_every: int = 5,
         training_samples: int = 0,
     ) -> None:
         estimator = _estimator(curvature)
-        damping = estimator.default_damping if damping is None else damping
-        momentum = estimator.default_momentum if momentum is None else momentum
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping}
-        intervals = {"average_every": average_every, "factor_every": factor_every, "inverse_every": inverse_every}
+        suitable = estimator.defaults
+        defaults = {
+            "lr": suitable.lr if lr is None else lr,
+            "momentum": suitable.momentum if momentum is None else momentum,
+            "weight_decay": weight_decay,
+            "damping": suitable.damping if damping is None else damping,
+        }
         options: dict[str, Any] = {
             **defaults,
-            **intervals,
+            "kl_clip": suitable.kl_clip if kl_clip is None else kl_clip,
+            "update_clip": suitable.update_clip if update_clip is None else update_clip,
+            "ema": ema,
+            "average_every": average_every,
+            "warmup_steps": warmup_steps,
+            "factor_every": factor_every,
+            "inverse_every": inverse_every,
+            "adapt_every": adapt_every,
             "curvature": curvature,
             "curvature_scope": curvature_scope,
-            "kl_clip": kl_clip,
-            "ema": ema,
+            "weight_sharing": weight_sharing,
+            "inversion": inversion,
+            "fisher": fisher,
+            "adaptive_damping": adaptive_damping,
         }
-        _check_options(options, intervals)
+        _check_options(options)
+        _check_model(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trainable:
-            raise ValueError("the model has no parameter that requires a gradient; nothing is to be optimised")
         super().__init__(param_groups if param_groups is not None else trainable, defaults)
-        self._kl_clip = kl_clip
+        self._kl_clip: float = options["kl_clip"]
+        self._update_clip: float = options["update_clip"]
         self._is_local = curvature_scope == "local"
         self._average_every = average_every
+        self._warmup_steps = warmup_steps
         self._inverse_every = inverse_every
-        self._layers = _precondition_layers(model, self._groups(), estimator, ema)
+        self._adapt_every = adapt_every
+        self._adaptive = AdaptiveDamping() if adaptive_damping else None
+        self._promised = 0.0
+        self._preconditioner = Preconditioner(
+            model, self._groups(), estimator, EstimatorOptions(ema, weight_sharing, inversion)
+        )
         self._synchroniser = Synchroniser(
             model,
-            self._layers,
+            self._preconditioner.layers,
             exchange if exchange is not None else InProcessExchange(),
             shares_curvature=not self._is_local,
             averages_parameters=self._is_local,
+            scalars=[_DECREASE] if adaptive_damping else [],
             factor_every=factor_every,
+            warmup_steps=warmup_steps,
+            samples_fisher=fisher == "sampled",
         )
         self.last_result: StepResult | None = None
         self._synchroniser.start({name: str(value) for name, value in options.items()}, training_samples)
@@ -115,36 +158,66 @@ class NewtonOptimizer(torch.optim.Optimizer):
         return self._synchroniser.steps
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, reevaluate: Callable[[], float] | None = None
+    ) -> float | None:
         """Wait for the synchronised gradients, invert the curvature, and update the parameters.
 
         Args:
             closure: computes the loss and its gradients anew; its loss is returned.
+            reevaluate: computes the loss of the same batch without gradients; adaptive damping calls it after the
+                update every `adapt_every` steps. Needs the loss from before, from `closure` or `report`.
 
         Raises:
             ExchangeError: the step did not commit; the parameters are unchanged.
+            ValueError: adaptive damping lacks `reevaluate` or the loss.
 
         """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
-            self.report(float(loss))
+                loss = float(closure())
+            self.report(loss)
+        adapts = self._adaptive is not None and self.steps % self._adapt_every == 0
+        before = self._synchroniser.reported_loss
+        if adapts and (reevaluate is None or before != before):
+            raise ValueError(
+                "adaptive_damping compares the loss of a batch before and after the update: call "
+                "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
+            )
         averages = self._is_local and self.steps > 0 and self.steps % self._average_every == 0
+        number = self.steps
         result = self._synchroniser.collect(average=averages)
         if averages:
             self._load_averages(result)
-        self._update_curvature(result)
-        self._apply(result)
+        self._adapt_damping(result)
+        gradients: dict[Tensor, Tensor] = {
+            p: result.tensors["gradient", name] for p, name in self._synchroniser.names.items()
+        }
+        self._update_curvature(result, gradients, number)
+        self._apply(gradients)
         self.last_result = result
+        if adapts and reevaluate is not None:
+            self._synchroniser.add_scalar(_DECREASE, before - float(reevaluate()))
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
         """Say how this batch went; user interfaces show it. Call it before `step`."""
         self._synchroniser.report(loss, evaluation)
 
+    def sample_fisher(self, loss: Tensor) -> None:
+        """Take the curvature's gradients from `loss`, formed with targets that `sample_targets` drew.
+
+        Call it between forward and backward with fisher="sampled"; the graph is kept for the backward of the real
+        loss, which must be the same function of the outputs.
+        """
+        self._synchroniser.sample_fisher(loss)
+
     def no_sync(self) -> AbstractContextManager[None]:
-        """Accumulate gradients: inside, a backward sends nothing; the first one after it sends the sum."""
+        """Accumulate gradients: inside, a backward sends nothing; the first one after it sends the sum.
+
+        For the gradient, and the curvature, of the whole batch divide the loss of each part by their number.
+        """
         return self._synchroniser.pause()
 
     @torch.no_grad()
@@ -161,8 +234,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of parameters, groups and curvature."""
         state = super().state_dict()
-        state["curvature"] = {layer.name: layer.estimator.state_dict() for layer in self._layers}
+        state["curvature"] = self._preconditioner.state_dict()
         state["steps"] = self.steps
+        state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,14 +248,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         state = dict(state_dict)
         curvature, steps = state.pop("curvature", {}), state.pop("steps", 0)
-        names = {layer.name for layer in self._layers}
-        if curvature.keys() != names:
-            raise ValueError(
-                f"the state has curvature for the layers {sorted(curvature)}, but the optimizer has {sorted(names)}"
-            )
+        factor = state.pop("damping_factor", 1.0)
+        self._preconditioner.load_state_dict(curvature)
         super().load_state_dict(state)
-        for layer in self._layers:
-            layer.estimator.load_state_dict(curvature[layer.name])
+        if self._adaptive is not None:
+            self._adaptive.factor = factor
         self._synchroniser.resume_at(steps)
 
     # ------------------------------------------------------------------ the step itself
@@ -194,50 +265,36 @@ class NewtonOptimizer(torch.optim.Optimizer):
         for name, tensor in self._synchroniser.averaged().items():
             tensor.copy_(result.tensors["parameter", name])
 
-    def _update_curvature(self, result: StepResult) -> None:
-        for layer in self._layers:
-            if not layer.statistics:
-                continue
-            if not self._is_local:
-                layer.statistics = {name: result.tensors[layer.key(name)] for name in layer.statistics}
-            layer.estimator.update(layer.statistics)
-            layer.statistics = {}
-            if (layer.estimator.updates - 1) % self._inverse_every == 0:
-                try:
-                    layer.estimator.refresh()
-                except CurvatureError as error:
-                    log.warning("layer %s keeps its last inverse: %s", layer.name, error)
+    def _adapt_damping(self, result: StepResult) -> None:
+        decrease = result.tensors.get(("curvature", _DECREASE))
+        if self._adaptive is not None and decrease is not None:
+            self._adaptive.observe(float(decrease), self._promised)
 
-    def _apply(self, result: StepResult) -> None:
+    def _update_curvature(self, result: StepResult, gradients: Mapping[Tensor, Tensor], step: int) -> None:
+        if not self._is_local:
+            for layer in self._preconditioner.layers:
+                if layer.statistics is not None:
+                    layer.statistics = {name: result.tensors[layer.key(name)] for name in layer.statistics}
         groups = self._groups()
-        names = self._synchroniser.names
-        gradients: dict[Tensor, Tensor] = {p: result.tensors["gradient", name] for p, name in names.items()}
-        directions, model_decrease = self._precondition(gradients, groups)
-        # With P = H^-1 G, P . G is twice the Kullback-Leibler divergence that the quadratic model predicts for lr = 1.
-        scale = math.sqrt(self._kl_clip / model_decrease) if model_decrease > self._kl_clip else 1.0
-        for parameter, group in groups.items():
-            if parameter in directions:
-                self._update_parameter(parameter, directions[parameter] * scale, group)
-            elif parameter in gradients:
-                self._update_parameter(parameter, gradients[parameter], group)
+        factor = 1.0 if self._adaptive is None else self._adaptive.factor
+        self._preconditioner.update(
+            gradients,
+            lambda weight: groups[weight]["damping"] * factor,
+            refreshes=is_due(step, self._inverse_every, self._warmup_steps),
+        )
 
-    def _precondition(
-        self, gradients: Mapping[Tensor, Tensor], groups: Mapping[Tensor, dict[str, Any]]
-    ) -> tuple[dict[Tensor, Tensor], float]:
-        """Return the preconditioned gradients P, and the sum of lr^2 P . G over them."""
-        directions: dict[Tensor, Tensor] = {}
-        model_decrease = 0.0
-        for state in self._layers:
-            parameters = state.layer.parameters
-            group = groups[state.layer.weight]
-            gradient = state.layer.to_matrix({name: gradients[p] for name, p in parameters.items()})
-            direction = state.estimator.precondition(gradient, group["damping"])
-            if not direction.isfinite().all():
-                log.warning("layer %s: its preconditioned gradient is not finite; it takes the plain one", state.name)
-                continue
-            model_decrease += group["lr"] ** 2 * float((direction * gradient).sum())
-            directions |= {parameters[name]: part for name, part in state.layer.from_matrix(direction).items()}
-        return directions, model_decrease
+    def _apply(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        groups = self._groups()
+        directions, self._promised = self._preconditioner.directions(
+            gradients,
+            lambda weight: groups[weight]["lr"],
+            kl_clip=self._kl_clip,
+            update_clip=self._update_clip,
+        )
+        for parameter, group in groups.items():
+            direction = directions.get(parameter, gradients.get(parameter))
+            if direction is not None:
+                self._update_parameter(parameter, direction, group)
 
     def _update_parameter(self, parameter: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
         if group["momentum"]:
@@ -251,52 +308,40 @@ class NewtonOptimizer(torch.optim.Optimizer):
         parameter.add_(direction, alpha=-group["lr"])
 
 
-def _precondition_layers(
-    model: nn.Module, optimised: Collection[Tensor], estimator: type[Estimator], ema: float
-) -> list[PreconditionedLayer]:
-    """Give each supported layer an estimator, and name the others in one warning."""
-    layers: list[PreconditionedLayer] = []
-    covered: set[Tensor] = set()
-    for name, module in model.named_modules():
-        layer = supported_layer(name, module)
-        if layer is None:
-            continue
-        parameters = set(layer.parameters.values())
-        if parameters <= set(optimised) and covered.isdisjoint(parameters):
-            covered |= parameters
-            layers.append(PreconditionedLayer(layer, estimator(layer.in_features, layer.out_features, ema)))
-    missed = [
-        f"{name or 'the model itself'} ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if any(p.requires_grad and p not in covered for p in module.parameters(recurse=False))
-    ]
-    if missed:
-        warnings.warn(
-            "no curvature estimator supports these layers; their parameters take plain gradient steps with "
-            f"momentum: {', '.join(missed)}",
-            stacklevel=3,
-        )
-    return layers
-
-
 def _estimator(name: str) -> type[Estimator]:
     if name not in ESTIMATORS:
         raise ValueError(f"curvature is {name!r}; known are {', '.join(ESTIMATORS)}")
     return ESTIMATORS[name]
 
 
-def _check_options(options: Mapping[str, Any], intervals: Collection[str]) -> None:
-    for name in ("lr", "momentum", "weight_decay", "damping", "kl_clip", "ema"):
+_CHOICES: dict[str, Collection[str]] = {
+    "curvature_scope": ("shared", "local"),
+    "weight_sharing": ("expand", "reduce"),
+    "inversion": ("cholesky", "eigen"),
+    "fisher": ("empirical", "sampled"),
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("lr", "momentum", "weight_decay", "damping", "kl_clip", "update_clip", "ema", "warmup_steps"):
         if not options[name] >= 0:
             raise ValueError(f"{name} is {options[name]}; it cannot be negative")
-    for name in ("damping", "kl_clip"):
+    for name in ("damping", "kl_clip", "update_clip"):
         if options[name] == 0:
             raise ValueError(f"{name} is 0; it must be above 0")
     for name in ("ema", "momentum"):
         if options[name] >= 1:
             raise ValueError(f"{name} is {options[name]}; it must be below 1")
-    for name in intervals:
+    for name in ("average_every", "factor_every", "inverse_every", "adapt_every"):
         if options[name] < 1:
             raise ValueError(f"{name} is {options[name]}; it must be at least 1")
-    if options["curvature_scope"] not in ("shared", "local"):
-        raise ValueError(f"curvature_scope is {options['curvature_scope']!r}; known are shared, local")
+    for name, known in _CHOICES.items():
+        if options[name] not in known:
+            raise ValueError(f"{name} is {options[name]!r}; known are {', '.join(known)}")
+
+
+def _check_model(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that requires a gradient; nothing is to be optimised")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled; make the optimizer with the model itself, and compile it afterwards")

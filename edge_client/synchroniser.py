@@ -15,28 +15,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from edge_client.curvature import Estimator
-from edge_client.curvature.capture import LayerCapture
-from edge_client.curvature.layers import Layer
+from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients
 from edge_client.exchange import Evaluation, Exchange, StepResult, TensorKey
-
-
-class PreconditionedLayer:
-    """A layer, its curvature estimator, and the statistics of the batch that is on."""
-
-    def __init__(self, layer: Layer, estimator: Estimator) -> None:
-        self.layer = layer
-        self.estimator = estimator
-        self.statistics: dict[str, Tensor] = {}
-
-    @property
-    def name(self) -> str:
-        """Name of the module in the model."""
-        return self.layer.name
-
-    def key(self, statistic: str) -> TensorKey:
-        """Return the key under which a statistic is exchanged."""
-        return ("curvature", f"{self.name}:{statistic}")
+from edge_client.preconditioner import PreconditionedLayer
+from edge_client.step_control import is_due
 
 
 class Synchroniser:
@@ -47,9 +29,12 @@ class Synchroniser:
         layers: its preconditioned layers.
         exchange: how devices synchronise.
         shares_curvature: whether the layers' statistics are exchanged too.
+        scalars: names of the numbers that `add_scalar` may contribute.
         averages_parameters: whether `collect(average=True)` and `average` average the parameters; buffers they
             average in any case.
         factor_every: steps between two captures of the statistics.
+        warmup_steps: first steps, which all capture them.
+        samples_fisher: whether the captured gradients are those of `sample_fisher`'s loss, not of the user's own.
 
     """
 
@@ -61,7 +46,10 @@ class Synchroniser:
         *,
         shares_curvature: bool,
         averages_parameters: bool,
+        scalars: Sequence[str],
         factor_every: int,
+        warmup_steps: int,
+        samples_fisher: bool,
     ) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._model = model
@@ -69,13 +57,20 @@ class Synchroniser:
         self._exchange = exchange
         self._shares_curvature = shares_curvature
         self._averages_parameters = averages_parameters
+        self._scalars = tuple(scalars)
         self._factor_every = factor_every
+        self._warmup_steps = warmup_steps
+        self._samples_fisher = samples_fisher
         self._is_sending = True
-        self._samples = 0
+        self._passes: list[ForwardPass] = []
+        self._extras: dict[TensorKey, Tensor] = {}
         self._has_begun = False
         self._contributed: set[TensorKey] = set()
         self._report: tuple[float, Evaluation | None] = (math.nan, None)
-        self._captures = {state.layer.weight: LayerCapture(state.layer, self._wants_statistics) for state in layers}
+        self._captures = {
+            state.layer.weight: LayerCapture(state.layer, self._captured_pass, takes_backward=not samples_fisher)
+            for state in layers
+        }
         self._state_of = {state.layer.weight: state for state in layers}
         self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for parameter in self.names:
@@ -99,9 +94,23 @@ class Synchroniser:
         """
         self._exchange.start(self._fingerprint(), options, self._dump_weights, self._load_weights, training_samples)
 
+    @property
+    def reported_loss(self) -> float:
+        """Loss of the batch that is on, or NaN if it was not reported."""
+        return self._report[0]
+
     def report(self, loss: float, evaluation: Evaluation | None) -> None:
         """Note how this batch went; it is sent with `collect`."""
         self._report = (loss, evaluation)
+
+    def sample_fisher(self, loss: Tensor) -> None:
+        """Take the curvature's gradients from `loss`, and keep its graph."""
+        if self.is_factor_step:
+            sample_gradients(list(self._captures.values()), loss)
+
+    def add_scalar(self, name: str, value: float) -> None:
+        """Contribute a number to the step that is on; its mean over the devices comes with the step's result."""
+        self._extras["curvature", name] = torch.tensor([value])
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -124,6 +133,11 @@ class Synchroniser:
         """
         for parameter in self.names:
             self._contribute_gradient(parameter)
+        for state in self._layers:
+            if self.is_factor_step and state.statistics is None:
+                self._contribute_statistics(state)
+        for key, value in self._extras.items():
+            self._contribute(key, value)
         if average:
             self._contribute_averaged()
         result = self._exchange.collect(*self._report)
@@ -162,6 +176,7 @@ class Synchroniser:
                 for statistic, shape in state.estimator.statistic_shapes.items():
                     kind, name = state.key(statistic)
                     specs.append(_spec(name, shape, state.layer.weight, kind))
+        specs += [TensorSpec(name, (1,), kind="curvature") for name in self._scalars]
         specs += [_spec(name, tensor.shape, tensor, "parameter") for name, tensor in self.averaged().items()]
         return specs
 
@@ -173,15 +188,21 @@ class Synchroniser:
 
     # ------------------------------------------------------------------ hooks
 
-    def _wants_statistics(self) -> bool:
-        return torch.is_grad_enabled() and self._is_sending and self.steps % self._factor_every == 0
+    @property
+    def is_factor_step(self) -> bool:
+        """Whether the step that is on updates the curvature statistics."""
+        return is_due(self.steps, self._factor_every, self._warmup_steps)
+
+    def _captured_pass(self) -> ForwardPass | None:
+        is_wanted = torch.is_grad_enabled() and self.is_factor_step and bool(self._passes)
+        return self._passes[-1] if is_wanted else None
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         if not torch.is_grad_enabled():
             return
         batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
         if batch is not None:
-            self._samples += len(batch)
+            self._passes.append(ForwardPass(len(self._passes), len(batch)))
 
     def _after_gradient(self, parameter: Tensor) -> None:
         if not self._is_sending:
@@ -191,7 +212,9 @@ class Synchroniser:
                 f"the gradient of {self._gradient_key(parameter)[1]!r} was already sent in this step; wrap all but "
                 "the last backward of a step in `with optimizer.no_sync():`"
             )
-        self._contribute_statistics(parameter)
+        state = self._state_of.get(parameter)  # type: ignore[call-overload]
+        if state is not None and self.is_factor_step:
+            self._contribute_statistics(state)
         self._contribute_gradient(parameter)
 
     # ------------------------------------------------------------------ contributions
@@ -202,17 +225,26 @@ class Synchroniser:
     def _contribute(self, key: TensorKey, value: Tensor) -> None:
         if not self._has_begun:
             self._has_begun = True
-            self._exchange.begin(max(self._samples, 1))
+            self._exchange.begin(max(sum(forward_pass.samples for forward_pass in self._passes), 1))
         self._contributed.add(key)
         self._exchange.contribute(key, value)
 
     @torch.no_grad()
-    def _contribute_statistics(self, weight: Tensor) -> None:
-        state = self._state_of.get(weight)  # type: ignore[call-overload]
-        captured = self._captures[state.layer.weight].take() if state is not None else None
-        if state is None or captured is None:
-            return
-        state.statistics = state.estimator.statistics(*captured)
+    def _contribute_statistics(self, state: PreconditionedLayer) -> None:
+        capture = self._captures[state.layer.weight]
+        if capture.uses and capture.uses[-1].gradient is None and self._samples_fisher:
+            raise RuntimeError(
+                f"step {self.steps} needs the sampled Fisher: between forward and backward call "
+                "optimizer.sample_fisher(loss_fn(outputs, sample_targets(outputs)))"
+            )
+        captured = capture.take()
+        if state.estimator.statistic_shapes and not captured:
+            # A layer that this batch did not use; the other devices may have used it.
+            state.statistics = {
+                name: state.layer.weight.new_zeros(shape) for name, shape in state.estimator.statistic_shapes.items()
+            }
+        else:
+            state.statistics = _mean([state.estimator.statistics(c.a, c.g) for c in captured], captured)
         if self._shares_curvature:
             for statistic, value in state.statistics.items():
                 self._contribute(state.key(statistic), value)
@@ -228,10 +260,20 @@ class Synchroniser:
             self._contribute(("parameter", name), tensor)
 
     def _forget_batch(self) -> None:
-        self._samples = 0
+        self._passes = []
         self._has_begun = False
         self._contributed = set()
+        self._extras = {}
         self._report = (math.nan, None)
+
+
+def _mean(statistics: Sequence[dict[str, Tensor]], captured: Sequence[Captured]) -> dict[str, Tensor]:
+    """Return the mean of several forward passes' statistics, weighted by their samples."""
+    if len(statistics) <= 1:
+        return dict(statistics[0]) if statistics else {}
+    total = sum(c.samples for c in captured)
+    weights = [c.samples / total for c in captured]
+    return {name: sum(w * s[name] for w, s in zip(weights, statistics, strict=True)) for name in statistics[0]}  # type: ignore[misc]
 
 
 def _spec(name: str, shape: Sequence[int], like: Tensor, kind: str) -> TensorSpec:

@@ -1,8 +1,8 @@
 """The interface of all curvature estimators: one object per layer.
 
-Tensor format: inputs `a` are `[batch, shared, in]` and gradients of pre-activations `g` are `[batch, shared, out]`,
-where `g` belongs to the loss of one sample, not to the mean over the batch. A layer's gradient and its preconditioned
-gradient are matrices `[out, in]`.
+Tensor format (`edge_client/curvature/layers/base.py`): inputs `a` are `[blocks, batch, shared, in]` and gradients of
+pre-activations `g` are `[blocks, batch, shared, out]`, where `g` belongs to the loss of one sample, not to the mean
+over the batch. A layer's gradient and its preconditioned gradient are `[blocks, out, in]`.
 
 A statistic is a mean over samples, so the mean of the devices' statistics, weighted by their samples, is the statistic
 of the union of their batches.
@@ -10,26 +10,56 @@ of the union of their batches.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
+
+from edge_client.curvature.inputs import Inputs, WeightSharing
+from edge_client.curvature.layers import MatrixShape
+
+Inversion = Literal["cholesky", "eigen"]
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """What a user may choose of an estimator; one that has no use for an option ignores it."""
+
+    ema: float = 0.9
+    """Weight of the past in the running curvature."""
+    weight_sharing: WeightSharing = "expand"
+    """How the uses of a weight within one sample count."""
+    inversion: Inversion = "cholesky"
+    """Of Kronecker factors: by Cholesky, each damped on its own; or in their eigenbasis, damped exactly."""
+
+
+@dataclass(frozen=True)
+class EstimatorDefaults:
+    """What suits an estimator where the user sets nothing."""
+
+    lr: float
+    momentum: float
+    damping: float
+    kl_clip: float
+    update_clip: float
 
 
 class Estimator(ABC):
     """Estimates the inverse Hessian of one layer, and preconditions its gradient."""
 
-    name: str
+    name: ClassVar[str]
     """The name that users choose the estimator by."""
-    default_damping: float
-    """Damping that suits the estimator where the user sets none."""
-    default_momentum: float
-    """Momentum that suits the estimator where the user sets none."""
+    defaults: ClassVar[EstimatorDefaults]
 
-    def __init__(self, in_features: int, out_features: int, ema: float) -> None:
-        self.in_features = in_features
-        self.out_features = out_features
-        self.ema = ema
+    def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
+        self.shape = shape
+        self.options = options
         self.updates = 0
+
+    @classmethod
+    def supports(cls, shape: MatrixShape) -> bool:  # noqa: ARG003
+        """Whether the estimator can handle a layer of this shape."""
+        return True
 
     @property
     @abstractmethod
@@ -37,22 +67,36 @@ class Estimator(ABC):
         """The statistics of a batch, by name, as they are exchanged between devices."""
 
     @abstractmethod
-    def statistics(self, a: Tensor, g: Tensor) -> dict[str, Tensor]:
+    def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:
         """Return the statistics of a batch.
 
         Args:
-            a: layer inputs, `[batch, shared, in]`.
-            g: gradients of the pre-activations for each sample's own loss, `[batch, shared, out]`.
+            a: layer inputs.
+            g: gradients of the pre-activations for each sample's own loss, `[blocks, batch, shared, out]`.
 
         """
 
     @abstractmethod
-    def update(self, statistics: Mapping[str, Tensor]) -> None:
-        """Take the statistics of a batch into the running estimate."""
+    def update(self, statistics: Mapping[str, Tensor], gradient: Tensor) -> None:
+        """Take a batch into the running estimate.
+
+        Args:
+            statistics: of the batch; synchronised in shared scope.
+            gradient: the synchronised gradient, `[blocks, out, in]`.
+
+        """
+
+    @property
+    @abstractmethod
+    def trace(self) -> float:
+        """Sum of the estimate's eigenvalues."""
 
     @abstractmethod
-    def refresh(self) -> None:
+    def refresh(self, damping: float) -> None:
         """Bring what `precondition` uses up to date with the running estimate.
+
+        Args:
+            damping: is added to the estimate's eigenvalues.
 
         Raises:
             CurvatureError: the estimate cannot be inverted; what `precondition` used before stays in use.
@@ -60,8 +104,11 @@ class Estimator(ABC):
         """
 
     @abstractmethod
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
-        """Return the inverse of (curvature + damping), applied to a gradient `[out, in]`."""
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """Return the inverse of (curvature + damping), applied to a gradient `[blocks, out, in]`.
+
+        `refresh` must have succeeded once.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -78,4 +125,4 @@ class Estimator(ABC):
         (Martens & Grosse 2015, section 5).
         """
         self.updates += 1
-        return min(1 - 1 / self.updates, self.ema)
+        return min(1 - 1 / self.updates, self.options.ema)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_client.curvature.estimator import Estimator
+from edge_client.curvature.estimator import Estimator, EstimatorDefaults, EstimatorOptions
+from edge_client.curvature.inputs import Inputs
+from edge_client.curvature.layers import MatrixShape
 
 
 class Eva(Estimator):
@@ -18,24 +20,24 @@ class Eva(Estimator):
 
     name = "eva"
     # A rank-one curvature leaves all other directions to the damping, which so sets their step size.
-    default_damping = 0.03
-    default_momentum = 0.9
+    defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=0.03, kl_clip=0.001, update_clip=0.05)
 
-    def __init__(self, in_features: int, out_features: int, ema: float) -> None:
-        super().__init__(in_features, out_features, ema)
+    def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
+        super().__init__(shape, options)
         self.a = torch.zeros(0)
         self.g = torch.zeros(0)
+        self._damping = 0.0
 
     @property
     def statistic_shapes(self) -> dict[str, tuple[int, ...]]:
         """Two vectors."""
-        return {"a": (self.in_features,), "g": (self.out_features,)}
+        return {"a": (self.shape.blocks, self.shape.in_features), "g": (self.shape.blocks, self.shape.out_features)}
 
-    def statistics(self, a: Tensor, g: Tensor) -> dict[str, Tensor]:
+    def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:
         """Return the means over samples and shared positions (eq. 8)."""
-        return {"a": a.mean(dim=(0, 1)), "g": g.mean(dim=(0, 1))}
+        return {"a": a.mean(), "g": g.mean(dim=(1, 2))}
 
-    def update(self, statistics: Mapping[str, Tensor]) -> None:
+    def update(self, statistics: Mapping[str, Tensor], gradient: Tensor) -> None:  # noqa: ARG002
         """Move the running means towards those of a batch (eq. 9 and 10)."""
         decay = self.next_decay()
         if self.updates == 1:
@@ -44,21 +46,31 @@ class Eva(Estimator):
             self.a = torch.lerp(statistics["a"], self.a, decay)
             self.g = torch.lerp(statistics["g"], self.g, decay)
 
-    def refresh(self) -> None:
-        """Nothing is cached."""
+    @property
+    def trace(self) -> float:
+        """|ā|² |ḡ|², summed over the blocks."""
+        return float(self._curvature().sum()) if self.updates else 0.0
 
-    def precondition(self, gradient: Tensor, damping: float) -> Tensor:
-        """Return (ā ā^T ⊗ ḡ ḡ^T + damping I)^-1 vec(gradient) as a matrix (eq. 13)."""
-        if not self.updates:
-            return gradient / damping
-        along = self.g @ gradient @ self.a
-        curvature = self.a.square().sum() * self.g.square().sum()
-        return (gradient - torch.outer(self.g, self.a) * (along / (damping + curvature))) / damping
+    def refresh(self, damping: float) -> None:
+        """Nothing is cached but the damping."""
+        self._damping = damping
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """Return (ā ā^T ⊗ ḡ ḡ^T + damping I)^-1 vec(gradient) as matrices (eq. 13)."""
+        along = torch.einsum("bo,boi,bi->b", self.g.double(), gradient.double(), self.a.double())
+        part = (along / (self._damping + self._curvature())).to(gradient.dtype)
+        rank_one = self.g.unsqueeze(2) * self.a.unsqueeze(1) * part[:, None, None]
+        return (gradient - rank_one) / self._damping
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both vectors and the count of updates."""
-        return {"updates": self.updates, "a": self.a, "g": self.g}
+        """Return both vectors, the damping and the count of updates."""
+        return {"updates": self.updates, "a": self.a, "g": self.g, "damping": self._damping}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
         self.updates, self.a, self.g = state["updates"], state["a"], state["g"]
+        self._damping = state["damping"]
+
+    def _curvature(self) -> Tensor:
+        """Return the one eigenvalue of each block that is not 0, `[blocks]`, in float64: it must not overflow."""
+        return self.a.double().square().sum(dim=1) * self.g.double().square().sum(dim=1)

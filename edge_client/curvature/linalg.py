@@ -1,13 +1,23 @@
-"""Linear algebra on symmetric matrices that never fails: packing, and an eigendecomposition with a ladder."""
+"""Linear algebra on batches of symmetric matrices that never gives a NaN: packing, decomposition, damped inverse.
 
+What fails climbs a ladder, and `CurvatureError` is at its end: the matrix as it is; in float64; in float64 with its
+diagonal raised, by 1e-6 of the mean eigenvalue first and then by tenfold steps up to all of it.
+"""
+
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
+_RAISES = tuple(10.0**exponent for exponent in range(-6, 1))
+
 
 class CurvatureError(ArithmeticError):
-    """A curvature matrix could not be decomposed, whatever was tried."""
+    """A curvature matrix could not be inverted, whatever was tried."""
 
 
 @lru_cache(maxsize=256)
@@ -17,53 +27,87 @@ def _triangle(size: int, device: str) -> Tensor:
     return positions
 
 
+def packed_size(size: int) -> int:
+    """Return how many elements the upper triangle of a matrix of `size` rows has."""
+    return size * (size + 1) // 2
+
+
 def pack_symmetric(matrix: Tensor) -> Tensor:
-    """Return the upper triangle of a symmetric matrix.
-
-    Args:
-        matrix: [n, n].
-
-    Returns:
-        [n (n + 1) / 2], row by row.
-
-    """
-    size = matrix.shape[0]
-    return matrix.reshape(-1)[_triangle(size, str(matrix.device))]
+    """Return the upper triangles of symmetric matrices `[..., n, n]` row by row, `[..., n (n + 1) / 2]`."""
+    return matrix.flatten(-2)[..., _triangle(matrix.shape[-1], str(matrix.device))]
 
 
 def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix [size, size] whose upper triangle `pack_symmetric` gave."""
-    matrix = packed.new_zeros(size * size)
-    matrix[_triangle(size, str(packed.device))] = packed
-    matrix = matrix.view(size, size)
-    return matrix + matrix.triu(1).T
+    """Return the symmetric matrices `[..., size, size]` whose upper triangles `pack_symmetric` gave."""
+    matrix = packed.new_zeros(*packed.shape[:-1], size * size)
+    matrix[..., _triangle(size, str(packed.device))] = packed
+    matrix = matrix.view(*packed.shape[:-1], size, size)
+    return matrix + matrix.triu(1).mT
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (clamped to at least 0) and eigenvectors of a positive semi-definite matrix.
-
-    Tries, in this order: the matrix as it is; in float64; in float64 with its diagonal raised by 1e-6 of the mean.
+    """Return eigenvalues (clamped to at least 0) and eigenvectors of positive semi-definite matrices.
 
     Args:
-        matrix: [n, n], symmetric up to rounding.
+        matrix: `[..., n, n]`, symmetric up to rounding.
 
     Returns:
-        Eigenvalues [n], ascending, and eigenvectors [n, n] in columns, in the dtype of `matrix`.
+        Eigenvalues `[..., n]`, ascending, and eigenvectors in columns, `[..., n, n]`, in the dtype of `matrix`.
 
     Raises:
         CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
 
     """
+    values, vectors = _climb(matrix, torch.linalg.eigh, lambda pair: bool(_are_finite(*pair)))
+    return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+
+
+def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
+    """Return (matrix + damping I)^-1 of positive semi-definite matrices.
+
+    Args:
+        matrix: `[..., n, n]`, symmetric up to rounding.
+        damping: `[...]`, at least 0.
+
+    Returns:
+        `[..., n, n]`, in the dtype of `matrix`.
+
+    Raises:
+        CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
+
+    """
+    damped = matrix + torch.diag_embed(damping.unsqueeze(-1).expand(matrix.shape[:-1]).to(matrix.dtype))
+    inverse = _climb(damped, _cholesky_inverse, lambda result: bool(_are_finite(result)))
+    return inverse.to(matrix.dtype)
+
+
+def _cholesky_inverse(matrix: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _climb(matrix: Tensor, attempt: Callable[[Tensor], T], is_good: Callable[[T], bool]) -> T:
     if not matrix.isfinite().all():
         raise CurvatureError("the matrix has values that are not finite")
-    symmetric = (matrix + matrix.T) / 2
-    double = symmetric.double()
-    raised = double + 1e-6 * double.diagonal().mean().abs() * torch.eye(len(double), dtype=torch.float64)
-    for attempt in (symmetric, double, raised):
+    for candidate in _ladder((matrix + matrix.mT) / 2):
         try:
-            values, vectors = torch.linalg.eigh(attempt)
+            result = attempt(candidate)
         except RuntimeError:  # torch's LinAlgError is one
             continue
-        if values.isfinite().all() and vectors.isfinite().all():
-            return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
-    raise CurvatureError(f"the eigendecomposition of a {len(matrix)} x {len(matrix)} matrix does not converge")
+        if is_good(result):
+            return result
+    size = matrix.shape[-1]
+    raise CurvatureError(f"a {size} x {size} matrix cannot be inverted, however much it is damped")
+
+
+def _ladder(symmetric: Tensor) -> Iterator[Tensor]:
+    yield symmetric
+    double = symmetric.double()
+    yield double
+    mean = double.diagonal(dim1=-2, dim2=-1).mean(dim=-1).abs()[..., None, None]
+    unit = torch.eye(double.shape[-1], dtype=torch.float64, device=double.device)
+    for part in _RAISES:
+        yield double + part * mean * unit
+
+
+def _are_finite(*tensors: Tensor) -> Tensor:
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()

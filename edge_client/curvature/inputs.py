@@ -1,0 +1,117 @@
+"""Layer inputs in the common format, with the two moments that estimators take of them.
+
+`expand` and `reduce` are the two ways to treat a weight that is used several times within a sample (Eschenhagen et
+al. 2023, https://arxiv.org/abs/2311.00636): `expand` counts each use as a sample of its own, `reduce` first sums the
+uses (gradients) or averages them (inputs).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WeightSharing = Literal["expand", "reduce"]
+
+
+class Inputs(ABC):
+    """The inputs of one layer in one batch."""
+
+    @abstractmethod
+    def second_moment(self, sharing: WeightSharing) -> Tensor:
+        """Return the factor A: the mean over samples of a a^T.
+
+        With `expand` it is summed over the shared positions (Grosse & Martens 2016, eq. 24), with `reduce` a is the
+        mean over them (Eschenhagen et al. 2023, eq. 22).
+
+        Returns:
+            `[blocks, in, in]`, or its diagonal `[blocks, in]` for inputs that are one-hot.
+
+        """
+
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Return the mean over samples and shared positions, `[blocks, in]`."""
+
+    @abstractmethod
+    def regrouped(self, samples: int) -> "Inputs":
+        """Return the inputs with `samples` samples: what was folded into the batch dimension becomes shared."""
+
+
+class DenseInputs(Inputs):
+    """Inputs that are kept as they are: `rows` is `[blocks, batch, shared, in]`."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def second_moment(self, sharing: WeightSharing) -> Tensor:
+        """Return the factor A, `[blocks, in, in]`: see `Inputs.second_moment`."""
+        rows = self.rows.mean(dim=2) if sharing == "reduce" else self.rows.flatten(1, 2)
+        return rows.mT @ rows / self.rows.shape[1]
+
+    def mean(self) -> Tensor:
+        """Return the mean over samples and shared positions, `[blocks, in]`."""
+        return self.rows.mean(dim=(1, 2))
+
+    def regrouped(self, samples: int) -> "DenseInputs":
+        """Return the inputs with `samples` samples: see `Inputs.regrouped`."""
+        return DenseInputs(regroup(self.rows, samples))
+
+
+class OneHotInputs(Inputs):
+    """Inputs that pick one of `size` columns, such as those of an embedding; `indices` is `[batch, shared]`."""
+
+    def __init__(self, indices: Tensor, size: int, dtype: torch.dtype) -> None:
+        self.indices = indices
+        self.size = size
+        self._dtype = dtype
+
+    def second_moment(self, sharing: WeightSharing) -> Tensor:
+        """Return the diagonal of the factor A, `[1, in]`; with `expand` A has no other entries."""
+        if sharing == "expand":
+            return self._counts() / len(self.indices)
+        per_sample = F.one_hot(self.indices, self.size).to(self._dtype).mean(dim=1)
+        return per_sample.square().mean(dim=0).unsqueeze(0)
+
+    def mean(self) -> Tensor:
+        """Return how often each column is picked, `[1, in]`."""
+        return self._counts() / max(self.indices.numel(), 1)
+
+    def regrouped(self, samples: int) -> "OneHotInputs":
+        """Return the inputs with `samples` samples: see `Inputs.regrouped`."""
+        return OneHotInputs(self.indices.reshape(samples, -1), self.size, self._dtype)
+
+    def _counts(self) -> Tensor:
+        return torch.bincount(self.indices.flatten(), minlength=self.size).to(self._dtype).unsqueeze(0)
+
+
+def regroup(rows: Tensor, samples: int) -> Tensor:
+    """Return rows `[blocks, samples * n, shared, features]` as `[blocks, samples, n * shared, features]`."""
+    blocks, _, _, features = rows.shape
+    return rows if rows.shape[1] == samples else rows.reshape(blocks, samples, -1, features)
+
+
+def join_uses(uses: Sequence[Inputs]) -> Inputs:
+    """Return the inputs of a module that was used several times in one forward: its uses share the weight."""
+    first = uses[0]
+    if isinstance(first, OneHotInputs):
+        indices = [use.indices for use in uses if isinstance(use, OneHotInputs)]
+        return OneHotInputs(torch.cat(indices, dim=1), first.size, first._dtype)
+    return DenseInputs(torch.cat([use.rows for use in uses if isinstance(use, DenseInputs)], dim=2))
+
+
+def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:
+    """Return the factor G `[blocks, out, out]` of per-sample pre-activation gradients.
+
+    With `expand` it is the mean over samples and shared positions of g g^T (Grosse & Martens 2016, eq. 25), with
+    `reduce` the mean over samples, where g is the sum over the positions (Eschenhagen et al. 2023, eq. 22).
+
+    Args:
+        g: gradients of the pre-activations for each sample's own loss, `[blocks, batch, shared, out]`.
+        sharing: how a shared weight counts.
+
+    """
+    rows = g.sum(dim=2) if sharing == "reduce" else g.flatten(1, 2)
+    return rows.mT @ rows / rows.shape[1]
