@@ -24,7 +24,7 @@ class Gradients(Estimator):
     """Divides the gradient by the root of its second moment, in the eigenbasis of Shampoo's factors."""
 
     name = "gradients"
-    defaults = EstimatorDefaults(lr=0.01, momentum=0.9, damping=1e-6, kl_clip=float("inf"), update_clip=0.05)
+    defaults = EstimatorDefaults(lr=0.003, momentum=0.9, damping=1e-6, kl_clip=float("inf"), update_clip=0.05)
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)
