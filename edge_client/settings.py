@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from edge_client.optimizer import CurvatureScope, NewtonOptimizer
+from edge_client.curvature.estimator import Inversion
+from edge_client.curvature.inputs import WeightSharing
+from edge_client.optimizer import CurvatureScope, Fisher, NewtonOptimizer
 from edge_client.tasks import PartitionKind
 
 _OPTIMIZER = inspect.signature(NewtonOptimizer).parameters
@@ -19,11 +21,18 @@ OPTIMIZER_OPTIONS = (
     "weight_decay",
     "damping",
     "kl_clip",
+    "update_clip",
     "ema",
     "curvature_scope",
     "average_every",
+    "warmup_steps",
     "factor_every",
     "inverse_every",
+    "weight_sharing",
+    "inversion",
+    "fisher",
+    "adaptive_damping",
+    "adapt_every",
 )
 """Settings that are handed to `NewtonOptimizer`, whose defaults they share."""
 
@@ -62,8 +71,8 @@ class TrainSettings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = 1
     """Threads that torch may use; 0 leaves it to torch."""
 
-    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _default("lr")
-    """Step size."""
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = _default("lr")
+    """Step size; "auto" for what suits the estimator."""
     curvature: str = _default("curvature")
     """Estimator of the inverse Hessian."""
     curvature_scope: CurvatureScope = _default("curvature_scope")
@@ -73,17 +82,31 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _default("weight_decay")
     """Decoupled weight decay."""
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = _default("damping")
-    """Added to the curvature's eigenvalues; "auto" for what suits the estimator."""
-    kl_clip: Annotated[float, Field(gt=0)] = _default("kl_clip")
-    """Size of the trust region."""
+    """Added to the curvature's eigenvalues, in units of their mean; "auto" for what suits the estimator."""
+    kl_clip: Annotated[float, Field(gt=0)] | Auto = _default("kl_clip")
+    """Size of the trust region; "auto" for what suits the estimator."""
+    update_clip: Annotated[float, Field(gt=0)] | Auto = _default("update_clip")
+    """Largest step of a layer, as a part of its weights' norm; "auto" for what suits the estimator."""
     ema: Annotated[float, Field(ge=0, lt=1)] = _default("ema")
     """Weight of the past in the running curvature."""
     average_every: Annotated[int, Field(ge=1)] = _default("average_every")
     """Steps between two averages of the parameters in local scope."""
+    warmup_steps: Annotated[int, Field(ge=0)] = _default("warmup_steps")
+    """First steps, each of which updates and inverts the curvature."""
     factor_every: Annotated[int, Field(ge=1)] = _default("factor_every")
-    """Steps between two updates of the curvature statistics."""
+    """Later, steps between two updates of the curvature statistics."""
     inverse_every: Annotated[int, Field(ge=1)] = _default("inverse_every")
-    """Updates of the statistics between two inversions."""
+    """Later, steps between two inversions."""
+    weight_sharing: WeightSharing = _default("weight_sharing")
+    """How the uses of a weight within a sample count."""
+    inversion: Inversion = _default("inversion")
+    """How Kronecker factors are inverted."""
+    fisher: Fisher = _default("fisher")
+    """Whether the curvature's gradients are those of the labels, or of labels that the model's predictions give."""
+    adaptive_damping: bool = _default("adaptive_damping")
+    """Let the damping follow how well the quadratic model predicts the loss."""
+    adapt_every: Annotated[int, Field(ge=1)] = _default("adapt_every")
+    """Steps between two such comparisons, each of which costs a forward pass."""
 
     def optimizer_options(self) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes."""

@@ -11,6 +11,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.batches import BatchOrder
+from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange
 from edge_client.optimizer import NewtonOptimizer
 from edge_client.settings import TrainSettings
@@ -75,7 +76,8 @@ class Trainer:
         partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
         self._samples = self.task.train_data(partition)
         self._held_out = self.task.test_data(partition)
-        self._batches = BatchOrder(len(self._samples), settings.batch_size, device_seed(settings.seed, index))
+        self._seed = device_seed(settings.seed, index)
+        self._batches = BatchOrder(len(self._samples), settings.batch_size, self._seed)
         self.model = build_model(self.task, settings.seed, weights)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self.optimizer = NewtonOptimizer(
@@ -126,11 +128,17 @@ class Trainer:
         every = self.settings.evaluate_every
         evaluation = self.evaluate() if every and step % every == 0 else None
         batch = torch.from_numpy(self._batches.indices(step))
+        inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.model(self._samples.inputs[batch]), self._samples.targets[batch])
+        outputs = self.model(inputs)
+        if self.settings.fisher == "sampled":
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+            sampled = sample_targets(outputs, self.task.likelihood, generator)
+            self.optimizer.sample_fisher(self.task.loss(outputs, sampled))
+        loss = self.task.loss(outputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.report(loss.item(), evaluation)
-        self.optimizer.step()
+        self.optimizer.step(reevaluate=lambda: self.task.loss(self.model(inputs), targets).item())
         result = self.optimizer.last_result
         if result is None:
             raise RuntimeError("the optimizer's step left no result")

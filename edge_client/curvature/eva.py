@@ -19,8 +19,8 @@ class Eva(Estimator):
     """Rank-one K-FAC: A = ā ā^T and G = ḡ ḡ^T, inverted in closed form (Sherman & Morrison)."""
 
     name = "eva"
-    # A rank-one curvature leaves all other directions to the damping, which so sets their step size.
-    defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=0.03, kl_clip=0.001, update_clip=0.05)
+    # One eigenvalue of a block is not 0, so their mean, the unit of damping, is small against it.
+    defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=100.0, kl_clip=float("inf"), update_clip=0.02)
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

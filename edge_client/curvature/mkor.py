@@ -48,7 +48,7 @@ class Mkor(Estimator):
     """
 
     name = "mkor"
-    defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=1.0, kl_clip=0.001, update_clip=0.05)
+    defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=1.0, kl_clip=float("inf"), update_clip=0.02)
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

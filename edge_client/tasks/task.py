@@ -75,6 +75,8 @@ class Task(ABC):
     """What the model recognises, in the order of its outputs."""
     input_shape: tuple[int, ...]
     """Shape of one prepared sample."""
+    likelihood: Literal["categorical", "bernoulli", "normal"] = "categorical"
+    """The distribution whose negative logarithm the loss is; a sampled Fisher draws targets from it."""
 
     @abstractmethod
     def model(self) -> nn.Module:
