@@ -3,49 +3,53 @@
 import contextlib
 import json
 import math
-import shutil
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
-import matplotlib as mpl
 import torch
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
+from torch import nn
 
-from benchmarks.private_flower import flower_command, free_port, private_flower
-from benchmarks.union_batch import batches_to, train_union
-from coordinator.watch import SessionView, follow, megabytes
+from benchmarks.demo_results import Baseline, DemoFailedError, plot, print_summary, read_rounds, summarise
+from benchmarks.output_folder import FolderError, output_folder
+from benchmarks.private_flower import FlowerError, flower_command, private_flower
+from benchmarks.union_batch import OptimizerFactory, batches_to, train_union
+from coordinator.watch import SessionView, follow
 from edge_client.inference import Artefact
 from edge_client.settings import TrainSettings
 from edge_client.tasks.digits import DigitsTask
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SAMPLES = 10
+RESULTS = (
+    "accuracy.png",
+    "flwr.log",
+    "history.json",
+    "model.pt",
+    "round-*.safetensors",
+    "samples",
+    "summary.json",
+    "superlink.log",
+)
+"""What the demo writes to its folder, and deletes there when it begins."""
 
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_ADDRESS = re.compile(r"coordinator listens on (\S+:\d+)")
+_LOG_TAIL = 15
+
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 console = Console(highlight=False)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Plain synchronous SGD with momentum, at its best learning rate."""
-
-    lr: float
-    batches_to_target: int | None
-    accuracies: list[float]
-
-
-class DemoFailedError(RuntimeError):
-    """The demo cannot go on; the text says why."""
 
 
 def tuned_sgd(settings: TrainSettings, devices: int, steps: int, target: float) -> Baseline:
@@ -53,11 +57,16 @@ def tuned_sgd(settings: TrainSettings, devices: int, steps: int, target: float) 
     settings = settings.model_copy(update={"steps": steps})
     trials = []
     for lr in LEARNING_RATES:
-        _, accuracies = train_union(
-            settings, devices, lambda model, lr=lr: torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-        )
+        _, accuracies = train_union(settings, devices, _sgd(lr))
         trials.append(Baseline(lr, batches_to(target, accuracies), accuracies))
     return min(trials, key=lambda trial: (trial.batches_to_target or math.inf, -trial.accuracies[-1]))
+
+
+def _sgd(lr: float) -> OptimizerFactory:
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+    return make
 
 
 class Screen:
@@ -69,19 +78,25 @@ class Screen:
         self.began = time.monotonic()
 
     def __rich__(self) -> RenderableType:
-        head = f"[bold]EdgeNewton demo[/]  {time.monotonic() - self.began:5.1f} s  [cyan]{self.doing}[/]"
+        seconds = f"  {time.monotonic() - self.began:5.1f} s  "
+        head = Text.assemble(("EdgeNewton demo", "bold"), seconds, (self.doing, "cyan"))
         return Group(head, self.view) if self.view.devices else Group(head)
 
 
 def watch(address: str, screen: Screen, over: threading.Event) -> None:
-    """Feed the screen with the coordinator's events, from whenever it begins to listen until the run is over."""
+    """Feed the screen with the coordinator's events until the run is over.
+
+    The coordinator tells every listener all that happened, so a new stream after a broken one fills a new view.
+    """
     while not over.is_set():
+        view = SessionView()
         with contextlib.suppress(grpc.RpcError):
             for event in follow(address):
-                screen.view.apply(event)
-                if screen.view.phase == "training":
-                    screen.doing = f"four devices train together ({screen.view.session})"
-                elif screen.view.phase == "ended":
+                view.apply(event)
+                screen.view = view
+                if view.phase == "training":
+                    screen.doing = f"{len(view.devices)} devices train together ({view.session})"
+                elif view.phase == "ended":
                     screen.doing = "the devices evaluate the model and the ServerApp writes a checkpoint"
             return
         over.wait(0.2)
@@ -100,27 +115,52 @@ def watching(address: str, screen: Screen) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def run_flower(output: Path, settings: dict[str, object], devices: int, screen: Screen, deadline_s: float) -> None:
-    """Train through Flower's simulation engine.
+def run_flower(
+    output: Path, settings: dict[str, object], devices: int, screen: Screen, deadline_s: float
+) -> dict[str, Any]:
+    """Train through Flower's simulation engine, and return the metrics of the last round.
 
     Raises:
         DemoFailedError: the run failed, or took longer than `deadline_s`.
+        FlowerError: Flower's processes could not be started or ended.
 
     """
-    log_path = output / "flwr.log"
-    with private_flower(output / "flower") as flower:
-        screen.doing = "Flower's simulation engine starts four devices (20 to 40 s)"
+    lines: list[str] = []
+    late = threading.Event()
+    screen.doing = f"Flower's simulation engine starts {devices} devices (20 to 40 s)"
+    # The watching ends last: the end of Flower ends its stream.
+    with contextlib.ExitStack() as stack, private_flower(output) as flower:
         process = flower.run(settings, devices)
-        timer = threading.Timer(deadline_s, process.kill)
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(deadline_s, give_up)
+        stack.callback(timer.cancel)
         timer.start()
-        with log_path.open("w") as log, contextlib.ExitStack() as stack:
-            stack.callback(timer.cancel)
-            for line in process.stdout or ():
-                log.write(line)
-        code = process.wait()
-    if code or not (output / "history.json").exists():
-        tail = "".join(log_path.read_text().splitlines(keepends=True)[-15:])
-        raise DemoFailedError(f"the Flower run failed (exit status {code}); {log_path} ends with:\n{tail}")
+        is_watched = False
+        with (output / "flwr.log").open("w") as log:
+            for coloured in process.stdout or ():
+                lines.append(_COLOUR.sub("", coloured))
+                log.write(lines[-1])
+                found = _ADDRESS.search(lines[-1])
+                if found and not is_watched:
+                    stack.enter_context(watching(found[1], screen))
+                    is_watched = True
+        process.wait()
+    try:
+        if late.is_set():
+            raise DemoFailedError(f"the Flower run was given up after {deadline_s:g} s (--deadline-s)")
+        last = read_rounds(output / "history.json", int(str(settings["rounds"])))[-1]
+        if screen.view.batches != last["step"]:
+            raise DemoFailedError(f"{screen.view.batches} of {last['step']} steps were seen on the coordinator")
+    except DemoFailedError as error:
+        tail = "".join(lines[-_LOG_TAIL:])
+        raise DemoFailedError(f"{error}; {output / 'flwr.log'} ends with:\n{tail}") from None
+    # Evaluations in steps come before their update; only the round's comes after the last one.
+    screen.view.accuracy[last["step"]] = last["evaluate"]["accuracy"]
+    return last
 
 
 def save_samples(folder: Path) -> list[Path]:
@@ -132,90 +172,46 @@ def save_samples(folder: Path) -> list[Path]:
     return paths
 
 
-def plot(path: Path, view: SessionView, baseline: Baseline, target: float, devices: int) -> None:
-    """Draw accuracy against batches, ours and the baseline's."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150)
-    ours = sorted(view.accuracy.items())
-    axes.plot(*zip(*ours, strict=True), color="#0b6e4f", linewidth=2.2, label="EdgeNewton (K-FAC)")
-    batches = range(1, len(baseline.accuracies) + 1)
-    label = f"synchronous SGD with momentum, tuned (lr {baseline.lr:g})"
-    axes.plot(batches, baseline.accuracies, color="#b5651d", linewidth=1.6, label=label)
-    axes.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
-    axes.text(len(baseline.accuracies), target - 0.012, f"{target:.0%}", ha="right", va="top", color="0.4")
-    axes.set(
-        xlabel=f"batches trained by each of {devices} devices",
-        ylabel="accuracy on held-out digits",
-        ylim=(0, 1.02),
-        xlim=(0, len(baseline.accuracies)),
-        title="Handwritten digits, label-skewed over the devices",
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def summarise(
-    view: SessionView, history: dict[str, Any], baseline: Baseline, target: float, devices: int
-) -> dict[str, Any]:
-    """Return the figures of `summary.json`."""
-    last = history["rounds"][-1]
-    view.accuracy[last["step"]] = last["evaluate"]["accuracy"]
-    reached = next((batches for batches in sorted(view.accuracy) if view.accuracy[batches] >= target), None)
-    at_target = view.traffic.get(reached) if reached is not None else None
-    states = view.devices.values()
-    return {
-        "task": "digits",
+def train(
+    output: Path, devices: int, steps: int, baseline_steps: int, target: float, seed: int, deadline_s: float
+) -> None:
+    """Train beside the baseline, show how it goes, and leave the results in `output`."""
+    rounds = min(3, steps)
+    run_config: dict[str, object] = {
         "devices": devices,
-        "target": target,
-        "accuracy": last["evaluate"]["accuracy"],
-        "batches": last["step"],
-        "batches_to_target": reached,
-        "bytes_sent_per_device": round(sum(state.sent_before + state.sent for state in states) / devices),
-        "bytes_received_per_device": round(sum(state.received_before + state.received for state in states) / devices),
-        "bytes_sent_per_device_to_target": round(at_target.sent) if at_target else None,
-        "bytes_received_per_device_to_target": round(at_target.received) if at_target else None,
-        "seconds": round(max(view.seconds.values()), 2),
-        "seconds_to_target": round(view.seconds[reached], 2) if reached in view.seconds else None,
-        "baseline": "synchronous SGD with momentum 0.9, learning rate tuned",
-        "baseline_lr": baseline.lr,
-        "baseline_batches_to_target": baseline.batches_to_target,
-        "baseline_accuracy": baseline.accuracies[-1],
-        "baseline_batches": len(baseline.accuracies),
+        "steps": steps,
+        "rounds": rounds,
+        "seed": seed,
+        "evaluate-every": 1,
+        "output": output.resolve(),
     }
+    screen = Screen()
+    with Live(screen, console=console, refresh_per_second=8):
+        screen.doing = f"tuning the baseline: SGD with momentum at {len(LEARNING_RATES)} learning rates"
+        baseline = tuned_sgd(TrainSettings(seed=seed), devices, baseline_steps, target)
+        last = run_flower(output, run_config, devices, screen, deadline_s)
+        screen.doing = "done"
+    summary = summarise(screen.view, last, baseline, target)
+    plot(output / "accuracy.png", screen.view, baseline, target)
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    Artefact.from_checkpoint(output / f"round-{rounds}.safetensors").save(output / "model.pt")
+    print_summary(console, summary, output)
 
 
-def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """Say how it went."""
-    target, reached = f"{summary['target']:.0%}", summary["batches_to_target"]
-    ours, theirs = Table(show_header=False, box=None, padding=(0, 2)), summary["baseline_batches_to_target"]
-    ours.add_row("test accuracy", f"[bold]{summary['accuracy']:.1%}[/] after {summary['batches']} batches per device")
-    ours.add_row(
-        f"to {target}",
-        f"[bold]{reached} batches[/] per device, {summary['seconds_to_target']} s, sent "
-        f"{megabytes(summary['bytes_sent_per_device_to_target'] or 0)} and received "
-        f"{megabytes(summary['bytes_received_per_device_to_target'] or 0)} per device"
-        if reached is not None
-        else f"not reached within {summary['batches']} batches",
-    )
-    ours.add_row(
-        "tuned SGD",
-        f"{theirs} batches to {target}" if theirs else f"not within {summary['baseline_batches']} batches",
-    )
-    ours.add_row("training took", f"{summary['seconds']} s")
-    ours.add_row("plot", str(output / "accuracy.png"))
-    ours.add_row("figures", str(output / "summary.json"))
-    ours.add_row("model", str(output / "model.pt"))
-    console.print()
-    console.print(ours)
+def recognise(output: Path) -> int:
+    """Let the device's command recognise ten digits with the trained model, and return its exit status."""
+    paths = save_samples(output / "samples")
+    console.print(f"\n$ edge-client predict {output}/model.pt {output}/samples/*.png", style="bold", markup=False)
+    sys.stdout.flush()
+    command = [flower_command("edge-client"), "predict", str(output / "model.pt"), *map(str, paths)]
+    return subprocess.run(command, check=False).returncode
 
 
+@app.command()
 def main(
-    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Where results go: an empty folder, or the demo's own.")] = Path(
+        "runs/demo"
+    ),
     devices: Annotated[int, typer.Option(help="Devices that train together.", min=1, max=6)] = 4,
     steps: Annotated[int, typer.Option(help="Batches that each device trains.", min=2)] = 30,
     baseline_steps: Annotated[int, typer.Option(help="The same for the baseline.", min=2)] = 150,
@@ -226,46 +222,18 @@ def main(
     """Train digits on four devices through Flower and the coordinator, beside tuned SGD, and recognise ten digits."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(1)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    screen = Screen()
-    port = free_port()
-    train_settings = TrainSettings(seed=seed)
-    run_config: dict[str, object] = {
-        "devices": devices,
-        "steps": steps,
-        "rounds": min(3, steps),
-        "seed": seed,
-        "evaluate-every": 1,
-        "output": output.resolve(),
-        "coordinator-port": port,
-    }
     try:
-        with Live(screen, console=console, refresh_per_second=8) as live:
-            screen.doing = f"tuning the baseline: SGD with momentum at {len(LEARNING_RATES)} learning rates"
-            baseline = tuned_sgd(train_settings, devices, baseline_steps, target)
-            with watching(f"127.0.0.1:{port}", screen):
-                run_flower(output, run_config, devices, screen, deadline_s)
-            screen.doing = "done"
-            live.refresh()
-        history = json.loads((output / "history.json").read_text())
-        summary = summarise(screen.view, history, baseline, target, devices)
-        plot(output / "accuracy.png", screen.view, baseline, target, devices)
-    except (DemoFailedError, RuntimeError, OSError) as error:
-        console.print(f"[bold red]error[/]: {error}", markup=True)
+        with output_folder(output, "demo", RESULTS):
+            train(output, devices, steps, baseline_steps, target, seed, deadline_s)
+            code = recognise(output)
+    except (DemoFailedError, FlowerError, FolderError, OSError) as error:
+        console.print(Text.assemble(("error", "bold red"), f": {error}"), soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("stopped; nothing is left running")
         raise typer.Exit(130) from None
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    Artefact.from_checkpoint(output / f"round-{len(history['rounds'])}.safetensors").save(output / "model.pt")
-    print_summary(summary, output)
-    paths = save_samples(output / "samples")
-    console.print(f"\n[bold]$ edge-client predict {output}/model.pt {output}/samples/*.png[/]")
-    sys.stdout.flush()
-    code = subprocess.run([flower_command("edge-client"), "predict", output / "model.pt", *paths], check=False)
-    raise typer.Exit(code.returncode)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

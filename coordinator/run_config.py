@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coordinator.settings import CodecName, Seconds, SessionSettings
 
@@ -26,8 +26,8 @@ class RunConfig(BaseModel):
     """Batches that each device trains in the whole run."""
     rounds: Annotated[int, Field(ge=1)]
     """Flower rounds that the steps are divided over; each ends with an evaluation and a checkpoint."""
-    output: Path = Path("runs/flower")
-    """Folder for checkpoints and the history."""
+    output: Annotated[Path, AfterValidator(Path.absolute)] = Field(Path("runs/flower"), validate_default=True)
+    """Folder for checkpoints and the history; a relative one begins where the SuperLink was started."""
     codec: CodecName = "fp32"
     """How tensors are written on the wire."""
     coordinator_host: str = "127.0.0.1"

@@ -21,6 +21,7 @@ _POLL_S = 0.2
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train a model over the nodes of the grid, as the run's config says."""
+    _show_log()
     config, device_settings = split_run_config(context.run_config)
     _wait_for_nodes(grid, config)
     with embedded_coordinator(config.coordinator_host, config.coordinator_port) as coordinator:
@@ -36,6 +37,16 @@ def main(grid: Grid, context: Context) -> None:
         finally:
             path = save_history(strategy.history, context.run_config, config.output)
             log.info("history %s", path)
+
+
+def _show_log() -> None:
+    """Let the coordinator's log appear in the run's, in which Flower shows only its own."""
+    package = logging.getLogger("coordinator")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s :      %(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> None:

@@ -32,7 +32,6 @@ class NewtonStrategy(FedAvg):
         coordinator: where the devices exchange their gradients.
         config: how the run is organised.
         device_settings: settings for the devices, which check them.
-        fraction_train: part of the nodes that takes part in a round.
 
     """
 
@@ -41,12 +40,9 @@ class NewtonStrategy(FedAvg):
         coordinator: EmbeddedCoordinator,
         config: RunConfig,
         device_settings: dict[str, object],
-        fraction_train: float = 1.0,
     ) -> None:
-        nodes = max(1, int(config.devices * fraction_train))
         super().__init__(
-            fraction_train=fraction_train,
-            min_train_nodes=nodes,
+            min_train_nodes=config.devices,
             min_evaluate_nodes=config.devices,
             min_available_nodes=config.devices,
         )

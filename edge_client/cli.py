@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import tempfile
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -44,6 +45,7 @@ def train(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _check_output(output)
     exchange: Exchange | None = None
     try:
         settings = parse_settings(config or [])
@@ -69,8 +71,8 @@ def train(
         f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
     )
     if output is not None:
-        Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps).save(output)
-        _out.print(f"model saved as {output}")
+        _save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps), output)
+        _out.print(f"model saved as {escape(str(output))}")
 
 
 @app.command()
@@ -96,12 +98,13 @@ def export(
     output: Annotated[Path, typer.Option(help="Where to write the model.")] = Path("model.pt"),
 ) -> None:
     """Make a model for recognition out of a checkpoint of training."""
+    _check_output(output)
     try:
         artefact = Artefact.from_checkpoint(checkpoint)
-        artefact.save(output)
     except (ArtefactError, TaskError) as error:
         _fail(str(error))
-    _out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
+    _save(artefact, output)
+    _out.print(escape(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}"))
 
 
 @app.command()
@@ -112,6 +115,27 @@ def tasks(name: Annotated[str, typer.Argument(help="Name or import path of the t
     except TaskError as error:
         _fail(str(error))
     _out.print(f"{task.name}: input {' x '.join(map(str, task.input_shape))}; labels {', '.join(task.labels)}")
+
+
+def _check_output(path: Path | None) -> None:
+    """Fail before the work, not after it, where no file can be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        _fail(f"{path} is a folder; name a file for the model, such as {path / 'model.pt'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        _fail(f"no model can be written to {path}: {error.strerror or error}")
+
+
+def _save(artefact: Artefact, path: Path) -> None:
+    try:
+        artefact.save(path)
+    except (OSError, RuntimeError) as error:  # torch writes, and a full disk is a RuntimeError to it
+        _fail(f"the model could not be written to {path}: {error}")
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -1,8 +1,10 @@
 """Starts the project's commands as real processes, and always ends them."""
 
+import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 COORDINATOR = Path(sys.executable).with_name("edge-coordinator")
@@ -41,28 +43,35 @@ class Coordinator:
         return self.process.returncode
 
 
-def start_client(*arguments: object) -> "subprocess.Popen[str]":
-    """Start `edge-client`."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def running(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
+    """Run `edge-client` for the length of a `with` block; it is killed at the end if it still runs."""
+    client = subprocess.Popen(
         [str(argument) for argument in (CLIENT, *arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    with client:
+        try:
+            yield client
+        finally:
+            client.kill()
 
 
 def train_on_devices(address: str, session: str, count: int, folder: Path, *settings: str) -> list[str]:
-    """Train on `count` device processes at once, save each one's model in `folder`, and return what they printed."""
-    clients = []
-    for index in range(count):
-        place = f"--coordinator {address} --session {session} --device device-{index} --index {index} --count {count}"
-        options = [part for setting in settings for part in ("-c", setting)]
-        clients.append(start_client("train", *place.split(), *options, "--output", folder / f"{index}.pt"))
-    try:
+    """Train on `count` device processes at once, save each one's model in `folder`, and return what they printed.
+
+    A setting may have the device's number as `{index}`.
+    """
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for index in range(count):
+            place = f"--coordinator {address} --session {session} --device d{index} --index {index} --count {count}"
+            options = [part for setting in settings for part in ("-c", setting.format(index=index))]
+            output = ["--output", folder / f"{index}.pt"]
+            clients.append(stack.enter_context(running("train", *place.split(), *options, *output)))
         outputs = [client.communicate(timeout=DEADLINE_S)[0] for client in clients]
-    finally:
-        for client in clients:
-            client.kill()
-    for client, output in zip(clients, outputs, strict=True):
-        assert client.returncode == 0, output
+        for client, output in zip(clients, outputs, strict=True):
+            assert client.returncode == 0, output
     return outputs

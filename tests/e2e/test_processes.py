@@ -1,12 +1,12 @@
 """One coordinator and several devices, each a process of its own, on loopback."""
 
+import contextlib
 import signal
 import subprocess
-import time
 
 import pytest
 import torch
-from processes import CLIENT, COORDINATOR, Coordinator, start_client, train_on_devices
+from processes import CLIENT, COORDINATOR, Coordinator, running, train_on_devices
 
 from benchmarks.union_batch import train_union
 from coordinator.watch import follow
@@ -69,14 +69,7 @@ def test_local_scope_ends_with_one_model(tmp_path):
 
 def test_devices_that_begin_with_other_weights_take_those_of_the_session(tmp_path):
     with Coordinator("seeds", 2) as coordinator:
-        clients = []
-        for index in range(2):
-            arguments = f"--coordinator {coordinator.address} --session seeds --device d{index} -c steps=3"
-            output = tmp_path / f"{index}.pt"
-            clients.append(start_client("train", *arguments.split(), "-c", f"seed={index}", "--output", output))
-        for client in clients:
-            output, _ = client.communicate(timeout=120)
-            assert client.returncode == 0, output
+        train_on_devices(coordinator.address, "seeds", 2, tmp_path, "steps=3", "seed={index}")
     assert_bit_identical([Artefact.load(tmp_path / f"{index}.pt").weights for index in range(2)])
 
 
@@ -86,13 +79,13 @@ def wait_for_step(address: str) -> None:
 
 
 def test_a_killed_device_releases_the_others_with_a_reason():
-    with Coordinator("killed", 2) as coordinator:
-        arguments = f"--coordinator {coordinator.address} --session killed -c steps=100000 -c curvature=eva"
-        clients = [start_client("train", *arguments.split(), "--device", f"d{index}") for index in range(2)]
+    arguments = "--session killed -c steps=100000 -c curvature=eva"
+    with Coordinator("killed", 2) as coordinator, contextlib.ExitStack() as stack:
+        place = ("--coordinator", coordinator.address, *arguments.split())
+        clients = [stack.enter_context(running("train", *place, "--device", f"d{index}")) for index in range(2)]
         wait_for_step(coordinator.address)
         clients[0].kill()
         output, _ = clients[1].communicate(timeout=60)
-        clients[0].communicate()
         assert clients[1].returncode == 1
         assert "device 'd0' left in step" in output.replace("\n", " ")
         assert coordinator.wait() == 1
@@ -100,40 +93,37 @@ def test_a_killed_device_releases_the_others_with_a_reason():
 
 def test_sigterm_ends_coordinator_and_device_in_order():
     with Coordinator("stopped", 1) as coordinator:
-        client = start_client(
-            "train", "--coordinator", coordinator.address, "--session", "stopped", "-c", "steps=100000"
-        )
-        wait_for_step(coordinator.address)
-        coordinator.process.send_signal(signal.SIGTERM)
-        output, _ = client.communicate(timeout=60)
+        place = f"--coordinator {coordinator.address} --session stopped -c steps=100000"
+        with running("train", *place.split()) as client:
+            wait_for_step(coordinator.address)
+            coordinator.process.send_signal(signal.SIGTERM)
+            output, _ = client.communicate(timeout=60)
         assert client.returncode == 1
         assert "the coordinator was stopped" in output.replace("\n", " ")
 
 
-def run_client(*arguments) -> tuple[int, str, float]:
-    began = time.monotonic()
-    client = start_client(*arguments)
-    output, _ = client.communicate(timeout=60)
-    return client.returncode, " ".join(output.split()), time.monotonic() - began
+def run_client(*arguments) -> tuple[int, str]:
+    with running(*arguments) as client:
+        output, _ = client.communicate(timeout=60)  # far more than the seconds it may wait, far less than for ever
+    return client.returncode, " ".join(output.split())
 
 
 def test_a_wrong_address_is_said_within_seconds():
-    code, output, seconds = run_client("train", "--coordinator", "127.0.0.1:9")
+    code, output = run_client("train", "--coordinator", "127.0.0.1:9")
     assert code == 1
     assert "error: no coordinator answers at 127.0.0.1:9 within 5 s" in output
-    assert seconds < 45
     assert "Traceback" not in output
 
 
 def test_a_session_that_does_not_exist_is_named():
     with Coordinator("leaves", 1) as coordinator:
-        code, output, _ = run_client("train", "--coordinator", coordinator.address, "--session", "trees")
+        code, output = run_client("train", "--coordinator", coordinator.address, "--session", "trees")
     assert code == 1
     assert "session 'trees' does not exist; sessions on this coordinator: 'leaves'" in output
 
 
 def test_an_unknown_setting_is_named():
-    code, output, _ = run_client("train", "-c", "stepz=3")
+    code, output = run_client("train", "-c", "stepz=3")
     assert code == 1
     assert "error: setting 'stepz' is unknown; known are task, steps" in output
 
