@@ -1,6 +1,7 @@
 """Starts the project's commands as real processes, and always ends them."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def running(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
     with client:
         try:

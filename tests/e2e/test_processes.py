@@ -29,12 +29,12 @@ def assert_bit_identical(weights):
 
 @pytest.mark.parametrize(
     "options",
-    # Damping below the curvature's rounding error would amplify the order in which float32 sums are formed.
-    [("curvature=kfac", "lr=0.03", "damping=0.03", "momentum=0"), ("curvature=eva", "lr=0.01")],
+    # The smaller the damping, the more it amplifies the order in which float32 sums are formed.
+    [("curvature=kfac", "damping=0.03"), ("curvature=eva",)],
     ids=["kfac", "eva"],
 )
 def test_shared_scope_is_training_on_the_union_batch(tmp_path, options):
-    options = (f"steps={STEPS}", *options)
+    options = (f"steps={STEPS}", "task=smooth_digits:SmoothDigitsTask", *options)
     with Coordinator("union", DEVICES) as coordinator:
         train_on_devices(coordinator.address, "union", DEVICES, tmp_path, *options)
         assert coordinator.wait() == 0
