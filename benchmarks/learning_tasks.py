@@ -41,7 +41,7 @@ class LearningTask:
         outputs = model(self.test.inputs)
         model.train(was_training)
         if self.metric == "loss":
-            return self.loss(outputs, self.test.targets).item()
+            return float(self.loss(outputs, self.test.targets))
         return (outputs.argmax(dim=-1) == self.test.targets).float().mean().item()
 
     def is_reached(self, value: float) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 
 from benchmarks.trials import learning_task
 
@@ -20,10 +21,21 @@ _CURVES = 3
 class Shown(Protocol):
     """What a plot needs of a study."""
 
-    task: str
-    method: str
-    family: str
-    curve: list[tuple[int, float]]
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def family(self) -> str:
+        """What the method is compared as."""
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Batches of each device, and the metric."""
 
     @property
     def median(self) -> float:
@@ -43,7 +55,7 @@ def plot_convergence(path: Path, studies: Sequence[Shown]) -> None:
     plt.close(figure)
 
 
-def _draw_curves(axes: plt.Axes, name: str, studies: Sequence[Shown]) -> None:
+def _draw_curves(axes: Axes, name: str, studies: Sequence[Shown]) -> None:
     task = learning_task(name)
     for family, colour in _COLOURS.items():
         best = [study for study in studies if study.family == family][:_CURVES]
@@ -58,7 +70,7 @@ def _draw_curves(axes: plt.Axes, name: str, studies: Sequence[Shown]) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_bars(axes: plt.Axes, name: str, studies: Sequence[Shown]) -> None:
+def _draw_bars(axes: Axes, name: str, studies: Sequence[Shown]) -> None:
     budget = learning_task(name).budget
     shown = list(reversed(studies))
     lengths = [min(study.median, budget) for study in shown]

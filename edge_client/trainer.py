@@ -100,7 +100,7 @@ class Trainer:
         loss = 0.0
         self.model.train()
         for _ in range(steps):
-            taken = self._train_batch()
+            taken = self.train_batch()
             loss += taken.loss / steps
             if on_step is not None:
                 on_step(taken)
@@ -115,15 +115,13 @@ class Trainer:
             weights_digest=weights_digest(self.model),
         )
 
-    def evaluate(self) -> Evaluation:
-        """Try the model on this device's held-out samples."""
-        return evaluate(self.model, self.task, self._held_out)
+    def train_batch(self) -> TrainedStep:
+        """Take one step: one batch, exchange, invert, update.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's state, for another trainer that goes on."""
-        return self.optimizer.state_dict()
+        Raises:
+            ExchangeError: the session failed or went on without this device.
 
-    def _train_batch(self) -> TrainedStep:
+        """
         step = self.optimizer.steps
         every = self.settings.evaluate_every
         evaluation = self.evaluate() if every and step % every == 0 else None
@@ -143,6 +141,14 @@ class Trainer:
         if result is None:
             raise RuntimeError("the optimizer's step left no result")
         return TrainedStep(step, loss.item(), result.loss, result.devices)
+
+    def evaluate(self) -> Evaluation:
+        """Try the model on this device's held-out samples."""
+        return evaluate(self.model, self.task, self._held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state, for another trainer that goes on."""
+        return self.optimizer.state_dict()
 
 
 def device_seed(seed: int, index: int) -> int:

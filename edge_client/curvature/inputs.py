@@ -41,23 +41,34 @@ class Inputs(ABC):
 
 
 class DenseInputs(Inputs):
-    """Inputs that are kept as they are: `rows` is `[blocks, batch, shared, in]`."""
+    """Inputs that are kept as they are: `rows` is `[blocks, batch, shared, features]`.
 
-    def __init__(self, rows: Tensor) -> None:
+    With a bias a last input follows the features that is always 1; it is not stored.
+    """
+
+    def __init__(self, rows: Tensor, *, has_bias: bool) -> None:
         self.rows = rows
+        self.has_bias = has_bias
 
     def second_moment(self, sharing: WeightSharing) -> Tensor:
         """Return the factor A, `[blocks, in, in]`: see `Inputs.second_moment`."""
         rows = self.rows.mean(dim=2) if sharing == "reduce" else self.rows.flatten(1, 2)
-        return rows.mT @ rows / self.rows.shape[1]
+        moment = rows.mT @ rows
+        if self.has_bias:
+            sums = rows.sum(dim=1)
+            count = sums.new_full((len(sums), 1), rows.shape[1])
+            moment = torch.cat([moment, sums.unsqueeze(1)], dim=1)
+            moment = torch.cat([moment, torch.cat([sums, count], dim=1).unsqueeze(2)], dim=2)
+        return moment / self.rows.shape[1]
 
     def mean(self) -> Tensor:
         """Return the mean over samples and shared positions, `[blocks, in]`."""
-        return self.rows.mean(dim=(1, 2))
+        mean = self.rows.mean(dim=(1, 2))
+        return torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1) if self.has_bias else mean
 
     def regrouped(self, samples: int) -> "DenseInputs":
         """Return the inputs with `samples` samples: see `Inputs.regrouped`."""
-        return DenseInputs(regroup(self.rows, samples))
+        return DenseInputs(regroup(self.rows, samples), has_bias=self.has_bias)
 
 
 class OneHotInputs(Inputs):
@@ -95,11 +106,14 @@ def regroup(rows: Tensor, samples: int) -> Tensor:
 
 def join_uses(uses: Sequence[Inputs]) -> Inputs:
     """Return the inputs of a module that was used several times in one forward: its uses share the weight."""
+    if len(uses) == 1:
+        return uses[0]
     first = uses[0]
     if isinstance(first, OneHotInputs):
         indices = [use.indices for use in uses if isinstance(use, OneHotInputs)]
         return OneHotInputs(torch.cat(indices, dim=1), first.size, first._dtype)
-    return DenseInputs(torch.cat([use.rows for use in uses if isinstance(use, DenseInputs)], dim=2))
+    dense = [use for use in uses if isinstance(use, DenseInputs)]
+    return DenseInputs(torch.cat([use.rows for use in dense], dim=2), has_bias=dense[0].has_bias)
 
 
 def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:

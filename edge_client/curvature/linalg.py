@@ -4,6 +4,7 @@ What fails climbs a ladder, and `CurvatureError` is at its end: the matrix as it
 diagonal raised, by 1e-6 of the mean eigenvalue first and then by tenfold steps up to all of it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TypeVar
@@ -45,6 +46,12 @@ def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
     return matrix + matrix.triu(1).mT
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    # The sum decides nearly always, in one pass; it may overflow itself.
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
+
+
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (clamped to at least 0) and eigenvectors of positive semi-definite matrices.
 
@@ -58,7 +65,7 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
         CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
 
     """
-    values, vectors = _climb(matrix, torch.linalg.eigh, lambda pair: bool(_are_finite(*pair)))
+    values, vectors = _climb(matrix, torch.linalg.eigh, lambda pair: all(map(is_finite, pair)))
     return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
 
 
@@ -77,7 +84,7 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
 
     """
     damped = matrix + torch.diag_embed(damping.unsqueeze(-1).expand(matrix.shape[:-1]).to(matrix.dtype))
-    inverse = _climb(damped, _cholesky_inverse, lambda result: bool(_are_finite(result)))
+    inverse = _climb(damped, _cholesky_inverse, is_finite)
     return inverse.to(matrix.dtype)
 
 
@@ -86,7 +93,7 @@ def _cholesky_inverse(matrix: Tensor) -> Tensor:
 
 
 def _climb(matrix: Tensor, attempt: Callable[[Tensor], T], is_good: Callable[[T], bool]) -> T:
-    if not matrix.isfinite().all():
+    if not is_finite(matrix):
         raise CurvatureError("the matrix has values that are not finite")
     for candidate in _ladder((matrix + matrix.mT) / 2):
         try:
@@ -107,7 +114,3 @@ def _ladder(symmetric: Tensor) -> Iterator[Tensor]:
     unit = torch.eye(double.shape[-1], dtype=torch.float64, device=double.device)
     for part in _RAISES:
         yield double + part * mean * unit
-
-
-def _are_finite(*tensors: Tensor) -> Tensor:
-    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all()

@@ -59,7 +59,7 @@ class Layer(ABC):
 
     @abstractmethod
     def inputs(self, x: Tensor) -> Inputs:
-        """Return the module's input in the common format, the bias's column of ones included."""
+        """Return the module's input in the common format, the bias's constant input included."""
 
     @abstractmethod
     def output_gradients(self, gradient: Tensor) -> Tensor:
@@ -80,7 +80,6 @@ class Layer(ABC):
             "bias": matrix[..., -1].reshape(self.parameters["bias"].shape),
         }
 
-    def _with_ones(self, rows: Tensor) -> DenseInputs:
-        """Return rows `[blocks, batch, shared, in]` in the weight's dtype, with the bias's column."""
-        rows = rows.to(self.weight.dtype)
-        return DenseInputs(torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1) if self.has_bias else rows)
+    def _dense(self, rows: Tensor) -> DenseInputs:
+        """Return rows `[blocks, batch, shared, features]` as inputs in the weight's dtype."""
+        return DenseInputs(rows.to(self.weight.dtype), has_bias=self.has_bias)

@@ -33,7 +33,7 @@ class ConvolutionLayer(Layer):
             kernel, dilation, stride, padding = (1, *kernel), (1, *dilation), (1, *stride), (0, *padding)
         patches = F.unfold(x.to(self.weight.dtype), kernel, dilation, padding, stride)
         # Channels come before the kernel's positions in a patch, so those of a group are together.
-        return self._with_ones(self._by_group(patches))
+        return self._dense(self._by_group(patches))
 
     def output_gradients(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the output as `[groups, batch, positions, out]`."""

@@ -18,7 +18,7 @@ class LinearLayer(Layer):
 
     def inputs(self, x: Tensor) -> DenseInputs:
         """Return the input as `[1, batch, shared, in]`."""
-        return self._with_ones(x.reshape(1, len(x), -1, x.shape[-1]))
+        return self._dense(x.reshape(1, len(x), -1, x.shape[-1]))
 
     def output_gradients(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the output as `[1, batch, shared, out]`."""

@@ -23,7 +23,7 @@ class NormalisationLayer(Layer):
 
     def inputs(self, x: Tensor) -> DenseInputs:
         """Return the normalised input as `[channels, batch, positions, 1 or 2]`."""
-        return self._with_ones(self._by_channel(self._normalised(x.to(self.weight.dtype))))
+        return self._dense(self._by_channel(self._normalised(x.to(self.weight.dtype))))
 
     def output_gradients(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the output as `[channels, batch, positions, 1]`."""

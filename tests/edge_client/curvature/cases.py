@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture
+from edge_client.curvature.inputs import DenseInputs
 from edge_client.curvature.layers import Layer, supported_layer
 
 BATCH = 6
@@ -88,6 +89,7 @@ def matrix_of(layer: Layer) -> Tensor:
 def dense_rows(captured: Captured) -> Tensor:
     """Return the inputs as `[blocks, batch, shared, in]`, whatever their form."""
     a = captured.a
-    if hasattr(a, "rows"):
-        return a.rows
+    if isinstance(a, DenseInputs):
+        ones = a.rows.new_ones(*a.rows.shape[:-1], 1)
+        return torch.cat([a.rows, ones], dim=-1) if a.has_bias else a.rows
     return torch.nn.functional.one_hot(a.indices, a.size).double().unsqueeze(0)

@@ -26,7 +26,7 @@ def batch(seed: int, dtype: torch.dtype = torch.float32):
     a, g, gradient = (
         torch.randn(size, generator=generator, dtype=dtype) for size in [(1, 6, 2, 4), (1, 6, 2, 3), (1, 3, 4)]
     )
-    return DenseInputs(a), g, gradient
+    return DenseInputs(a, has_bias=False), g, gradient
 
 
 def updated(estimator: Estimator, *batches) -> Estimator:
@@ -175,9 +175,9 @@ def test_an_inverse_that_grows_is_stabilised():
 def test_statistics_of_a_union_are_the_weighted_mean_of_the_parts(name):
     a, g = torch.randn(1, 10, 3, 4, dtype=torch.float64), torch.randn(1, 10, 3, 3, dtype=torch.float64)
     estimator = make(name)
-    whole = estimator.statistics(DenseInputs(a), g)
-    small = estimator.statistics(DenseInputs(a[:, :3]), g[:, :3])
-    large = estimator.statistics(DenseInputs(a[:, 3:]), g[:, 3:])
+    whole = estimator.statistics(DenseInputs(a, has_bias=False), g)
+    small = estimator.statistics(DenseInputs(a[:, :3], has_bias=False), g[:, :3])
+    large = estimator.statistics(DenseInputs(a[:, 3:], has_bias=False), g[:, 3:])
     assert whole.keys() == estimator.statistic_shapes.keys()
     for statistic, shape in estimator.statistic_shapes.items():
         assert tuple(whole[statistic].shape) == shape
@@ -214,7 +214,10 @@ def test_state_goes_on_bit_identically(name, inversion, tmp_path):
 @pytest.mark.parametrize("inversion", ["cholesky", "eigen"])
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e15])
 def test_degenerate_statistics_give_finite_directions(name, inversion, scale):
-    a, g = DenseInputs(torch.ones(1, 4, 1, 4) * scale), torch.ones(1, 4, 1, 3) * scale  # rank one at most
+    a, g = (
+        DenseInputs(torch.ones(1, 4, 1, 4) * scale, has_bias=False),
+        torch.ones(1, 4, 1, 3) * scale,
+    )  # rank one at most
     estimator = updated(make(name, inversion=inversion), (a, g, torch.ones(1, 3, 4) * scale))
     estimator.refresh(max(1e-3 * estimator.trace, 1e-20))
     assert estimator.precondition(torch.ones(1, 3, 4) * scale).isfinite().all()
