@@ -174,7 +174,7 @@ def table(studies: list[Study]) -> str:
                 else ["-"] * 4
             )
             exchanges = f"{s.exchanges:g}" if is_reached else "-"
-            tuned = "default" if s.method == DEFAULT else f"{s.tuned} {s.value:g}"
+            tuned = "default" if s.method.endswith("untuned") else f"{s.tuned} {s.value:g}"
             rows.append([s.method, tuned, median, f"{shown[0]} to {shown[-1]}", exchanges, *costs])
         header = ["method", "tuned", "batches", "seeds", "exchanges", "MB each way", "device s"]
         parts.append(markdown_table([*header, *(f"s at {link} Mbit/s" for link in LINKS_MBIT_S)], rows) + "\n")

@@ -42,7 +42,7 @@ class LearningTask:
         model.train(was_training)
         if self.metric == "loss":
             return float(self.loss(outputs, self.test.targets))
-        return (outputs.argmax(dim=-1) == self.test.targets).float().mean().item()
+        return float((outputs.argmax(dim=-1) == self.test.targets).float().mean())
 
     def is_reached(self, value: float) -> bool:
         """Whether a value of the metric has reached the target."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.learning_tasks import LearningTask
 from edge_client import NewtonOptimizer
+from edge_client.curvature import ESTIMATORS
 
 Family = Literal["ours", "first-order", "second-order peer"]
 Batch = tuple[Tensor, Tensor]
@@ -180,6 +181,12 @@ def _ours(**options: Any) -> Callable[..., Run]:
     return lambda model, task, value: NewtonRun(model, task, update_clip=value, **options)
 
 
+def _untuned(estimator: str) -> Method:
+    """Return one of our other estimators, with its own defaults."""
+    clip = ESTIMATORS[estimator].defaults.update_clip
+    return Method(f"EdgeNewton {estimator}, untuned", "ours", "update_clip", [clip], _ours(curvature=estimator))
+
+
 _RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 _SGD_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 _PARTS = (0.0125, 0.025, 0.05, 0.1, 0.2)
@@ -250,10 +257,6 @@ METHODS = [
             ]
         ),
     ),
-    Method("EdgeNewton eva", "ours", "update_clip", _PARTS, _ours(curvature="eva")),
-    Method("EdgeNewton foof", "ours", "update_clip", _PARTS, _ours(curvature="foof")),
-    Method("EdgeNewton mkor", "ours", "update_clip", _PARTS, _ours(curvature="mkor")),
-    Method("EdgeNewton inputs_and_gradients", "ours", "update_clip", _PARTS, _ours(curvature="inputs_and_gradients")),
-    Method("EdgeNewton gradients", "ours", "update_clip", _PARTS, _ours(curvature="gradients")),
+    *[_untuned(name) for name in ESTIMATORS if name != "kfac"],
 ]
 """FedAdam is not among them: its clients' rate is that which was best for FedAvg."""

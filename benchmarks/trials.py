@@ -148,6 +148,8 @@ def device_seconds_per_batch(task_name: str, method: Method, value: float, batch
 def values_to_try(method: Method, best_of: dict[float, Trial], extensions: int = 3) -> Iterator[float]:
     """Yield the grid, then values beyond it for as long as the best lies at an edge."""
     yield from method.grid
+    if len(method.grid) == 1:
+        return
     lowest, highest = min(method.grid), max(method.grid)
     ratio = method.grid[1] / method.grid[0]
     for _ in range(extensions):
