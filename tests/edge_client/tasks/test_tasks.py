@@ -240,7 +240,7 @@ class Unfinished(Task):
 
 class Nameless(Task):
     name = "nameless"
-    model = train_data = test_data = prepare = DigitsTask.model
+    model = train_data = test_data = decode = DigitsTask.model
 
 
 my_instance = MyTask()
