@@ -80,8 +80,9 @@ def make_engine(name: EngineName, artefact: Artefact, task: Task) -> Engine:
         case "export":
             return ExportEngine(artefact, task)
         case "onnx":
-            from edge_client.inference.onnx_engine import OnnxEngine
+            from edge_client.inference.onnx_engine import OnnxEngine, import_onnx
             from edge_client.inference.onnx_export import to_onnx
 
+            import_onnx("onnxruntime")  # before the export, which takes seconds
             return OnnxEngine(to_onnx(artefact, task))
     raise ValueError(f"engine {name!r} is unknown; known are {', '.join(ENGINES)}")
