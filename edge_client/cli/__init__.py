@@ -4,6 +4,7 @@ import typer
 
 from edge_client.cli.export import export
 from edge_client.cli.recognise import predict, tasks
+from edge_client.cli.serve import serve
 from edge_client.cli.train import train
 
 app = typer.Typer(
@@ -11,7 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for _command in (train, predict, export, tasks):
+for _command in (train, predict, export, serve, tasks):
     app.command()(_command)
 
 

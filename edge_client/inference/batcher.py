@@ -1,12 +1,14 @@
 """Dynamic batching: requests that come while the model is busy are answered together, in its next run.
 
 An idle model starts at once, so that batching costs a lone request nothing. The model runs in a thread of its own,
-samples are decoded in others, and the event loop stays free.
+samples are decoded in others, and the event loop stays free; only a model that has proved quicker than a change of
+threads runs on the event loop itself.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 
 DECODERS = 2
 """Threads that decode images and sounds."""
+QUICK_S = 0.001
+"""A model whose runs take less runs on the event loop."""
+_FADING = 0.9
+"""With each run, so much is left of the slowest run so far."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,23 @@ class Batcher:
         max_batch: samples in a run of the model at most; a larger request is refused.
         max_waiting: samples that wait at most; a request beyond it is refused at once.
         on_batch: told of each run.
+        quick_s: a model whose runs take less runs on the event loop.
 
     """
 
     def __init__(
-        self, max_batch: int, max_waiting: int, on_batch: Callable[[BatchReport], None] = lambda _: None
+        self,
+        max_batch: int,
+        max_waiting: int,
+        on_batch: Callable[[BatchReport], None] = lambda _: None,
+        quick_s: float = QUICK_S,
     ) -> None:
         self.queue: BatchQueue[_Request] = BatchQueue(max_batch, max_waiting)
         self.serving: Serving | None = None
         """The model that the next batch runs on; assign to swap it."""
         self._on_batch = on_batch
+        self._quick_s = quick_s
+        self._slowest_s = math.inf
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._is_busy = False
@@ -143,6 +156,14 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
+        if self._slowest_s < self._quick_s:
+            quick: Future[Answer] = Future()
+            try:
+                quick.set_result(self._run(self.serving, taken.batch))
+            except Exception as error:  # whatever the model raises is handed back, as from the thread
+                quick.set_exception(error)
+            self._finish(taken.batch, quick)
+            return
         future = self._model_thread.submit(self._run, self.serving, taken.batch)
         future.add_done_callback(partial(self._hand_back, loop, taken.batch))
 
@@ -151,7 +172,9 @@ class Batcher:
         parts = [request.raw for request in batch if request.raw is not None]
         raw = parts[0] if len(parts) == 1 else torch.cat(parts)
         answer = Answer(serving.recognizer.probabilities(raw), serving)
-        self._on_batch(BatchReport(len(batch), len(raw), time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self._slowest_s = max(seconds, _FADING * self._slowest_s) if math.isfinite(self._slowest_s) else seconds
+        self._on_batch(BatchReport(len(batch), len(raw), seconds))
         return answer
 
     def _hand_back(self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[Answer]") -> None:
@@ -172,7 +195,7 @@ class Batcher:
                 place += request.samples
                 if not request.answer.done():
                     request.answer.set_result(Answer(rows, answer.serving))
-        self._start_next()
+        self._schedule()
 
     def _fail(self, request: _Request, error: RequestError) -> None:
         if not request.answer.done():

@@ -94,7 +94,7 @@ class HeldModel:
 
 async def held_batcher(max_batch=4, max_waiting=6):
     """Return a batcher whose model is at work on a request, that request, and the model."""
-    model, batcher = HeldModel(), Batcher(max_batch, max_waiting)
+    model, batcher = HeldModel(), Batcher(max_batch, max_waiting, quick_s=0.0)
     batcher.serving = Serving(1, model)
     first = asyncio.create_task(batcher.submit(torch.tensor([[0.0]]), 1, 30))
     await asyncio.to_thread(model.began.acquire)
