@@ -119,6 +119,11 @@ class ModelStore:
                 self.reject(str(error))
         raise StoreError(f"the model store {self.folder} holds no model that can be used")
 
+    @property
+    def serving_path(self) -> Path | None:
+        """File of the serving version's artefact; None in an empty store."""
+        return self._model_path(self.serving.version) if self.serving is not None else None
+
     def promote(self, artefact: Artefact, accuracy: float | None = None) -> Version:
         """Add a version, and make it the serving one.
 
