@@ -3,6 +3,7 @@
 import typer
 
 from edge_client.cli.daemon import daemon, promote, status
+from edge_client.cli.evaluate import evaluate
 from edge_client.cli.export import export
 from edge_client.cli.recognise import predict, tasks
 from edge_client.cli.serve import serve
@@ -13,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for _command in (train, predict, export, serve, daemon, status, promote, tasks):
+for _command in (train, predict, evaluate, export, serve, daemon, status, promote, tasks):
     app.command()(_command)
 
 

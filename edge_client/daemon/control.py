@@ -16,14 +16,14 @@ import grpc.aio
 from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
-from edge_client.daemon.trainer_host import BusyError, JobError
-from edge_client.daemon.trainer_process import (
+from edge_client.daemon.messages import (
     DataMessage,
     EvaluateMessage,
     InitialWeightsMessage,
     Trained,
     TrainMessage,
 )
+from edge_client.daemon.trainer_host import BusyError, JobError
 from edge_client.exchange import Evaluation
 from edge_client.inference import ArtefactError
 from edge_client.inference.store import StoreError

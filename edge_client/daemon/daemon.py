@@ -15,9 +15,9 @@ import torch
 
 from edge_client.daemon.config import DaemonConfig
 from edge_client.daemon.control import ControlServer
+from edge_client.daemon.messages import Job, Result, Start, Trained, TrainMessage
 from edge_client.daemon.notify import notify, watchdog_interval_s
 from edge_client.daemon.trainer_host import TrainerHost
-from edge_client.daemon.trainer_process import Job, Result, Start, Trained, TrainMessage
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.errors import OverloadedError
 from edge_client.inference.gate import AccuracyGate

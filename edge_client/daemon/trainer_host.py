@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncGenerator
 from multiprocessing.connection import Connection
 
-from edge_client.daemon.trainer_process import Failed, Job, Result, Start
+from edge_client.daemon.messages import Failed, Job, Result, Start
 from edge_client.trainer import TrainedStep
 
 log = logging.getLogger(__name__)

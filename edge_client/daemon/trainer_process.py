@@ -12,98 +12,34 @@ import queue
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edge_client.daemon.config import LogConfig
 from edge_client.daemon.logs import set_up_log
-from edge_client.exchange import Evaluation, ExchangeError
+from edge_client.daemon.messages import (
+    DataMessage,
+    EvaluateMessage,
+    Failed,
+    InitialWeightsMessage,
+    Job,
+    Result,
+    Start,
+    Trained,
+    TrainMessage,
+)
+from edge_client.exchange import ExchangeError
 from edge_client.files import write_atomically
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.jobs import DeviceData, TrainJob, evaluate_weights, initial_weights, read_weights, train
 from edge_client.jobs import dump_weights as dump
 from edge_client.settings import SettingsError, check_settings
 from edge_client.tasks import TaskError, load_task
-from edge_client.trainer import TrainedStep, TrainingReport
+from edge_client.trainer import TrainedStep
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """How the process is to be; sent first."""
-
-    state_dir: Path
-    threads: int
-    nice: int
-    log: LogConfig
-
-
-@dataclass(frozen=True)
-class DataMessage:
-    """A `DeviceData` on its way."""
-
-    settings: dict[str, Any]
-    index: int = 0
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class TrainMessage:
-    """A `TrainJob` on its way."""
-
-    data: DataMessage
-    run: str
-    coordinator: str
-    session: str
-    device: str
-    steps: int
-    weights: bytes
-    serving: Path | None
-    """The model to compare the result with, if the gate wants it."""
-
-
-@dataclass(frozen=True)
-class EvaluateMessage:
-    """Weights to be tried."""
-
-    data: DataMessage
-    weights: bytes
-
-
-@dataclass(frozen=True)
-class InitialWeightsMessage:
-    """Settings whose weights are wanted."""
-
-    data: DataMessage
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A job's result."""
-
-    report: TrainingReport
-    weights: bytes
-    model: Path
-    """File of the artefact."""
-    accuracy: float
-    serving_accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Why a job failed, for a person."""
-
-    reason: str
-
-
-Job = TrainMessage | EvaluateMessage | InitialWeightsMessage
-Result = Trained | Evaluation | bytes | Failed
-"""What ends a job; a training sends a `TrainedStep` for each step before it."""
 
 
 class Worker:
