@@ -35,6 +35,10 @@ class KeywordsTask(Task):
     input_shape = (1, 40, 50)
     raw_shape = (LENGTH,)
 
+    def __init__(self) -> None:
+        # Made here and not when it is first needed, which may be while a graph is exported.
+        self._front_end = LogMel(RATE)
+
     def model(self) -> nn.Module:
         """Return a small convolutional network."""
         return nn.Sequential(
@@ -89,7 +93,7 @@ class KeywordsTask(Task):
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return waveforms `[n, 16000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
-        inputs: Tensor = _front_end()(raw)
+        inputs: Tensor = self._front_end(raw)
         return inputs
 
     def true_label(self, sample: object) -> str | None:
@@ -112,12 +116,6 @@ class KeywordsTask(Task):
         label = self.labels[int(clips.words[clips.held_out[index]])]
         write_wav(path, clips.recording(index), label)
         return label
-
-
-@cache
-@torch.inference_mode(False)
-def _front_end() -> LogMel:
-    return LogMel(RATE)
 
 
 @cache

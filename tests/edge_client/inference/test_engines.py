@@ -20,7 +20,7 @@ from edge_client.tasks import Partition, SampleError, load_task
 from edge_client.tasks.digits import DigitsTask
 from edge_client.trainer import Trainer
 
-TASKS = ("digits", "keywords")
+TASKS = ("digits", "keywords", "motion")
 
 
 def artefact_of(name: str) -> Artefact:
