@@ -52,7 +52,7 @@ TARGETS = {
     "p99_training_over_idle": "at most 3",
 }
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 Figures = dict[str, list[Measured]]
 """What was measured, once per round: "ours, gRPC, 16 clients" and so on."""
 
@@ -329,9 +329,9 @@ def report(figures: Figures, versions: dict[str, str], missing: dict[str, str], 
     }
     fields = ("throughput", "p50_ms", "p99_ms")
     rows = [[name, *(f"{median(figures, name, field):,.3g}" for field in fields)] for name in figures]
-    console.print(markdown_table(["server, API, clients", "answers/s", "p50 ms", "p99 ms"], rows), soft_wrap=True)
+    console.print(markdown_table(["server, API, clients", "answers/s", "p50 ms", "p99 ms"], rows))
     reached = [[key, value, TARGETS[key]] for key, value in headline.items()]
-    console.print(markdown_table(["headline", "measured", "to reach"], reached), soft_wrap=True)
+    console.print(markdown_table(["headline", "measured", "to reach"], reached))
     results: dict[str, Any] = {
         "measured": {name: [asdict(measured) for measured in rounds] for name, rounds in figures.items()},
         "peer_versions": versions,
@@ -371,4 +371,6 @@ def plot(figures: Figures) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_show_locals=False)
+    app.command()(main)
+    app()

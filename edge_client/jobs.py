@@ -1,5 +1,6 @@
 """What a device can be asked to do with its data: the same code in a daemon and in Flower's ClientApp without one."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,12 @@ def initial_weights(settings: TrainSettings) -> Weights:
 
     """
     return copy_weights(build_model(load_task(settings.task), settings.seed))
+
+
+def dump_settings(settings: TrainSettings) -> str:
+    """Return settings as JSON that `check_settings` takes back."""
+    values = settings.model_dump(mode="python")
+    return json.dumps({name: "auto" if value is None else value for name, value in values.items()})
 
 
 def copy_weights(model: nn.Module) -> Weights:

@@ -11,7 +11,7 @@ from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
 from edge_client.exchange import Evaluation
-from edge_client.jobs import DeviceData, TrainJob, Weights, dump_weights, read_weights
+from edge_client.jobs import DeviceData, TrainJob, Weights, dump_settings, dump_weights, read_weights
 from edge_client.settings import TrainSettings
 from edge_client.trainer import TrainedStep, TrainingReport
 
@@ -99,7 +99,7 @@ class DaemonClient:
 
         """
         with _explained():
-            request = pb.InitialWeightsRequest(settings_json=settings.model_dump_json())
+            request = pb.InitialWeightsRequest(settings_json=dump_settings(settings))
             reply = self._stub.InitialWeights(request, timeout=_DEADLINE_S)
         return read_weights(reply.weights)
 
@@ -125,7 +125,7 @@ class DaemonClient:
 
 
 def _data(data: DeviceData) -> pb.DeviceData:
-    return pb.DeviceData(settings_json=data.settings.model_dump_json(), index=data.index, count=data.count)
+    return pb.DeviceData(settings_json=dump_settings(data.settings), index=data.index, count=data.count)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Worker:
 
     def _train(self, message: TrainMessage) -> Trained:
         data = self._data(message.data)
-        fixed = data.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads"})
+        fixed = data.settings.model_dump(exclude={"steps", "evaluate_every", "threads"})
         identity = {"run": message.run, "settings": fixed, "index": data.index, "count": data.count}
         goes_on = self._kept.get("identity") == identity
         job = TrainJob(

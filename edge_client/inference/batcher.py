@@ -29,7 +29,7 @@ DECODERS = 2
 QUICK_S = 0.001
 """A model whose runs take less runs on the event loop."""
 _FADING = 0.9
-"""With each run, so much is left of the slowest run so far."""
+"""Weight of the past in how long a run takes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Batcher:
         """The model that the next batch runs on; assign to swap it."""
         self._on_batch = on_batch
         self._quick_s = quick_s
-        self._slowest_s = math.inf
+        self._typical_s = math.inf
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._is_busy = False
@@ -156,7 +156,7 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
-        if self._slowest_s < self._quick_s:
+        if self._typical_s < self._quick_s:
             quick: Future[Answer] = Future()
             try:
                 quick.set_result(self._run(self.serving, taken.batch))
@@ -173,7 +173,8 @@ class Batcher:
         raw = parts[0] if len(parts) == 1 else torch.cat(parts)
         answer = Answer(serving.recognizer.probabilities(raw), serving)
         seconds = time.perf_counter() - began
-        self._slowest_s = max(seconds, _FADING * self._slowest_s) if math.isfinite(self._slowest_s) else seconds
+        past = self._typical_s if math.isfinite(self._typical_s) else seconds
+        self._typical_s = _FADING * past + (1 - _FADING) * seconds
         self._on_batch(BatchReport(len(batch), len(raw), seconds))
         return answer
 

@@ -1,8 +1,7 @@
 """The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -77,8 +76,10 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerMetadataResponse(name=server.name, version=server.version, extensions=server.extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        async with _explained(context):
+        try:
             model = self._service.model_metadata(request.name, request.version)
+        except errors.RequestError as error:
+            await _abort(context, error)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=model.name,
@@ -89,21 +90,22 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        async with _explained(context):
+        try:
             with self._service.metrics.request("grpc"):
                 response = await self._service.infer(read_request(request))
+        except (SampleError, errors.RequestError) as error:
+            await _abort(context, error)
         return write_response(response, is_raw=bool(request.raw_input_contents))
 
 
-@asynccontextmanager
-async def _explained(context: Context) -> AsyncIterator[None]:
-    """Answer an error that happens inside with its status code and its sentence."""
-    try:
-        yield
-    except SampleError as error:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except errors.RequestError as error:
-        await context.abort(_CODES.get(type(error), grpc.StatusCode.INTERNAL), str(error))
+async def _abort(context: Context, error: SampleError | errors.RequestError) -> NoReturn:
+    """Answer an error with its status code and its sentence."""
+    if isinstance(error, SampleError):
+        code = grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+    await context.abort(code, str(error))
+    raise AssertionError("abort does not return")
 
 
 def read_request(message: pb.ModelInferRequest) -> InferRequest:

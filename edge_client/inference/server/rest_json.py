@@ -50,7 +50,7 @@ class InputMessage(_Message):
     shape: list[Count]
     data: list[Any] | None = None
     """Elements, flat or nested; texts for BYTES."""
-    parameters: TensorParameters = TensorParameters()
+    parameters: TensorParameters = Field(default_factory=TensorParameters)
 
 
 class OutputParameters(_Message):
@@ -66,7 +66,7 @@ class OutputMessage(_Message):
     """An output that is requested."""
 
     name: str
-    parameters: OutputParameters = OutputParameters()
+    parameters: OutputParameters = Field(default_factory=OutputParameters)
 
 
 class RequestParameters(_Message):
@@ -82,9 +82,9 @@ class RequestMessage(_Message):
     """A request for inference."""
 
     inputs: list[InputMessage]
-    outputs: list[OutputMessage] = []
+    outputs: list[OutputMessage] = Field(default_factory=list)
     id: str = ""
-    parameters: RequestParameters = RequestParameters()
+    parameters: RequestParameters = Field(default_factory=RequestParameters)
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def read_request(model: str, version: str, body: bytes, json_length: str | None)
             raise BadRequestError(f"{JSON_LENGTH_HEADER} is {json_length!r}; the body has {len(body)} bytes")
         length = int(json_length)
     try:
-        message = RequestMessage.model_validate(json.loads(body[:length]))
+        message = RequestMessage.model_validate_json(body[:length])
     except ValidationError as error:
+        if any(problem["type"] == "json_invalid" for problem in error.errors()):
+            raise BadRequestError("the body is not JSON of the Open Inference Protocol") from None
         raise BadRequestError("; ".join(map(_describe, error.errors()))) from None
-    except (ValueError, RecursionError):
-        raise BadRequestError("the body is not JSON of the Open Inference Protocol") from None
     binary, inputs = memoryview(body)[length:], []
     for tensor in message.inputs:
         size = tensor.parameters.binary_data_size

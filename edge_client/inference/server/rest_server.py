@@ -11,9 +11,10 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from edge_client.inference import errors
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
@@ -36,7 +37,7 @@ _HEADERS = {
     # What is left of a body that is too large is not read.
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {"Connection": "close"},
 }
-_CLIENT_GONE = 499  # nginx's status for it; nobody reads the answer
+_PATIENCE_S = 0.05
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
 _FILE_BODY = {
@@ -48,7 +49,7 @@ _FILE_BODY = {
         },
     }
 }
-_REQUEST_SCHEMA = TypeAdapter(RequestMessage).json_schema(ref_template="#/components/schemas/{model}")
+_INFER_BODY = {"required": True, "content": {"application/json": {"schema": RequestMessage.model_json_schema()}}}
 
 
 class Recognition(BaseModel):
@@ -115,11 +116,8 @@ def _add_metadata(app: FastAPI, service: InferenceService) -> None:
 
 
 def _add_inference(app: FastAPI, service: InferenceService) -> None:
-    infer_body = {"requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST_SCHEMA}}}}
-
-    @app.post(_MODEL + "/infer", tags=["inference"], summary="Run the model on a batch", openapi_extra=infer_body)
-    @app.post(_VERSION + "/infer", tags=["inference"], summary="Run the version on a batch", openapi_extra=infer_body)
-    async def infer(model: str, request: Request, version: str = "") -> Response:
+    async def infer(request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params.get("version", "")
         with service.metrics.request("rest"):
             body = await _read_body(request, service.limits.max_request_bytes)
             parsed = read_request(model, version, body, request.headers.get(JSON_LENGTH_HEADER))
@@ -129,6 +127,15 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             return Response(content, media_type="application/json")
         headers = {JSON_LENGTH_HEADER: str(json_length)}
         return Response(content, headers=headers, media_type="application/octet-stream")
+
+    for path, names in ((_MODEL, ("model",)), (_VERSION, ("model", "version"))):
+        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+        documented = {"parameters": parameters, "requestBody": _INFER_BODY}
+        app.post(path + "/infer", tags=["inference"], summary="Run the model on a batch", openapi_extra=documented)(
+            infer
+        )
+        # The route above is for the page. This one goes first and answers, without FastAPI's share of the time.
+        app.router.routes.insert(0, Route(path + "/infer", infer, methods=["POST"]))
 
     @app.post("/recognize", tags=["inference"], summary="Recognise the file in the body", openapi_extra=_FILE_BODY)
     async def recognize(
@@ -179,15 +186,20 @@ async def _read_body(request: Request, limit: int) -> bytes:
 async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
     """Wait for an answer; give it up when the client goes away."""
     waiting = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
+    gone: asyncio.Task[None] | None = None
     try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        # Most answers come before it would be worth the while to look after the client.
+        await asyncio.wait((waiting,), timeout=_PATIENCE_S)
+        if not waiting.done():
+            gone = asyncio.create_task(_disconnected(request.receive))
+            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise ClientDisconnect
         return waiting.result()
     finally:
         waiting.cancel()
-        gone.cancel()
+        if gone is not None:
+            gone.cancel()
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:

@@ -10,7 +10,7 @@ from edge_client.cli import app
 from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.logs import JsonFormatter
 
-UNIT = Path(__file__).parents[3] / "packaging" / "systemd"
+UNIT = Path(__file__).parents[3] / "deploy" / "systemd"
 
 
 def written(folder, text):

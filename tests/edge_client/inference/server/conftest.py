@@ -1,54 +1,8 @@
-"""A real server process; these tests never import the server's own messages, which would meet tritonclient's."""
-
-import re
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-import torch
-
-from edge_client.inference import Artefact, Recognizer
-from edge_client.tasks.digits import DigitsTask
-
-
-@dataclass
-class Server:
-    """`edge-client serve`, and the same model in this process."""
-
-    process: "subprocess.Popen[str]"
-    grpc: str
-    rest: str
-    recognizer: Recognizer
-
-    def assert_alive(self) -> None:
-        assert self.process.poll() is None
+from server_process import serving
 
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    torch.manual_seed(1)
-    Artefact.of(DigitsTask(), "digits", DigitsTask().model(), 7).save(folder / "model.pt")
-    log = (folder / "log").open("w+")
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("edge-client"), "serve", folder / "model.pt", "--grpc-port=0", "--rest-port=0"],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        bufsize=1,
-    )
-    try:
-        line = process.stdout.readline()
-        found = re.search(r"gRPC on (\S+), REST on (\S+)", line)
-        assert found, f"the server did not say where it listens: {line} {Path(log.name).read_text()}"
-        yield Server(process, found[1], found[2], Recognizer.load(folder / "model.pt"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
-        assert "Traceback" not in Path(log.name).read_text()
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
+    with serving("digits", tmp_path_factory.mktemp("server")) as server:
+        yield server

@@ -1,6 +1,7 @@
 """The daemon as a process: what it is asked over its socket, and recognition meanwhile."""
 
 import json
+import os
 import pickle
 import signal
 import socket
@@ -18,6 +19,10 @@ import torch
 import tritonclient.grpc as triton
 from daemons import CLIENT, TASK, Daemon, artefact
 from edgenewton.v1 import device_pb2 as pb
+from processes import Coordinator
+
+sys.path.append(str(Path(__file__).parents[1] / "edge_client"))
+from test_client_app import context, rounds
 
 from coordinator.server import embedded_coordinator
 from coordinator.settings import SessionSettings
@@ -26,9 +31,6 @@ from edge_client.inference import Artefact, Recognizer
 from edge_client.jobs import DeviceData, TrainJob, dump_weights, initial_weights
 from edge_client.settings import TrainSettings
 from edge_client.trainer import Trainer, weights_digest
-
-sys.path.append(str(Path(__file__).parents[2] / "e2e"))
-from processes import Coordinator
 
 SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
 
@@ -173,6 +175,15 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
         assert evaluation == alone.evaluate()
 
 
+def test_flowers_client_app_asks_the_daemon_and_gets_the_same_as_when_it_trains_itself(daemon):
+    there = rounds(context(**{"daemon-socket": str(daemon.socket)}))
+    here = rounds(context())
+    assert there[1] == here[1]
+    assert there[2] == here[2]
+    with daemon.client() as client:
+        assert client.status().model.step == 5
+
+
 def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(daemon, tmp_path):
     with Coordinator("killed", 1) as coordinator:
         began, ended = threading.Event(), []
@@ -237,6 +248,22 @@ def request_of(given: TrainJob) -> pb.TrainRequest:
         steps=given.steps,
         weights=dump_weights(given.weights),
     )
+
+
+def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(daemon):
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+
+    def kill_trainer(_):
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    with daemon.client() as client:
+        with Coordinator("dies", 1) as coordinator:
+            with pytest.raises(DaemonError, match=r"the process that trains has died \(exit status -9\)"):
+                client.train(job(coordinator, "dies", initial_weights(SETTINGS), 100_000), kill_trainer)
+            assert coordinator.wait() == 1
+        assert client.initial_weights(SETTINGS).keys() == initial_weights(SETTINGS).keys()
+        assert "has died" in client.status().training.last
 
 
 def test_the_gate_keeps_a_worse_model_from_serving(tmp_path):
