@@ -122,8 +122,8 @@ def initial_weights(settings: TrainSettings) -> Weights:
 
 def dump_settings(settings: TrainSettings) -> str:
     """Return settings as JSON that `check_settings` takes back."""
-    values = settings.model_dump(mode="python")
-    return json.dumps({name: "auto" if value is None else value for name, value in values.items()})
+    # None stands for what suits the estimator, which is what a setting that is not named stands for, too.
+    return json.dumps(settings.model_dump(exclude_none=True))
 
 
 def copy_weights(model: nn.Module) -> Weights:

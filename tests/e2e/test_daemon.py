@@ -251,11 +251,10 @@ def request_of(given: TrainJob) -> pb.TrainRequest:
 
 
 def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(daemon):
-    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
-
     def kill_trainer(_):
-        for pid in children.read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
+        for children in Path(f"/proc/{daemon.process.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
 
     with daemon.client() as client:
         with Coordinator("dies", 1) as coordinator:
