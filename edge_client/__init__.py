@@ -1,7 +1,24 @@
 """The edge client: trains a model on a device together with other devices, and recognises with it."""
 
-from edge_client.exchange import GradientExchange
-from edge_client.inference import Recognizer
-from edge_client.optimizer import NewtonOptimizer
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_client.exchange import GradientExchange
+    from edge_client.inference import Recognizer
+    from edge_client.optimizer import NewtonOptimizer
 
 __all__ = ["GradientExchange", "NewtonOptimizer", "Recognizer"]
+
+_MODULES = {
+    "GradientExchange": "edge_client.exchange",
+    "NewtonOptimizer": "edge_client.optimizer",
+    "Recognizer": "edge_client.inference",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when asked for: an application that only recognises needs neither gRPC nor the optimizer.
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

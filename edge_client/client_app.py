@@ -1,28 +1,38 @@
 """Flower's ClientApp: one message trains many batches through the coordinator.
 
-A ClientApp's process may end after each message, so the optimizer's state travels in the context that Flower keeps
-for the node.
+A ClientApp's process may end after each message. Where a daemon lives on the device, it trains and keeps the
+optimizer's state, and the ClientApp only asks it, over the socket that the node's config or the environment names.
+Without one the ClientApp trains in its own process, and the state travels in the context that Flower keeps for the
+node.
 """
 
 import io
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from edge_client.exchange import ExchangeError, GradientExchange
+from edge_client import jobs
+from edge_client.daemon.client import DaemonClient, DaemonError
+from edge_client.daemon.config import SOCKET_VARIABLE
+from edge_client.exchange import Evaluation, ExchangeError
+from edge_client.jobs import DeviceData, TrainJob, Weights
 from edge_client.settings import SettingsError, TrainSettings, check_settings
-from edge_client.tasks import Partition, TaskError, load_task
-from edge_client.trainer import Trainer, build_model, evaluate
+from edge_client.tasks import TaskError
+from edge_client.trainer import TrainingReport
 
 log = logging.getLogger(__name__)
 
 app = ClientApp()
+
 
 _ERROR_CODE = 1
 _STATE_KEY = "optimizer"
@@ -37,40 +47,84 @@ def _explain_failures(handler: Handler) -> Handler:
     def answer(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except (ExchangeError, SettingsError, TaskError, ValueError) as error:
+        except (DaemonError, ExchangeError, SettingsError, TaskError, ValueError) as error:
             log.error("%s", error)
             return Message(Error(_ERROR_CODE, str(error)), reply_to=message)
 
     return answer
 
 
+class Worker(Protocol):
+    """Who does the work: the daemon, or this process."""
+
+    def initial_weights(self, settings: TrainSettings) -> Weights:
+        """Return the weights that a run begins with."""
+
+    def train(self, job: TrainJob) -> tuple[TrainingReport, Weights]:
+        """Train a job's steps; return the report and the weights."""
+
+    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
+        """Try weights on the device's held-out samples."""
+
+
+class OwnProcess:
+    """Trains in this process, and keeps the optimizer's state in Flower's context."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def initial_weights(self, settings: TrainSettings) -> Weights:
+        """Return the weights that a run begins with."""
+        return jobs.initial_weights(settings)
+
+    def train(self, job: TrainJob) -> tuple[TrainingReport, Weights]:
+        """Train a job's steps; return the report and the weights."""
+        outcome = jobs.train(job, _load_state(self._context))
+        _save_state(self._context, outcome.state)
+        return outcome.report, outcome.weights
+
+    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
+        """Try weights on the device's held-out samples."""
+        return jobs.evaluate_weights(data, weights)
+
+
+@contextmanager
+def _worker(context: Context) -> Iterator[Worker]:
+    socket = str(context.node_config.get("daemon-socket", os.environ.get(SOCKET_VARIABLE, "")))
+    if not socket:
+        yield OwnProcess(context)
+        return
+    with DaemonClient(Path(socket)) as daemon:
+        yield daemon
+
+
 @app.query()
 @_explain_failures
-def query(message: Message, context: Context) -> Message:  # noqa: ARG001
+def query(message: Message, context: Context) -> Message:
     """Check the settings and answer the initial weights."""
-    settings = _settings(message)
-    model = build_model(load_task(settings.task), settings.seed)
-    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict())}), reply_to=message)
+    with _worker(context) as worker:
+        weights = worker.initial_weights(_settings(message))
+    return Message(RecordDict({"arrays": ArrayRecord(weights)}), reply_to=message)
 
 
 @app.train()
 @_explain_failures
 def train(message: Message, context: Context) -> Message:
     """Train a round's batches in step with the other devices."""
-    settings = _settings(message)
     config = message.content.config_records["config"]
-    index, count = _partition(context)
-    device = f"device-{index}"
-    exchange = GradientExchange.join(str(config["coordinator"]), session=str(config["session"]), device=device)
-    try:
-        weights = message.content.array_records["arrays"].to_torch_state_dict()
-        trainer = Trainer(settings, index, count, exchange, weights, _load_state(context))
-        report = trainer.train(int(config["steps"]))  # type: ignore[arg-type]
-    except BaseException as error:
-        exchange.close(failure=str(error) or type(error).__name__)
-        raise
-    exchange.close()
-    _save_state(context, trainer.state_dict())
+    data = _data(message, context)
+    device = f"device-{data.index}"
+    job = TrainJob(
+        data=data,
+        run=str(context.run_id),
+        coordinator=str(config["coordinator"]),
+        session=str(config["session"]),
+        device=device,
+        steps=int(config["steps"]),  # type: ignore[arg-type]
+        weights=_weights(message),
+    )
+    with _worker(context) as worker:
+        report, weights = worker.train(job)
     metrics = MetricRecord(
         {
             "num-examples": report.samples,
@@ -82,7 +136,7 @@ def train(message: Message, context: Context) -> Message:
     )
     content = RecordDict(
         {
-            "arrays": ArrayRecord(trainer.model.state_dict()),
+            "arrays": ArrayRecord(weights),
             "metrics": metrics,
             "report": ConfigRecord({"device": device, "weights-digest": report.weights_digest}),
         }
@@ -94,16 +148,20 @@ def train(message: Message, context: Context) -> Message:
 @_explain_failures
 def evaluate_model(message: Message, context: Context) -> Message:
     """Try the model on this device's held-out samples."""
-    settings = _settings(message)
-    index, count = _partition(context)
-    task = load_task(settings.task)
-    weights = message.content.array_records["arrays"].to_torch_state_dict()
-    partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
-    result = evaluate(build_model(task, settings.seed, weights), task, task.test_data(partition))
+    with _worker(context) as worker:
+        result = worker.evaluate(_data(message, context), _weights(message))
     metrics = MetricRecord(
         {"num-examples": result.samples, "accuracy": result.correct / result.samples, "loss": result.loss}
     )
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _weights(message: Message) -> Weights:
+    return dict(message.content.array_records["arrays"].to_torch_state_dict())
+
+
+def _data(message: Message, context: Context) -> DeviceData:
+    return DeviceData(_settings(message), *_partition(context))
 
 
 def _settings(message: Message) -> TrainSettings:

@@ -1,10 +1,9 @@
 """The artefact of a model: one file with everything that recognition needs, and nothing that can run code."""
 
 import hashlib
+import io
 import json
-import os
 import pickle
-import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from edge_client.files import write_atomically
 from edge_client.tasks import Task, load_task
 
 FORMAT = "edgenewton-model"
@@ -103,17 +103,9 @@ class Artefact:
             "weights": self.weights,
             "digest": self.digest,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Self:

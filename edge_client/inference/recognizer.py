@@ -1,15 +1,19 @@
 """Recognition: raw samples in, labels with probabilities out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.tasks import Task, load_task
+from edge_client.inference.engine import Engine, EngineName, make_engine
+from edge_client.inference.model import ModelInfo
+from edge_client.inference.pipeline import shape_text
+from edge_client.tasks import SampleError, Task, TaskError, load_task
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,11 @@ class Prediction:
 
 
 class Recognizer:
-    """A trained model, ready to recognise.
+    """A trained model, ready to recognise. It may be used by one thread at a time.
+
+    Args:
+        artefact: the model.
+        engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
 
     Raises:
         ArtefactError: the artefact does not fit its task; the text names the first layer that differs.
@@ -32,33 +40,59 @@ class Recognizer:
 
     """
 
-    def __init__(self, artefact: Artefact) -> None:
-        self.artefact = artefact
-        self._task = load_task(artefact.task)
-        self._model = self._task.model()
-        difference = _difference(artefact, self._task, self._model.state_dict())
-        if difference is not None:
-            raise ArtefactError(f"the artefact does not fit task {artefact.task!r}: {difference}")
-        self._model.load_state_dict(artefact.weights)
-        self._model.eval()
+    def __init__(self, artefact: Artefact, engine: EngineName = "torch") -> None:
+        task = load_task(artefact.task)
+        self._set(ModelInfo.of(artefact, task), make_engine(engine, artefact, task), task)
+
+    def _set(self, info: ModelInfo, engine: Engine, task: Task | None) -> None:
+        self.info = info
+        self._engine = engine
+        self._task = task
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Return a recognizer for a model file.
+    def load(cls, path: str | Path, engine: EngineName | None = None) -> Self:
+        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
+
+        Args:
+            path: the file.
+            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
 
         Raises:
             ArtefactError: the file cannot be used; the text names it.
-            TaskError: its task cannot be loaded.
+            TaskError: the task of an artefact cannot be loaded.
 
         """
-        artefact = Artefact.load(Path(path))
+        path = Path(path)
         try:
-            return cls(artefact)
+            if path.suffix == ".onnx":
+                return cls._load_onnx(path, engine)
+            return cls(Artefact.load(path), engine or "torch")
         except ArtefactError as error:
-            raise ArtefactError(f"{path}: {error}") from None
+            text = str(error)
+            raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+    @classmethod
+    def _load_onnx(cls, path: Path, engine: EngineName | None) -> Self:
+        from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
+
+        if engine not in (None, "onnx"):
+            raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
+        loaded = OnnxEngine(read_onnx(path))
+        try:
+            task = load_task(loaded.info.task)
+        except TaskError:  # arrays can be recognised without the task's code
+            task = None
+        recognizer = cls.__new__(cls)
+        recognizer._set(loaded.info, loaded, task)
+        return recognizer
+
+    @property
+    def engine(self) -> str:
+        """What runs the model: "torch", "export" or "onnx"."""
+        return self._engine.name
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:
-        """Recognise raw samples, in one batch: whatever the task prepares, such as paths, images or arrays.
+        """Recognise raw samples, in one batch: whatever the task decodes, such as paths, images or arrays.
 
         Raises:
             SampleError: a sample cannot be used; nothing is recognised then.
@@ -66,38 +100,57 @@ class Recognizer:
         """
         if not samples:
             return []
-        inputs = torch.stack([self._task.prepare(sample) for sample in samples])
-        with torch.inference_mode():
-            rows = self._model(inputs).softmax(dim=1).tolist()
-        return [self._prediction(row) for row in rows]
+        return self.predictions(self.probabilities(torch.stack([self.decode(sample) for sample in samples])))
+
+    def decode(self, sample: object) -> Tensor:
+        """Return a raw sample as numbers, `[*raw_shape]` of `raw_dtype`.
+
+        Raises:
+            SampleError: it cannot be used.
+
+        """
+        if self._task is not None:
+            raw = self._task.decode(sample)
+        elif isinstance(sample, np.ndarray):
+            raw = torch.from_numpy(sample)
+        else:
+            raise SampleError(
+                f"the code of task {self.info.task!r} is not installed here, so that only decoded samples can be "
+                f"recognised: arrays {list(self.info.raw_shape)} of {self.info.raw_dtype}"
+            )
+        self.check(raw.unsqueeze(0))
+        return raw
+
+    def check(self, raw: Tensor) -> None:
+        """Check a batch of decoded samples.
+
+        Raises:
+            SampleError: its shape or dtype are not the model's, or it holds NaN or infinity.
+
+        """
+        if raw.dtype != self.info.torch_dtype:
+            given = str(raw.dtype).removeprefix("torch.")
+            raise SampleError(f"the sample holds {given}; the model expects {self.info.raw_dtype}")
+        if tuple(raw.shape[1:]) != self.info.raw_shape:
+            raise SampleError(
+                f"the sample is {shape_text(raw.shape[1:])}; the model expects {shape_text(self.info.raw_shape)}"
+            )
+        if raw.is_floating_point() and not raw.isfinite().all():
+            raise SampleError("the sample holds NaN or infinity")
+
+    def probabilities(self, raw: Tensor) -> Tensor:
+        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
+        return self._engine(raw)
+
+    def predictions(self, probabilities: Tensor) -> list[Prediction]:
+        """Return probabilities `[n, labels]` as predictions."""
+        return [self._prediction(row) for row in probabilities.tolist()]
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a raw sample carries itself, if it does."""
-        return self._task.true_label(sample)
+        return self._task.true_label(sample) if self._task is not None else None
 
     def _prediction(self, row: list[float]) -> Prediction:
-        probabilities = dict(zip(self.artefact.labels, row, strict=True))
+        probabilities = dict(zip(self.info.labels, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(label, probabilities[label], probabilities)
-
-
-def _difference(artefact: Artefact, task: Task, expected: Mapping[str, Tensor]) -> str | None:
-    """Return a phrase that says what first differs between an artefact and its task, or None."""
-    if artefact.input_shape != tuple(task.input_shape):
-        return f"its inputs are {_shape(artefact.input_shape)}, the task's {_shape(task.input_shape)}"
-    if len(artefact.labels) != len(task.labels):
-        return f"it has {len(artefact.labels)} labels, the task {len(task.labels)}"
-    for name, tensor in expected.items():
-        if name not in artefact.weights:
-            return f"it lacks {name!r}, which is {_shape(tensor.shape)} in the model"
-        given = artefact.weights[name]
-        if given.shape != tensor.shape:
-            return f"its {name!r} is {_shape(given.shape)}, the model's {_shape(tensor.shape)}"
-    for name, tensor in artefact.weights.items():
-        if name not in expected:
-            return f"its {name!r}, which is {_shape(tensor.shape)}, is not in the model"
-    return None
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "a scalar"

@@ -7,6 +7,7 @@ from edge_client.tasks.task import Partition, PartitionKind, SampleError, Sample
 TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
     "keywords": "edge_client.tasks.keywords:KeywordsTask",
+    "motion": "edge_client.tasks.motion:MotionTask",
 }
 """Built-in tasks and where they are; they are imported when they are needed."""
 

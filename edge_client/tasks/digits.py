@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from edge_client.tasks.images import open_image
+from edge_client.tasks.images import gray_pixels, open_image
 from edge_client.tasks.partition import part
 from edge_client.tasks.task import Partition, SampleError, Samples, Task
 
@@ -30,6 +30,8 @@ class DigitsTask(Task):
     name = "digits"
     labels: Sequence[str] = tuple("0123456789")
     input_shape = (1, SIZE, SIZE)
+    raw_shape = (SIZE, SIZE)
+    raw_dtype = torch.uint8
 
     def model(self) -> nn.Module:
         """Return a small convolutional network (38,282 parameters)."""
@@ -55,27 +57,33 @@ class DigitsTask(Task):
         """Return a device's share of the other fifth, spread alike over the devices."""
         return _share(_split()[1], Partition(partition.index, partition.count, "iid", seed=partition.seed))
 
-    def prepare(self, sample: object) -> Tensor:
-        """Return an image as an input, float32 `[1, 8, 8]`.
+    def decode(self, sample: object) -> Tensor:
+        """Return an image as gray pixels, uint8 `[8, 8]`, dark to light.
 
         Args:
-            sample: path of an image, PIL image (any mode; it becomes gray, from dark to light), or array `[8, 8]` of
-                the data set's own levels, 0 to 16.
+            sample: path of an image, bytes of one, PIL image (any mode), or array `[8, 8]` of the data set's own
+                levels, 0 to 16.
 
         Raises:
             SampleError: it is none of these, damaged, or not 8 x 8.
 
         """
         if isinstance(sample, (str, Path)):
-            levels = _levels(open_image(Path(sample)), str(sample))
+            pixels = _pixels(open_image(Path(sample)), str(sample))
+        elif isinstance(sample, bytes):
+            pixels = _pixels(open_image(sample), "the image")
         elif isinstance(sample, Image.Image):
             # An image that was opened from a file knows its name.
-            levels = _levels(sample, getattr(sample, "filename", "") or "the image")
+            pixels = _pixels(sample, getattr(sample, "filename", "") or "the image")
         elif isinstance(sample, np.ndarray):
-            levels = _check_array(sample)
+            pixels = _check_array(sample) * (255 / _LEVELS)
         else:
-            raise SampleError(f"a digit is a path, an image or an array, not {type(sample).__name__}")
-        return _scale(torch.from_numpy(levels.astype(np.float32))).unsqueeze(0)
+            raise SampleError(f"a digit is a path, bytes, an image or an array, not {type(sample).__name__}")
+        return torch.from_numpy(pixels.round().astype(np.uint8))
+
+    def preprocess(self, raw: Tensor) -> Tensor:
+        """Return gray pixels, uint8 `[n, 8, 8]`, as inputs, float32 `[n, 1, 8, 8]`."""
+        return _scale((raw.float() * (_LEVELS / 255)).round()).unsqueeze(1)
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that an image file carries as text, as those of `save_sample` do."""
@@ -153,19 +161,10 @@ def _scale(levels: Tensor) -> Tensor:
     return levels / (_LEVELS / 2) - 1
 
 
-def _levels(image: Image.Image, name: str) -> NDArray[np.float64]:
+def _pixels(image: Image.Image, name: str) -> NDArray[np.float64]:
     if image.size != (SIZE, SIZE):
         raise SampleError(f"{name} is {image.width} x {image.height} pixels; the digits task expects {SIZE} x {SIZE}")
-    try:
-        if image.mode.startswith("I;16"):
-            # Pillow would clip 16 bits to the lowest 8, and nearly every pixel would turn white.
-            pixels = np.asarray(image, dtype=np.float64) / 257
-        else:
-            pixels = np.asarray(image.convert("L"), dtype=np.float64)
-    except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
-        # Pillow decodes an opened image only here, so damage and modes without a gray form show late.
-        raise SampleError(f"{name} cannot be read: {error}") from None
-    return np.round(pixels * (_LEVELS / 255))
+    return gray_pixels(image, name)
 
 
 def _check_array(array: NDArray[Any]) -> NDArray[np.float64]:

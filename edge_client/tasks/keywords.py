@@ -33,6 +33,11 @@ class KeywordsTask(Task):
     name = "keywords"
     labels: Sequence[str] = _RECIPE.words
     input_shape = (1, 40, 50)
+    raw_shape = (LENGTH,)
+
+    def __init__(self) -> None:
+        # Made here and not when it is first needed, which may be while a graph is exported.
+        self._front_end = LogMel(RATE)
 
     def model(self) -> nn.Module:
         """Return a small convolutional network."""
@@ -61,8 +66,8 @@ class KeywordsTask(Task):
         clips = _clips()
         return _share(clips, clips.held_out, Partition(partition.index, partition.count, "iid", seed=partition.seed))
 
-    def prepare(self, sample: object) -> Tensor:
-        """Return the log-mel picture of the second around a recording's loudest part, float32 `[1, 40, 50]`.
+    def decode(self, sample: object) -> Tensor:
+        """Return the second around the loudest part of a recording, float32 `[16000]`.
 
         Args:
             sample: path of a WAV file (any sample rate, PCM or float, any channels), its content as bytes, a
@@ -70,18 +75,6 @@ class KeywordsTask(Task):
 
         Raises:
             SampleError: it is none of these, damaged, silent or too long.
-
-        """
-        return _log_mel(self.waveform(sample))
-
-    def waveform(self, sample: object) -> Tensor:
-        """Return the second around the loudest part of a recording as `front_end` takes it, float32 `[16000]`.
-
-        Args:
-            sample: as for `prepare`.
-
-        Raises:
-            SampleError: as for `prepare`.
 
         """
         name = "the recording"
@@ -98,9 +91,10 @@ class KeywordsTask(Task):
             raise SampleError(f"a keyword is a path, bytes, a Recording or an array, not {type(sample).__name__}")
         return torch.from_numpy(loudest(resample(recording, RATE, name), LENGTH))
 
-    def front_end(self) -> nn.Module:
-        """Return what turns waveforms `[n, 16000]` into inputs `[n, 1, 40, 50]`, for a graph that holds it too."""
-        return LogMel(RATE)
+    def preprocess(self, raw: Tensor) -> Tensor:
+        """Return waveforms `[n, 16000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
+        inputs: Tensor = self._front_end(raw)
+        return inputs
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a file carries as its title, as those of `save_sample` do."""
@@ -122,17 +116,6 @@ class KeywordsTask(Task):
         label = self.labels[int(clips.words[clips.held_out[index]])]
         write_wav(path, clips.recording(index), label)
         return label
-
-
-@cache
-def _front_end() -> LogMel:
-    return LogMel(RATE)
-
-
-@torch.inference_mode()
-def _log_mel(waveform: Tensor) -> Tensor:
-    inputs: Tensor = _front_end()(waveform.unsqueeze(0))
-    return inputs.squeeze(0).clone()
 
 
 @cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,9 +75,16 @@ class Task(ABC):
     labels: Sequence[str]
     """What the model recognises, in the order of its outputs."""
     input_shape: tuple[int, ...]
-    """Shape of one prepared sample."""
+    """Shape of one prepared sample, float32."""
     likelihood: Literal["categorical", "bernoulli", "normal"] = "categorical"
     """The distribution whose negative logarithm the loss is; a sampled Fisher draws targets from it."""
+    raw_dtype: torch.dtype = torch.float32
+    """Of a decoded sample."""
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded sample: that of an input, unless the task preprocesses."""
+        return self.input_shape
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -91,13 +99,29 @@ class Task(ABC):
         """Return a device's held-out samples; those of all devices are disjoint, and together the whole test set."""
 
     @abstractmethod
-    def prepare(self, sample: object) -> Tensor:
-        """Return a raw sample (a path, an image, an array) as a tensor of `input_shape`.
+    def decode(self, sample: object) -> Tensor:
+        """Return a raw sample (a path, the bytes of a file, an image, an array) as numbers, `[*raw_shape]`.
 
         Raises:
             SampleError: the sample is missing, damaged or of a wrong kind or size.
 
         """
+
+    def preprocess(self, raw: Tensor) -> Tensor:
+        """Return a batch of decoded samples, `[n, *raw_shape]`, as inputs of the model, `[n, *input_shape]`.
+
+        It becomes a part of exported models, so it may use nothing but tensor operations.
+        """
+        return raw
+
+    def prepare(self, sample: object) -> Tensor:
+        """Return a raw sample as an input of the model, `[*input_shape]`.
+
+        Raises:
+            SampleError: the sample is missing, damaged or of a wrong kind or size.
+
+        """
+        return self.preprocess(self.decode(sample).unsqueeze(0)).squeeze(0)
 
     def true_label(self, sample: object) -> str | None:  # noqa: ARG002
         """Return the label that a raw sample carries itself, if it does."""

@@ -15,6 +15,7 @@ from edge_client.tasks.audio import Recording
 from edge_client.tasks.cache import ENVIRONMENT
 from edge_client.tasks.keyword_clips import Recipe, load_clips
 from edge_client.tasks.keywords import KeywordsTask
+from edge_client.tasks.log_mel import LogMel
 from edge_client.tasks.speech import speak
 
 SMALL = Recipe(words=("yes", "stop"), accents=("en", "en-US"), voices=("m3", "f1"), held_out=("f1",))
@@ -165,9 +166,9 @@ def test_arrays_are_taken_with_their_rate_or_as_16_khz(task):
     assert task.true_label(tone) is None
 
 
-def test_the_front_end_and_prepare_give_the_same(task):
+def test_preprocessing_is_the_log_mel_front_end(task):
     tone = np.sin(np.arange(16_000) / 5)
-    assert torch.allclose(task.front_end()(task.waveform(tone).unsqueeze(0))[0], task.prepare(tone))
+    assert torch.allclose(LogMel(16_000)(task.decode(tone).unsqueeze(0))[0], task.prepare(tone))
 
 
 def test_the_model_is_small_and_gives_one_score_per_word():

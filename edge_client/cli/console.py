@@ -1,0 +1,43 @@
+"""What all subcommands print with."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from edge_client.inference import Artefact
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print what is wrong, and end the command."""
+    err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def check_output(path: Path | None) -> None:
+    """Fail before the work, not after it, where no file can be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        fail(f"{path} is a folder; name a file for the model, such as {path / 'model.pt'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        fail(f"no model can be written to {path}: {error.strerror or error}")
+
+
+def save(artefact: "Artefact", path: Path) -> None:
+    """Write a model, or say why it cannot be."""
+    try:
+        artefact.save(path)
+    except (OSError, RuntimeError) as error:  # torch writes, and a full disk is a RuntimeError to it
+        fail(f"the model could not be written to {path}: {error}")

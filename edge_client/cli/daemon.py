@@ -1,0 +1,125 @@
+"""`edge-client daemon`, and what is asked of it: `edge-client status` and `edge-client promote`."""
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import uvloop
+from rich.table import Table
+
+from edge_client.cli.console import fail, out
+from edge_client.daemon.config import SOCKET_VARIABLE, ConfigError, load_config
+from edge_client.inference import ArtefactError
+from edge_client.inference.store import StoreError
+from edge_client.tasks import TaskError
+
+if TYPE_CHECKING:
+    from edgenewton.v1 import device_pb2 as pb
+
+Config = Annotated[Path, typer.Option(help="The configuration, in TOML.")]
+Socket = Annotated[
+    Path | None, typer.Option(help=f"The daemon's socket; ${SOCKET_VARIABLE}, or the configuration's, unless given.")
+]
+DEFAULT_CONFIG = Path("/etc/edgenewton/daemon.toml")
+
+
+def daemon(
+    config: Config = DEFAULT_CONFIG,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Say whether the configuration is right, and end.")
+    ] = False,
+) -> None:
+    """Run the daemon of this device: serve recognition, and train when Flower's ClientApp asks, until SIGTERM."""
+    try:
+        settings = load_config(config)
+    except ConfigError as error:
+        fail(str(error), code=2)
+    if check_config:
+        out.print(f"{config} is right; with the environment it says:")
+        out.print_json(settings.model_dump_json())
+        return
+    from edge_client.daemon.daemon import run_daemon
+    from edge_client.daemon.logs import set_up_log
+
+    set_up_log(settings.log)
+    try:
+        uvloop.run(run_daemon(settings))
+    except (ArtefactError, StoreError, TaskError, OSError) as error:
+        fail(str(error))
+
+
+def status(
+    socket: Socket = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what the daemon of this device does; exit with 1 if it does not answer."""
+    from edge_client.daemon.client import DaemonClient, DaemonError
+
+    try:
+        with DaemonClient(_socket(socket, config)) as client:
+            reply = client.status()
+    except DaemonError as error:
+        fail(str(error))
+    if as_json:
+        from google.protobuf.json_format import MessageToDict
+
+        told = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        out.print_json(json.dumps(told))
+    else:
+        out.print(_table(reply))
+
+
+def promote(
+    model: Annotated[Path, typer.Argument(help="A trained model (.pt).")],
+    socket: Socket = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Let a model serve on the daemon of this device, without a pause."""
+    from edge_client.daemon.client import DaemonClient, DaemonError
+
+    try:
+        content = model.read_bytes()
+        with DaemonClient(_socket(socket, config)) as client:
+            version = client.promote(content)
+    except OSError as error:
+        fail(f"{model} cannot be read: {error.strerror or error}")
+    except DaemonError as error:
+        fail(str(error))
+    out.print(f"{model} serves as version {version}")
+
+
+def _socket(socket: Path | None, config: Path) -> Path:
+    if socket is not None:
+        return socket
+    if os.environ.get(SOCKET_VARIABLE):
+        return Path(os.environ[SOCKET_VARIABLE])
+    try:
+        return load_config(config).socket_path
+    except ConfigError as error:
+        fail(f"{error}. Name the daemon's socket with --socket, or its configuration with --config", code=2)
+
+
+def _table(reply: "pb.StatusReply") -> Table:
+    model, training = reply.model, reply.training
+    table = Table(show_header=False)
+    table.add_row("daemon", f"process {reply.pid}, up {timedelta(seconds=int(reply.uptime_s))}, {reply.software}")
+    table.add_row("recognition", f"gRPC on {reply.grpc_address}, REST on {reply.rest_address}")
+    if model.version:
+        accuracy = f", accuracy {model.accuracy:.1%}" if model.HasField("accuracy") else ""
+        table.add_row(
+            f"model {model.name!r}",
+            f"version {model.version} of task {model.task!r}, {model.step} steps{accuracy}, {model.digest[:12]}",
+        )
+        table.add_row("runs in", model.engine)
+        table.add_row("kept", ", ".join(map(str, model.versions)))
+    else:
+        table.add_row(f"model {model.name!r}", "none yet")
+    now = f"step {training.step} of session {training.session!r}, loss {training.loss:.4f}"
+    table.add_row("training", now if training.is_training else "idle")
+    table.add_row("last training", training.last)
+    table.add_row("waiting samples", str(reply.waiting_samples))
+    return table

@@ -1,0 +1,68 @@
+"""`edge-client export`: a model for recognition, as an artefact or in ONNX."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from edge_client.cli.console import check_output, fail, out, save
+from edge_client.inference import Artefact, ArtefactError
+from edge_client.tasks import TaskError, load_task
+
+
+class Format(StrEnum):
+    """What can be exported."""
+
+    ARTEFACT = "artefact"
+    ONNX = "onnx"
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A model (.pt), or a checkpoint that the ServerApp wrote (round-N.safetensors).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the model; model.pt or model.onnx unless given.")
+    ] = None,
+    kind: Annotated[
+        Format, typer.Option("--format", help="An artefact of EdgeNewton, or ONNX (extra edgenewton[onnx]).")
+    ] = Format.ARTEFACT,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="With ONNX: quantise to int8 after training, and print both models' accuracy."),
+    ] = False,
+) -> None:
+    """Make a model for recognition out of a checkpoint of training, or an ONNX file out of a model."""
+    if int8 and kind is not Format.ONNX:
+        fail("--int8 goes with --format onnx", code=2)
+    output = output or Path("model.onnx" if kind is Format.ONNX else "model.pt")
+    check_output(output)
+    try:
+        is_checkpoint = source.suffix == ".safetensors"
+        artefact = Artefact.from_checkpoint(source) if is_checkpoint else Artefact.load(source)
+        if kind is Format.ONNX:
+            _export_onnx(artefact, output, int8)
+        else:
+            save(artefact, output)
+    except (ArtefactError, TaskError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{output} cannot be written: {error.strerror or error}")
+    out.print(escape(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}"))
+
+
+def _export_onnx(artefact: Artefact, output: Path, int8: bool) -> None:
+    from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
+
+    task = load_task(artefact.task)
+    with out.status("exporting"):
+        quantised = to_int8_onnx(artefact, task) if int8 else None
+        content = quantised.content if quantised is not None else to_onnx(artefact, task)
+    save_onnx(content, output)
+    if quantised is not None:
+        out.print(
+            f"accuracy on {quantised.samples} held-out samples: {quantised.accuracy:.1%} in int8, "
+            f"{quantised.float_accuracy:.1%} in float32"
+        )

@@ -1,0 +1,43 @@
+"""`edge-client predict` and `edge-client tasks`: what a model recognises."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edge_client.cli.console import fail, out
+from edge_client.inference import ArtefactError, Recognizer
+from edge_client.inference.engine import EngineName
+from edge_client.tasks import SampleError, TaskError, load_task
+
+Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx).")]
+Engine = Annotated[
+    EngineName | None, typer.Option(help="What runs the model; torch for .pt files and ONNX Runtime for .onnx files.")
+]
+
+
+def predict(
+    model: Model,
+    samples: Annotated[list[Path], typer.Argument(help="Files to recognise.")],
+    engine: Engine = None,
+) -> None:
+    """Recognise samples: print the label of each file, its probability, and the true label if the file tells it."""
+    try:
+        recognizer = Recognizer.load(model, engine)
+        predictions = recognizer.predict(samples)
+    except (ArtefactError, SampleError, TaskError) as error:
+        fail(str(error))
+    table = Table("file", "label", "probability", "true label")
+    for path, prediction in zip(samples, predictions, strict=True):
+        table.add_row(str(path), prediction.label, f"{prediction.probability:.1%}", recognizer.true_label(path) or "")
+    out.print(table)
+
+
+def tasks(name: Annotated[str, typer.Argument(help="Name or import path of the task.")] = "digits") -> None:
+    """Show what a task expects and recognises."""
+    try:
+        task = load_task(name)
+    except TaskError as error:
+        fail(str(error))
+    out.print(f"{task.name}: input {' x '.join(map(str, task.input_shape))}; labels {', '.join(task.labels)}")

@@ -1,0 +1,62 @@
+"""`edge-client serve`: recognition with one model file, for other programs."""
+
+import asyncio
+import logging
+import signal
+from typing import Annotated
+
+import torch
+import typer
+import uvloop
+
+from edge_client.cli.console import err, fail
+from edge_client.cli.recognise import Engine, Model
+from edge_client.inference import ArtefactError, Recognizer
+from edge_client.net import is_loopback
+from edge_client.tasks import TaskError
+
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)]
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Port = 8001,
+    rest_port: Port = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model for clients; that of its task unless given.")
+    ] = None,
+    engine: Engine = None,
+    threads: Annotated[int, typer.Option(help="Threads that the model may use.", min=1)] = 1,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
+    ] = False,
+) -> None:
+    """Serve a model with the Open Inference Protocol (gRPC and REST) and POST /recognize, until SIGTERM or Ctrl-C."""
+    if not is_loopback(host):
+        if not insecure:
+            fail(f"{host} can be reached from other machines, and the link is plaintext: add --insecure", code=2)
+        err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches these ports can use them.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    torch.set_num_threads(threads)
+    try:
+        recognizer = Recognizer.load(model, engine)
+        uvloop.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
+    except (ArtefactError, TaskError, OSError) as error:
+        fail(str(error))
+
+
+async def _serve(recognizer: Recognizer, name: str, host: str, grpc_port: int, rest_port: int) -> None:
+    from edge_client.inference.server.servers import Addresses, InferenceServers
+    from edge_client.inference.server.service import InferenceService
+
+    service = InferenceService(name)
+    await service.swap(recognizer, version=1)
+    servers = InferenceServers(service, Addresses(host, grpc_port, rest_port))
+    await servers.start()
+    typer.echo(f"model {name!r} is served: gRPC on {host}:{servers.grpc_port}, REST on {host}:{servers.rest_port}")
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await servers.stop(timeout_s=10.0)

@@ -1,0 +1,65 @@
+"""`edge-client train`: one device trains, alone or with others."""
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from edge_client.cli.console import check_output, fail, out, save
+
+
+def train(
+    coordinator: Annotated[
+        str | None, typer.Option(help="Address of the coordinator, host:port; without it the device trains alone.")
+    ] = None,
+    session: Annotated[str, typer.Option(help="Session to join.")] = "default",
+    device: Annotated[str, typer.Option(help="Id of this device, unique in the session.")] = "device-0",
+    index: Annotated[int, typer.Option(help="Number of this device's partition of the data, from 0.", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="Number of partitions.", min=1)] = 1,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", "-c", help="A setting, such as steps=50 or curvature=eva; may be repeated."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to save the trained model.")] = None,
+) -> None:
+    """Train on this device, one batch after the other, in step with the other devices of a session."""
+    # What training needs takes seconds to import, and other subcommands need none of it.
+    from edge_client.exchange import Exchange, ExchangeError, GradientExchange
+    from edge_client.inference import Artefact
+    from edge_client.settings import SettingsError, parse_settings
+    from edge_client.tasks import TaskError
+    from edge_client.trainer import Trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_output(output)
+    exchange: Exchange | None = None
+    try:
+        settings = parse_settings(config or [])
+        if coordinator is not None:
+            exchange = GradientExchange.join(coordinator, session=session, device=device)
+        trainer = Trainer(settings, index, count, exchange)
+        with out.status(f"{device}: training"):
+            report = trainer.train(settings.steps)
+        if exchange is not None:
+            exchange.close()
+    except (SettingsError, TaskError, ExchangeError, ValueError) as error:
+        if exchange is not None:
+            exchange.close(failure=str(error))
+        fail(str(error))
+    except KeyboardInterrupt:
+        if exchange is not None:
+            exchange.close(failure="it was stopped")
+        fail("stopped", code=130)
+    result = trainer.evaluate()
+    out.print(
+        f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, "
+        f"{result.correct} of {result.samples} held-out samples right, sent {report.bytes_sent:,} and received "
+        f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
+    )
+    if output is not None:
+        save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps), output)
+        out.print(f"model saved as {escape(str(output))}")

@@ -1,0 +1,139 @@
+"""Asks the daemon of this device, over its socket."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import grpc
+from edgenewton.v1 import device_pb2 as pb
+from edgenewton.v1 import device_pb2_grpc
+
+from edge_client.exchange import Evaluation
+from edge_client.jobs import DeviceData, TrainJob, Weights, dump_settings, dump_weights, read_weights
+from edge_client.settings import TrainSettings
+from edge_client.trainer import TrainedStep, TrainingReport
+
+_MAX_MESSAGE_BYTES = (1 << 31) - 1
+_CONNECT_DEADLINE_S = 5.0
+_DEADLINE_S = 300.0
+"""For everything but training, whose length the coordinator's deadlines bound."""
+
+
+class DaemonError(RuntimeError):
+    """The daemon does not answer, or refuses; the text says why."""
+
+
+class DaemonClient:
+    """A connection to the daemon.
+
+    Raises:
+        DaemonError: no daemon answers there.
+
+    """
+
+    def __init__(self, socket: Path) -> None:
+        size = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
+        self._channel = grpc.insecure_channel(f"unix:{socket.absolute()}", options=size)
+        self._stub = device_pb2_grpc.DeviceStub(self._channel)
+        try:
+            grpc.channel_ready_future(self._channel).result(_CONNECT_DEADLINE_S)
+        except grpc.FutureTimeoutError:
+            self._channel.close()
+            raise DaemonError(
+                f"no daemon answers at {socket}. Is the path right, `edge-client daemon` running, and its user yours?"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._channel.close()
+
+    def train(
+        self, job: TrainJob, on_step: Callable[[TrainedStep], None] | None = None
+    ) -> tuple[TrainingReport, Weights]:
+        """Let the daemon train; return its report and the weights.
+
+        Raises:
+            DaemonError: it trains already, or the training failed.
+
+        """
+        request = pb.TrainRequest(
+            data=_data(job.data),
+            run=job.run,
+            coordinator=job.coordinator,
+            session=job.session,
+            device=job.device,
+            steps=job.steps,
+            weights=dump_weights(job.weights),
+        )
+        with _explained():
+            for event in self._stub.Train(request):
+                if event.HasField("result"):
+                    report = TrainingReport(**json.loads(event.result.report_json))
+                    return report, read_weights(event.result.weights)
+                if on_step is not None:
+                    step = event.progress
+                    on_step(TrainedStep(step.step, step.loss, step.session_loss, step.devices))
+        raise DaemonError("the daemon ended the training without a result")
+
+    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
+        """Let the daemon try weights on the device's held-out samples.
+
+        Raises:
+            DaemonError: it cannot.
+
+        """
+        with _explained():
+            request = pb.EvaluateRequest(data=_data(data), weights=dump_weights(weights))
+            reply = self._stub.Evaluate(request, timeout=_DEADLINE_S)
+        return Evaluation(reply.correct, reply.samples, reply.loss)
+
+    def initial_weights(self, settings: TrainSettings) -> Weights:
+        """Return the weights that a run begins with.
+
+        Raises:
+            DaemonError: the daemon cannot make them.
+
+        """
+        with _explained():
+            request = pb.InitialWeightsRequest(settings_json=dump_settings(settings))
+            reply = self._stub.InitialWeights(request, timeout=_DEADLINE_S)
+        return read_weights(reply.weights)
+
+    def promote(self, artefact: bytes) -> int:
+        """Let the model in a file's content serve; return its version.
+
+        Raises:
+            DaemonError: it is refused.
+
+        """
+        with _explained():
+            return int(self._stub.Promote(pb.PromoteRequest(artefact=artefact), timeout=_DEADLINE_S).version)
+
+    def status(self) -> pb.StatusReply:
+        """Return what the daemon does.
+
+        Raises:
+            DaemonError: it does not answer.
+
+        """
+        with _explained():
+            return self._stub.Status(pb.StatusRequest(), timeout=_CONNECT_DEADLINE_S)
+
+
+def _data(data: DeviceData) -> pb.DeviceData:
+    return pb.DeviceData(settings_json=dump_settings(data.settings), index=data.index, count=data.count)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
+        if code is grpc.StatusCode.UNAVAILABLE:
+            details = f"the daemon has gone away ({details})"
+        raise DaemonError(str(details)) from None

@@ -1,0 +1,161 @@
+"""The daemon's configuration: one TOML file, and environment variables that override it.
+
+`EDGENEWTON_SERVER__REST_PORT=9000` overrides `rest_port` of the table `[server]`.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from edge_client.inference.engine import EngineName
+from edge_client.net import is_loopback
+
+ENVIRONMENT_PREFIX = "EDGENEWTON_"
+SOCKET_VARIABLE = "EDGENEWTON_SOCKET"
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text names every entry that is wrong."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Table):
+    """The model that is served."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "model"
+    """Its name for clients."""
+    initial: Path | None = None
+    """A model file that serves while the store is empty."""
+    engine: EngineName = "torch"
+    """What runs it."""
+    keep: Count = 3
+    """Versions that are kept on disk."""
+    gate_margin: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A trained version serves only if its accuracy on this device's held-out samples is at most so much below the
+    serving one's; without it every one does."""
+
+
+class ServerConfig(_Table):
+    """Recognition for other programs."""
+
+    host: str = "127.0.0.1"
+    grpc_port: Port = 8001
+    rest_port: Port = 8000
+    insecure: bool = False
+    """Allows plaintext on an address that is not loopback."""
+    threads: Count = 1
+    """Threads that the model may use."""
+    max_batch: Count = 64
+    """Samples in a run of the model, and so in a request."""
+    max_waiting: Count = 256
+    """Samples that wait; a request beyond it is refused at once."""
+    max_request_mb: Annotated[float, Field(gt=0, le=1024)] = 16.0
+    request_deadline_s: Seconds = 30.0
+    drain_deadline_s: Seconds = 10.0
+    """Seconds to answer what waits when the daemon stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.insecure or is_loopback(self.host)):
+            raise ValueError(f"host {self.host} can be reached from other machines, in plaintext: set insecure = true")
+        if self.max_waiting < self.max_batch:
+            raise ValueError(f"max_waiting {self.max_waiting} is below max_batch {self.max_batch}")
+        return self
+
+
+class TrainingConfig(_Table):
+    """Training beside recognition."""
+
+    threads: Count = 1
+    """Threads that training may use, whatever a run asks for."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 19
+    """Priority of training; 19 is the lowest."""
+    stop_deadline_s: Seconds = 10.0
+    """Seconds that training may take to stop."""
+
+
+class LogConfig(_Table):
+    """What the daemon writes to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class DaemonConfig(BaseSettings):
+    """Everything that the daemon can be told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    state_dir: Path
+    """Folder of the model store and of the state of training."""
+    socket: Path | None = None
+    """Where other programs of this device ask the daemon; daemon.sock in the state folder unless given."""
+    model: ModelConfig = ModelConfig()
+    server: ServerConfig = ServerConfig()
+    training: TrainingConfig = TrainingConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the socket is."""
+        return self.socket or self.state_dir / "daemon.sock"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the environment first, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_config(path: Path) -> DaemonConfig:
+    """Return the configuration of a file and the environment.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is unknown or impossible.
+
+    """
+    try:
+        tomllib.loads(path.read_text())  # pydantic-settings would ignore a file that is missing
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+    class FromFile(DaemonConfig):
+        model_config = SettingsConfigDict(toml_file=path)
+
+    try:
+        return FromFile()  # type: ignore[call-arg]  # its fields come from the file
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from None
+
+
+def _describe(problem: object) -> str:
+    assert isinstance(problem, dict)
+    name = ".".join(map(str, problem["loc"])) or "the configuration"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{name} is unknown"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + (
+        "" if isinstance(problem["input"], (dict, BaseModel)) else f" (it is {problem['input']!r})"
+    )

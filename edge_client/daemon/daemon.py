@@ -1,0 +1,245 @@
+"""The daemon: model store, recognition, training, and what people and other programs may ask of it."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edge_client.daemon.config import DaemonConfig
+from edge_client.daemon.control import ControlServer
+from edge_client.daemon.messages import Job, Result, Start, Trained, TrainMessage
+from edge_client.daemon.notify import notify, watchdog_interval_s
+from edge_client.daemon.trainer_host import TrainerHost
+from edge_client.inference import Artefact, ArtefactError, Recognizer
+from edge_client.inference.errors import OverloadedError
+from edge_client.inference.gate import AccuracyGate
+from edge_client.inference.server.servers import Addresses, InferenceServers
+from edge_client.inference.server.service import InferenceService, Limits
+from edge_client.inference.store import ModelStore, StoreError, Version
+from edge_client.tasks import TaskError
+from edge_client.trainer import TrainedStep
+
+log = logging.getLogger(__name__)
+
+_PULSE_DEADLINE_S = 5.0
+
+
+@dataclass
+class TrainingState:
+    """What is on, for people."""
+
+    session: str = ""
+    """Empty while nothing is trained."""
+    step: int = 0
+    loss: float = float("nan")
+    last: str = "none yet"
+    """How the last training ended."""
+
+
+class Daemon:
+    """Owns a device's model. Use it on a running event loop.
+
+    Raises:
+        StoreError: the model store is in use or cannot be used.
+
+    """
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.config = config
+        self.began_at = time.monotonic()
+        self.training = TrainingState()
+        self.store = ModelStore(config.state_dir / "models", config.model.keep)
+        server = config.server
+        self.service = InferenceService(
+            config.model.name,
+            Limits(server.max_batch, server.max_waiting, int(server.max_request_mb * 1e6), server.request_deadline_s),
+        )
+        self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
+        limits = config.training
+        start = Start(config.state_dir, limits.threads, limits.nice, config.log)
+        self.trainer = TrainerHost(start, limits.stop_deadline_s)
+        self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
+        self._control = ControlServer(self, config.socket_path)
+        self._promotion = asyncio.Lock()
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            ArtefactError, TaskError: the initial model cannot be used.
+            OSError: an address cannot be listened on.
+
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopped.set)
+        torch.set_num_threads(self.config.server.threads)
+        pulse: asyncio.Task[None] | None = None
+        try:
+            await self._restore()
+            await self.servers.start()
+            await self._control.start()
+            pulse = asyncio.create_task(self._beat())
+            server = self.config.server
+            log.info(
+                "ready: gRPC on %s:%s, REST on %s:%s, socket %s",
+                server.host,
+                self.servers.grpc_port,
+                server.host,
+                self.servers.rest_port,
+                self.config.socket_path,
+            )
+            notify("READY=1", "STATUS=serves recognition")
+            await self._stopped.wait()
+        finally:
+            notify("STOPPING=1")
+            log.info("stopping")
+            if pulse is not None:
+                pulse.cancel()
+            await self._control.stop()
+            await self.trainer.stop()
+            await self.servers.stop(self.config.server.drain_deadline_s)
+            self.store.close()
+
+    # ------------------------------------------------------------------ the model
+
+    async def promote(self, artefact: Artefact, accuracy: float | None = None) -> Version:
+        """Let a model serve, and keep it.
+
+        Raises:
+            ArtefactError, TaskError: it cannot recognise; the serving one goes on.
+            StoreError: it is of another task, or cannot be written.
+
+        """
+        async with self._promotion:
+            recognizer = await asyncio.to_thread(Recognizer, artefact, self.config.model.engine)
+            version = await asyncio.to_thread(self.store.promote, artefact, accuracy)
+            await self.service.swap(recognizer, version.version)
+        await self.servers.set_ready(True)
+        return version
+
+    async def promote_bytes(self, content: bytes) -> Version:
+        """Let the model in a file's content serve.
+
+        Raises:
+            ArtefactError, TaskError, StoreError: as `promote`.
+
+        """
+
+        def read() -> Artefact:
+            with tempfile.NamedTemporaryFile(dir=self.config.state_dir, suffix=".pt") as file:
+                file.write(content)
+                file.flush()
+                try:
+                    return Artefact.load(Path(file.name))
+                except ArtefactError as error:
+                    raise ArtefactError(str(error).replace(file.name, "the model")) from None
+
+        return await self.promote(await asyncio.to_thread(read))
+
+    async def _restore(self) -> None:
+        """Serve what served last; a version that cannot be used is set aside for the one before."""
+        while self.store.serving is not None:
+            try:
+                artefact = self.store.load()
+                recognizer = await asyncio.to_thread(Recognizer, artefact, self.config.model.engine)
+            except StoreError:
+                break
+            except ArtefactError as error:
+                self.store.reject(str(error))
+            else:
+                await self.service.swap(recognizer, self.store.serving.version)
+                return
+        if self.config.model.initial is not None:
+            await self.promote(Artefact.load(self.config.model.initial))
+        else:
+            log.warning("there is no model yet; requests are refused until one was trained or promoted")
+
+    # ------------------------------------------------------------------ training
+
+    async def run_job(self, job: Job) -> AsyncGenerator[TrainedStep | Result, None]:
+        """Yield the steps and the result of a job; see `TrainerHost.run`."""
+        is_training = isinstance(job, TrainMessage)
+        async with aclosing(self.trainer.run(job)) as messages:
+            try:
+                async for message in messages:
+                    if isinstance(message, TrainedStep) and isinstance(job, TrainMessage):
+                        self.training.session = job.session
+                        self.training.step, self.training.loss = message.step, message.loss
+                    elif isinstance(message, Trained):
+                        self.training.last = f"{message.report.steps} steps, accuracy {message.accuracy:.1%}"
+                        log.info("trained %s", self.training.last)
+                    yield message
+            except BaseException as error:
+                if is_training:
+                    self.training.last = f"failed: {error or 'it was stopped'}"
+                    log.warning("training %s", self.training.last)
+                raise
+            finally:
+                if is_training:
+                    self.training.session = ""
+
+    def path_to_compare(self) -> Path | None:
+        """Return the serving model's file, if the gate wants a comparison."""
+        return self.store.serving_path if self._gate is not None else None
+
+    async def take_trained(self, trained: Trained) -> str:
+        """Let a trained model serve if the gate lets it; return why it does not, or an empty text."""
+        if self._gate is not None:
+            refusal = self._gate.refusal(trained.accuracy, trained.serving_accuracy)
+            if refusal is not None:
+                log.warning("the trained model does not serve: %s", refusal)
+                return refusal
+        try:
+            artefact = await asyncio.to_thread(Artefact.load, trained.model)
+            await self.promote(artefact, trained.accuracy)
+        except (ArtefactError, TaskError, StoreError) as error:
+            log.warning("the trained model does not serve: %s", error)
+            return str(error)
+        return ""
+
+    # ------------------------------------------------------------------ signs of life
+
+    async def _beat(self) -> None:
+        """Tell systemd's watchdog that requests are answered, as long as they are."""
+        interval_s = watchdog_interval_s()
+        while interval_s is not None:
+            if await self._is_alive():
+                notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)
+
+    async def _is_alive(self) -> bool:
+        serving = self.service.batcher.serving
+        if serving is None:
+            return True
+        info = serving.recognizer.info
+        sample = torch.zeros(1, *info.raw_shape, dtype=info.torch_dtype)
+        try:
+            await self.service.batcher.submit(sample, 1, _PULSE_DEADLINE_S)
+        except OverloadedError:
+            return True
+        except Exception:
+            log.exception("the model does not answer")
+            return False
+        return True
+
+
+async def run_daemon(config: DaemonConfig) -> None:
+    """Run the daemon of a configuration until it is told to stop.
+
+    Raises:
+        ArtefactError, StoreError, TaskError, OSError: it cannot start; the text says why.
+
+    """
+    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    daemon = Daemon(config)
+    with contextlib.closing(daemon.store):
+        await daemon.run()

@@ -1,0 +1,82 @@
+"""What the daemon and its process that trains say to each other, over a socket that only they hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_client.daemon.config import LogConfig
+from edge_client.exchange import Evaluation
+from edge_client.trainer import TrainingReport
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the process is to be; sent first."""
+
+    state_dir: Path
+    threads: int
+    nice: int
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class DataMessage:
+    """A `DeviceData` on its way."""
+
+    settings: dict[str, Any]
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class TrainMessage:
+    """A `TrainJob` on its way."""
+
+    data: DataMessage
+    run: str
+    coordinator: str
+    session: str
+    device: str
+    steps: int
+    weights: bytes
+    serving: Path | None
+    """The model to compare the result with, if the gate wants it."""
+
+
+@dataclass(frozen=True)
+class EvaluateMessage:
+    """Weights to be tried."""
+
+    data: DataMessage
+    weights: bytes
+
+
+@dataclass(frozen=True)
+class InitialWeightsMessage:
+    """Settings whose weights are wanted."""
+
+    data: DataMessage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A job's result."""
+
+    report: TrainingReport
+    weights: bytes
+    model: Path
+    """File of the artefact."""
+    accuracy: float
+    serving_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a job failed, for a person."""
+
+    reason: str
+
+
+Job = TrainMessage | EvaluateMessage | InitialWeightsMessage
+Result = Trained | Evaluation | bytes | Failed
+"""What ends a job; a training sends a `TrainedStep` for each step before it."""

@@ -1,0 +1,172 @@
+"""The process that trains, beside the daemon: at low priority, with few threads, and with a Python of its own.
+
+The daemon starts it, sends it jobs over an inherited socket, one at a time, and ends one by SIGINT. It keeps the
+optimizer's state (momentum, curvature) between the jobs of a run, in memory and on disk. When the daemon is gone the
+socket closes, and it ends.
+"""
+
+import io
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_client.daemon.logs import set_up_log
+from edge_client.daemon.messages import (
+    DataMessage,
+    EvaluateMessage,
+    Failed,
+    InitialWeightsMessage,
+    Job,
+    Result,
+    Start,
+    Trained,
+    TrainMessage,
+)
+from edge_client.exchange import ExchangeError
+from edge_client.files import write_atomically
+from edge_client.inference import Artefact, ArtefactError
+from edge_client.jobs import DeviceData, TrainJob, evaluate_weights, initial_weights, read_weights, train
+from edge_client.jobs import dump_weights as dump
+from edge_client.settings import SettingsError, check_settings
+from edge_client.tasks import TaskError, load_task
+from edge_client.trainer import TrainedStep
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Does the jobs."""
+
+    def __init__(self, start: Start, connection: Connection) -> None:
+        self._start = start
+        self._connection = connection
+        self._state_path = start.state_dir / "trainer.pt"
+        self._kept: dict[str, Any] = self._load_state()
+
+    def do(self, job: Job) -> Result:
+        """Return what a job leads to."""
+        try:
+            match job:
+                case TrainMessage():
+                    return self._train(job)
+                case EvaluateMessage():
+                    return evaluate_weights(self._data(job.data), read_weights(job.weights))
+                case InitialWeightsMessage():
+                    return dump(initial_weights(self._data(job.data).settings))
+        except (ExchangeError, SettingsError, TaskError, ArtefactError, ValueError) as error:
+            return Failed(str(error))
+        except KeyboardInterrupt:
+            return Failed("it was stopped")
+        except Exception as error:  # a user's task runs here; the daemon must hear of whatever it raises
+            log.exception("a job failed")
+            return Failed(f"{type(error).__name__}: {error}")
+
+    def _train(self, message: TrainMessage) -> Trained:
+        data = self._data(message.data)
+        fixed = data.settings.model_dump(exclude={"steps", "evaluate_every", "threads"})
+        identity = {"run": message.run, "settings": fixed, "index": data.index, "count": data.count}
+        goes_on = self._kept.get("identity") == identity
+        job = TrainJob(
+            data=data,
+            run=message.run,
+            coordinator=message.coordinator,
+            session=message.session,
+            device=message.device,
+            steps=message.steps,
+            weights=read_weights(message.weights),
+        )
+        outcome = train(job, self._kept["state"] if goes_on else None, self._tell_step, evaluates=True)
+        self._kept = {"identity": identity, "state": outcome.state}
+        self._save_state()
+        task = load_task(data.settings.task)
+        artefact = Artefact(
+            data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.step, outcome.weights
+        )
+        path = self._start.state_dir / "trained.pt"
+        artefact.save(path)
+        evaluation = outcome.evaluation
+        assert evaluation is not None  # evaluates=True
+        return Trained(
+            report=outcome.report,
+            weights=dump(outcome.weights),
+            model=path,
+            accuracy=evaluation.correct / evaluation.samples,
+            serving_accuracy=self._accuracy_of(message.serving, data),
+        )
+
+    def _accuracy_of(self, path: Path | None, data: DeviceData) -> float | None:
+        if path is None:
+            return None
+        serving = Artefact.load(path)
+        if serving.task != data.settings.task:
+            return None
+        evaluation = evaluate_weights(data, serving.weights)
+        return evaluation.correct / evaluation.samples
+
+    def _tell_step(self, step: TrainedStep) -> None:
+        self._connection.send(step)
+
+    def _data(self, message: DataMessage) -> DeviceData:
+        settings = check_settings(message.settings)
+        threads = min(settings.threads or self._start.threads, self._start.threads)
+        return DeviceData(settings.model_copy(update={"threads": threads}), message.index, message.count)
+
+    def _load_state(self) -> dict[str, Any]:
+        try:
+            kept: dict[str, Any] = torch.load(self._state_path, weights_only=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # damaged bytes make torch's reader fail in any way
+            log.warning("%s cannot be read, so the optimizer begins anew: %s", self._state_path, error)
+            return {}
+        return kept
+
+    def _save_state(self) -> None:
+        buffer = io.BytesIO()
+        torch.save(self._kept, buffer)
+        write_atomically(self._state_path, buffer.getvalue(), mode=0o600)
+
+
+def _receive(connection: Connection, jobs: "queue.Queue[Job]") -> None:
+    while True:
+        try:
+            jobs.put(connection.recv())
+        except (EOFError, OSError):
+            break
+    # The daemon is gone. What trains is interrupted, tells the coordinator, and is the last thing that happens here.
+    os.kill(os.getpid(), signal.SIGINT)
+    jobs.put(None)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Do jobs until the daemon is gone."""
+    connection = Connection(int(sys.argv[1]))
+    start: Start = connection.recv()
+    os.nice(start.nice)
+    torch.set_num_threads(start.threads)
+    set_up_log(start.log)
+    worker = Worker(start, connection)
+    jobs: queue.Queue[Job] = queue.Queue()
+    threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
+    while True:
+        try:
+            job = jobs.get()
+            if job is None:
+                return
+            connection.send(worker.do(job))
+        except KeyboardInterrupt:  # between two jobs, there is nothing to stop
+            continue
+        except OSError:
+            return
+
+
+if __name__ == "__main__":
+    main()

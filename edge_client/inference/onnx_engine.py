@@ -1,0 +1,115 @@
+"""The engine of ONNX files: ONNX Runtime, an optional dependency (extra `onnx`).
+
+A model file is an ordinary ONNX file, with `ModelInfo` in its metadata. Its last bytes are one more entry of the
+metadata, the SHA-256 of all bytes before: Protocol Buffers allow that, since a message that is appended to another one
+is merged into it. So damage is noticed, and any ONNX tool still reads the file.
+"""
+
+import hashlib
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_client.inference.artefact import ArtefactError
+from edge_client.inference.model import ModelInfo
+
+INFO_KEY = "edgenewton"
+FORMAT_VERSION = 1
+INPUT, OUTPUT = "raw", "probabilities"
+
+_DIGEST_KEY = b"edgenewton.sha256"
+_DIGEST_LENGTH = 64
+_ENTRY = (
+    # ModelProto.metadata_props is field 14; its entries have a key (field 1) and a value (field 2).
+    bytes([0x0A, len(_DIGEST_KEY), *_DIGEST_KEY, 0x12, _DIGEST_LENGTH])
+)
+_TAIL_HEAD = bytes([0x72, len(_ENTRY) + _DIGEST_LENGTH]) + _ENTRY
+_TAIL_LENGTH = len(_TAIL_HEAD) + _DIGEST_LENGTH
+
+
+def import_onnx(module: str) -> types.ModuleType:
+    """Return a module of the extra `onnx`.
+
+    Raises:
+        ArtefactError: it is not installed.
+
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ArtefactError(
+            f"ONNX needs the package {module.partition('.')[0]!r}: pip install 'edgenewton[onnx]'"
+        ) from None
+
+
+def seal(body: bytes) -> bytes:
+    """Return the bytes of an ONNX model with their digest appended."""
+    return body + _TAIL_HEAD + hashlib.sha256(body).hexdigest().encode()
+
+
+def read_onnx(path: Path) -> bytes:
+    """Return the bytes of a model file that `export_onnx` wrote.
+
+    Raises:
+        ArtefactError: it is missing, damaged, or another ONNX model.
+
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from None
+    body, tail = content[:-_TAIL_LENGTH], content[-_TAIL_LENGTH:]
+    if not tail.startswith(_TAIL_HEAD):
+        raise ArtefactError(f"{path} is not a model of EdgeNewton, or is damaged: its digest is not at its end")
+    if hashlib.sha256(body).hexdigest().encode() != tail[len(_TAIL_HEAD) :]:
+        raise ArtefactError(f"{path} is damaged: its content does not have the digest that was saved with it")
+    return content
+
+
+class OnnxEngine:
+    """Runs the bytes of a model file in ONNX Runtime, on as many threads as torch may use.
+
+    Raises:
+        ArtefactError: ONNX Runtime is not installed or refuses the model, or the model is of a newer release.
+
+    """
+
+    name = "onnx"
+
+    def __init__(self, content: bytes) -> None:
+        runtime = import_onnx("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # Threads that wait busily would take the processor from training.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions have no common class
+            raise ArtefactError(f"ONNX Runtime refuses the model: {error}") from None
+        self.info = _read_info(self._session.get_modelmeta().custom_metadata_map)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Return probabilities: see `Engine`."""
+        (probabilities,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(raw.numpy())})
+        return torch.from_numpy(probabilities)
+
+
+def _read_info(metadata: dict[str, str]) -> ModelInfo:
+    try:
+        content = json.loads(metadata[INFO_KEY])
+        version = content["format_version"]
+        if version > FORMAT_VERSION:
+            raise ArtefactError(
+                f"the model has format version {version}; "
+                f"this release reads up to {FORMAT_VERSION}: install a newer one"
+            )
+        return ModelInfo.from_mapping(content)
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ArtefactError("the model's metadata do not say what it recognises") from None

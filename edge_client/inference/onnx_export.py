@@ -1,0 +1,181 @@
+"""Exports models to ONNX: preprocessing, model and softmax in one graph, any batch; in float32 or in int8.
+
+The model and the preprocessing are exported on their own and joined then, so that only the model is quantised.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_client.files import write_atomically
+from edge_client.inference.artefact import Artefact
+from edge_client.inference.model import ModelInfo
+from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
+from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
+from edge_client.tasks import Partition, Samples, Task
+
+CALIBRATION_SAMPLES = 256
+_INPUTS = "inputs"
+_QUANTISED = ["Conv", "Gemm", "MatMul"]
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """An int8 model, with its accuracy beside the float one's on the same held-out samples."""
+
+    content: bytes
+    accuracy: float
+    float_accuracy: float
+    samples: int
+
+
+def to_onnx(artefact: Artefact, task: Task) -> bytes:
+    """Return an artefact as the bytes of a float32 ONNX file.
+
+    Raises:
+        ArtefactError: the artefact does not fit its task, or the extra `onnx` is not installed.
+
+    """
+    return _assemble(_export_classifier(artefact, task), artefact, task)
+
+
+def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
+    """Quantise an artefact after training, and try it.
+
+    Weights and activations of convolutions and matrix products become int8, with ranges that are taken from training
+    samples (static quantisation, QDQ format). Accuracies are those on the task's held-out samples.
+
+    Raises:
+        ArtefactError: the artefact does not fit its task, or the extra `onnx` is not installed.
+
+    """
+    whole = Partition()
+    held_out = task.test_data(whole)
+    model = _export_classifier(artefact, task)
+    quantised = _quantise(model, task.train_data(whole).inputs[:CALIBRATION_SAMPLES].numpy())
+    return QuantisedModel(
+        _assemble(quantised, artefact, task),
+        accuracy=_accuracy(quantised, task, held_out),
+        float_accuracy=_accuracy(model, task, held_out),
+        samples=len(held_out),
+    )
+
+
+def save_onnx(content: bytes, path: Path) -> None:
+    """Write the bytes of an ONNX file; a crash at any time leaves either the old file or the new one."""
+    write_atomically(path, content)
+
+
+def _export_classifier(artefact: Artefact, task: Task) -> Any:
+    example = torch.zeros(2, *task.input_shape)
+    return _export(build_classifier(artefact, task), example, _INPUTS, OUTPUT)
+
+
+def _export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> Any:
+    """Return a module of one input and one output as an ONNX ModelProto with a dynamic batch."""
+    import_onnx("onnxscript")
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True gives one
+    return program.model_proto
+
+
+def _assemble(classifier: Any, artefact: Artefact, task: Task) -> bytes:
+    """Return the file of a classifier, with the task's preprocessing before it and what it is in its metadata."""
+    onnx = import_onnx("onnx")
+    if preprocesses(task):
+        example = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
+        before = _export(Preprocessing(task), example, INPUT, _INPUTS)
+        before, classifier = (_at_version(part, before, classifier) for part in (before, classifier))
+        joined = onnx.compose.merge_models(before, classifier, io_map=[(_INPUTS, _INPUTS)], prefix2="model/")
+        _rename(joined, "model/" + OUTPUT, OUTPUT)
+    else:
+        joined = classifier
+        _rename(joined, _INPUTS, INPUT)
+    del joined.metadata_props[:]
+    info = ModelInfo.of(artefact, task)
+    joined.metadata_props.add(key=INFO_KEY, value=info.to_json(format_version=FORMAT_VERSION, torch=torch.__version__))
+    joined.producer_name, joined.producer_version = "edgenewton", artefact.software_version
+    return seal(joined.SerializeToString())
+
+
+def _at_version(part: Any, *parts: Any) -> Any:
+    part.ir_version = max(other.ir_version for other in parts)
+    return part
+
+
+def _rename(model: Any, old: str, new: str) -> None:
+    """Give an input or output of a graph another name."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name == old:
+            value.name = new
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+
+
+def _quantise(model: Any, calibration: Any) -> Any:
+    onnx = import_onnx("onnx")
+    quantisation = import_onnx("onnxruntime.quantization")
+
+    class Reader(quantisation.CalibrationDataReader):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            self._batches = iter(np.array_split(calibration, max(1, len(calibration) // 32)))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {_INPUTS: batch}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, given)
+        quantisation.quantize_static(
+            given,
+            made,
+            Reader(),
+            quant_format=quantisation.QuantFormat.QDQ,
+            op_types_to_quantize=_QUANTISED,
+            per_channel=True,
+        )
+        return onnx.load(made)
+
+
+def _accuracy(model: Any, task: Task, samples: Samples) -> float:
+    runtime = import_onnx("onnxruntime")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (probabilities,) = session.run([OUTPUT], {_INPUTS: samples.inputs.numpy()})
+    return task.correct(torch.from_numpy(probabilities), samples.targets) / len(samples)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks, on their own deprecations and on torchvision, from the user's screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,177 @@
+"""The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from edgenewton.inference import open_inference_pb2 as pb
+from edgenewton.inference import open_inference_pb2_grpc
+
+from edge_client.inference import errors
+from edge_client.inference.server.datatypes import check_elements, from_binary, from_values, to_binary
+from edge_client.inference.server.protocol import (
+    Data,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    OutputTensor,
+    RequestedOutput,
+)
+from edge_client.inference.server.service import InferenceService
+from edge_client.tasks import SampleError
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Parameters = Mapping[str, pb.InferParameter]
+
+_CODES = {
+    errors.BadRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.TooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UnknownModelError: grpc.StatusCode.NOT_FOUND,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where each datatype's typed contents are; FP16 has raw contents only."""
+
+
+class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Translates between the protocol's messages and the service."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._service.is_ready)
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        try:
+            self._service.serving(request.name, request.version)
+        except errors.RequestError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._service.is_ready)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        server = self._service.server_metadata()
+        return pb.ServerMetadataResponse(name=server.name, version=server.version, extensions=server.extensions)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        try:
+            model = self._service.model_metadata(request.name, request.version)
+        except errors.RequestError as error:
+            await _abort(context, error)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=model.versions,
+            platform=model.platform,
+            inputs=[tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in model.inputs],
+            outputs=[tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in model.outputs],
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        try:
+            with self._service.metrics.request("grpc"):
+                response = await self._service.infer(read_request(request))
+        except (SampleError, errors.RequestError) as error:
+            await _abort(context, error)
+        return write_response(response, is_raw=bool(request.raw_input_contents))
+
+
+async def _abort(context: Context, error: SampleError | errors.RequestError) -> NoReturn:
+    """Answer an error with its status code and its sentence."""
+    if isinstance(error, SampleError):
+        code = grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+    await context.abort(code, str(error))
+    raise AssertionError("abort does not return")
+
+
+def read_request(message: pb.ModelInferRequest) -> InferRequest:
+    """Return a message as a request.
+
+    Raises:
+        BadRequestError: it is not the protocol's.
+
+    """
+    raws = message.raw_input_contents
+    if raws and len(raws) != len(message.inputs):
+        raise errors.BadRequestError(f"the request has {len(message.inputs)} inputs and {len(raws)} raw contents")
+    inputs = []
+    for place, tensor in enumerate(message.inputs):
+        shape = tuple(tensor.shape)
+        data = from_binary(tensor.name, tensor.datatype, shape, raws[place]) if raws else _read_contents(tensor, shape)
+        inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data))
+    outputs = tuple(
+        RequestedOutput(output.name, _integer(output.parameters, "classification") or 0) for output in message.outputs
+    )
+    timeout_us = _integer(message.parameters, "timeout")
+    return InferRequest(
+        model=message.model_name,
+        version=message.model_version,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        id=message.id,
+        timeout_s=None if timeout_us is None else timeout_us / 1e6,
+    )
+
+
+def write_response(response: InferResponse, *, is_raw: bool) -> pb.ModelInferResponse:
+    """Return a response as a message, with raw or with typed contents."""
+    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
+    for output in response.outputs:
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        if is_raw:
+            message.raw_output_contents.append(to_binary(output.datatype, output.data))
+        else:
+            getattr(tensor.contents, _FIELDS[output.datatype]).extend(_values(output))
+    return message
+
+
+def _read_contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Data:
+    if tensor.datatype not in _FIELDS:
+        # Says which datatypes there are, or that this one has no typed contents.
+        from_values(tensor.name, tensor.datatype, shape, [])
+        raise errors.BadRequestError(f"input {tensor.name!r}: {tensor.datatype} goes into raw_input_contents")
+    field = _FIELDS[tensor.datatype]
+    filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    if any(name != field for name in filled):
+        raise errors.BadRequestError(f"input {tensor.name!r}: {tensor.datatype} goes into {field}, not {filled[0]}")
+    values = getattr(tensor.contents, field)
+    if tensor.datatype != "BYTES":
+        return from_values(tensor.name, tensor.datatype, shape, values)
+    return check_elements(tensor.name, shape, list(values))
+
+
+def _values(output: OutputTensor) -> list[object]:
+    return list(output.data) if isinstance(output.data, list) else output.data.ravel().tolist()
+
+
+def _integer(parameters: Parameters, name: str) -> int | None:
+    if name not in parameters:
+        return None
+    choice = parameters[name].WhichOneof("parameter_choice")
+    if choice not in ("int64_param", "uint64_param"):
+        raise errors.BadRequestError(f"parameter {name!r} must be an integer")
+    return int(getattr(parameters[name], choice))

@@ -1,0 +1,95 @@
+"""Metrics of recognition, for Prometheus."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edge_client.inference.batcher import BatchReport
+from edge_client.inference.errors import RequestError
+from edge_client.tasks import SampleError
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """What is measured of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "edgenewton_requests",
+            "Requests for recognition, by their outcome",
+            ["api", "outcome"],
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "edgenewton_request_seconds",
+            "Time from a request's arrival to its answer",
+            ["api"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_samples = Histogram(
+            "edgenewton_batch_samples", "Samples in a run of the model", buckets=_SAMPLES, registry=self.registry
+        )
+        self._batch_seconds = Histogram(
+            "edgenewton_batch_seconds", "Time that a run of the model took", buckets=_SECONDS, registry=self.registry
+        )
+        self.waiting = Gauge("edgenewton_waiting_samples", "Samples that wait for the model", registry=self.registry)
+        self._version = Gauge("edgenewton_model_version", "Version that serves", registry=self.registry)
+        self._step = Gauge("edgenewton_model_step", "Training steps behind that version", registry=self.registry)
+        self._swaps = Counter(
+            "edgenewton_model_swaps", "Times that another version came to serve", registry=self.registry
+        )
+
+    def observe_batch(self, report: BatchReport) -> None:
+        """Count a run of the model."""
+        self._batch_samples.observe(report.samples)
+        self._batch_seconds.observe(report.seconds)
+
+    def observe_swap(self, version: int, step: int) -> None:
+        """Note which version serves from now on."""
+        self._version.set(version)
+        self._step.set(step)
+        self._swaps.inc()
+
+    @contextmanager
+    def request(self, api: str) -> Iterator[None]:
+        """Count and time the request that is answered inside."""
+        began = time.perf_counter()
+        outcome = "failed"
+        try:
+            yield
+            outcome = "answered"
+        except SampleError:
+            outcome = "bad_request"
+            raise
+        except RequestError as error:
+            outcome = _OUTCOMES.get(type(error).__name__, "failed")
+            raise
+        finally:
+            counter, histogram = self._children(api, outcome)
+            counter.inc()
+            histogram.observe(time.perf_counter() - began)
+
+    @cache  # noqa: B019  # looking children up costs more than counting; a server has one of these objects
+    def _children(self, api: str, outcome: str) -> tuple[Counter, Histogram]:
+        return self._requests.labels(api, outcome), self._request_seconds.labels(api)
+
+    def to_text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+_OUTCOMES = {
+    "BadRequestError": "bad_request",
+    "UnknownModelError": "unknown_model",
+    "TooLargeError": "too_large",
+    "OverloadedError": "overloaded",
+    "DeadlineError": "too_late",
+    "UnavailableError": "unavailable",
+}

@@ -1,0 +1,222 @@
+"""The Open Inference Protocol v2 over REST, `POST /recognize`, metrics, and the page that documents them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from http import HTTPStatus
+from importlib import metadata
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+
+from edge_client.inference import errors
+from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
+from edge_client.inference.server.service import InferenceService
+from edge_client.tasks import SampleError
+
+T = TypeVar("T")
+
+_STATUS = {
+    errors.BadRequestError: HTTPStatus.BAD_REQUEST,
+    errors.UnknownModelError: HTTPStatus.NOT_FOUND,
+    errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.OverloadedError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_HEADERS = {
+    HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": "1"},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "1"},
+    # What is left of a body that is too large is not read.
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {"Connection": "close"},
+}
+_PATIENCE_S = 0.05
+_MODEL = "/v2/models/{model}"
+_VERSION = _MODEL + "/versions/{version}"
+_FILE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("image/png", "image/jpeg", "audio/wav", "text/csv", "application/octet-stream")
+        },
+    }
+}
+_INFER_BODY = {"required": True, "content": {"application/json": {"schema": RequestMessage.model_json_schema()}}}
+
+
+class Recognition(BaseModel):
+    """What a sample was recognised as."""
+
+    label: str
+    probability: float
+    """Of that label, 0 to 1."""
+    probabilities: dict[str, float]
+    """Of the most probable labels, or of all; the most probable one first."""
+    model: str
+    version: str
+    """Which version of the model says so."""
+    step: int
+    """Training steps behind it."""
+    digest: str
+    """SHA-256 of its artefact."""
+
+
+def make_app(service: InferenceService) -> FastAPI:
+    """Return the application of a service."""
+    app = FastAPIOffline(
+        title="EdgeNewton recognition",
+        description="Recognises samples with the model that this device trains.",
+        version=metadata.version("edgenewton"),
+    )
+    for kind in (SampleError, errors.RequestError, HTTPException):
+        app.add_exception_handler(kind, _explain)
+    _add_health(app, service)
+    _add_metadata(app, service)
+    _add_inference(app, service)
+    return app
+
+
+def _add_health(app: FastAPI, service: InferenceService) -> None:
+    @app.get("/v2/health/live", tags=["health"], summary="Whether the server runs", response_class=Response)
+    async def live() -> Response:
+        return Response()
+
+    @app.get("/v2/health/ready", tags=["health"], summary="Whether it answers requests", response_class=Response)
+    async def ready() -> Response:
+        return Response(status_code=HTTPStatus.OK if service.is_ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.get(_MODEL + "/ready", tags=["health"], summary="Whether the model does", response_class=Response)
+    @app.get(_VERSION + "/ready", tags=["health"], summary="Whether the version does", response_class=Response)
+    async def model_ready(model: str, version: str = "") -> Response:
+        service.serving(model, version)
+        return await ready()
+
+    @app.get("/metrics", tags=["health"], summary="Metrics in Prometheus' text format", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.to_text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_metadata(app: FastAPI, service: InferenceService) -> None:
+    @app.get("/v2", tags=["metadata"], summary="What the server is")
+    async def server() -> dict[str, Any]:
+        return asdict(service.server_metadata())
+
+    @app.get(_MODEL, tags=["metadata"], summary="Inputs and outputs of the model")
+    @app.get(_VERSION, tags=["metadata"], summary="Inputs and outputs of the version")
+    async def model(model: str, version: str = "") -> dict[str, Any]:
+        return asdict(service.model_metadata(model, version))
+
+
+def _add_inference(app: FastAPI, service: InferenceService) -> None:
+    async def infer(request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params.get("version", "")
+        with service.metrics.request("rest"):
+            body = await _read_body(request, service.limits.max_request_bytes)
+            parsed = read_request(model, version, body, request.headers.get(JSON_LENGTH_HEADER))
+            response = await _unless_disconnected(request, service.infer(parsed.request))
+        content, json_length = write_response(response, parsed)
+        if json_length is None:
+            return Response(content, media_type="application/json")
+        headers = {JSON_LENGTH_HEADER: str(json_length)}
+        return Response(content, headers=headers, media_type="application/octet-stream")
+
+    for path, names in ((_MODEL, ("model",)), (_VERSION, ("model", "version"))):
+        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+        documented = {"parameters": parameters, "requestBody": _INFER_BODY}
+        app.post(path + "/infer", tags=["inference"], summary="Run the model on a batch", openapi_extra=documented)(
+            infer
+        )
+        # The route above is for the page. This one goes first and answers, without FastAPI's share of the time.
+        app.router.routes.insert(0, Route(path + "/infer", infer, methods=["POST"]))
+
+    @app.post("/recognize", tags=["inference"], summary="Recognise the file in the body", openapi_extra=_FILE_BODY)
+    async def recognize(
+        request: Request,
+        top: Annotated[int | None, Query(ge=1, description="How many labels to tell; all unless given.")] = None,
+        timeout_s: Annotated[float | None, Query(gt=0, description="Seconds that the answer may take.")] = None,
+    ) -> Recognition:
+        with service.metrics.request("recognize"):
+            if request.headers.get("Content-Type", "").startswith("multipart/"):
+                raise errors.BadRequestError(
+                    "the body is a form; send the file itself, as `curl --data-binary @FILE` does"
+                )
+            body = await _read_body(request, service.limits.max_request_bytes)
+            prediction, serving = await _unless_disconnected(request, service.recognize(body, timeout_s))
+        best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        info = serving.recognizer.info
+        return Recognition(
+            label=prediction.label,
+            probability=prediction.probability,
+            probabilities=dict(best[:top]),
+            model=service.model,
+            version=str(serving.version),
+            step=info.step,
+            digest=info.digest,
+        )
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        TooLargeError: it is larger than the limit; no more than that is read.
+
+    """
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise errors.BadRequestError("the body is compressed; send it as it is")
+    length = request.headers.get("Content-Length", "0")
+    if not length.isdecimal() or int(length) > limit:
+        raise errors.TooLargeError(f"the body has {length} bytes; {limit} are the limit")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise errors.TooLargeError(f"the body has more than {limit} bytes, which are the limit")
+    return bytes(body)
+
+
+async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
+    """Wait for an answer; give it up when the client goes away."""
+    waiting = asyncio.ensure_future(answer)
+    gone: asyncio.Task[None] | None = None
+    try:
+        # Most answers come before it would be worth the while to look after the client.
+        await asyncio.wait((waiting,), timeout=_PATIENCE_S)
+        if not waiting.done():
+            gone = asyncio.create_task(_disconnected(request.receive))
+            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientDisconnect
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        if gone is not None:
+            gone.cancel()
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _explain(_: Request, error: Exception) -> Response:
+    headers: dict[str, str] | None = None
+    match error:
+        case SampleError():
+            status = HTTPStatus.BAD_REQUEST
+        case HTTPException():
+            return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        case errors.RequestError():
+            status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+            headers = _HEADERS.get(status)
+        case _:
+            raise error
+    return JSONResponse({"error": str(error)}, status, headers)

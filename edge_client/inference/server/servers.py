@@ -1,0 +1,127 @@
+"""Both servers of a service on one event loop: their addresses, health, and orderly stop."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc.aio
+import uvicorn
+from edgenewton.inference import open_inference_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer
+from edge_client.inference.server.rest_server import make_app
+from edge_client.inference.server.service import InferenceService
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the servers listen; a port of 0 takes a free one, None starts no such server."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int | None = 8001
+    rest_port: int | None = 8000
+
+
+class InferenceServers:
+    """Serves a service over gRPC and REST. Use it on a running event loop."""
+
+    def __init__(self, service: InferenceService, addresses: Addresses) -> None:
+        self._service = service
+        self._addresses = addresses
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+        self._grpc: grpc.aio.Server | None = None
+        self._rest: uvicorn.Server | None = None
+        self._rest_task: asyncio.Task[None] | None = None
+        self.grpc_port: int | None = None
+        self.rest_port: int | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: an address cannot be listened on.
+
+        """
+        if self._addresses.grpc_port is not None:
+            await self._start_grpc(self._addresses.grpc_port)
+        if self._addresses.rest_port is not None:
+            await self._start_rest(self._addresses.rest_port)
+
+    async def set_ready(self, is_ready: bool) -> None:
+        """Tell gRPC health checks whether requests are answered."""
+        state = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, state.SERVING if is_ready else state.NOT_SERVING)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Answer what has come, refuse what comes, and stop listening."""
+        await self.set_ready(False)
+        await self._service.stop(timeout_s)
+        if self._grpc is not None:
+            await self._grpc.stop(grace=timeout_s)
+        if self._rest is not None and self._rest_task is not None:
+            self._rest.should_exit = True
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._rest_task
+
+    async def _start_grpc(self, port: int) -> None:
+        limit = self._service.limits.max_request_bytes
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                # A port in use is an error, not a second server behind the same address.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        servicer = InferenceServicer(self._service)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        await self.set_ready(self._service.is_ready)
+        host = self._addresses.host
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.grpc_port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address} for gRPC: {error}") from None
+        await server.start()
+        self._grpc = server
+
+    async def _start_rest(self, port: int) -> None:
+        host = self._addresses.host
+        try:
+            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port} for REST: {error.strerror or error}") from None
+        # Connections inherit it. Without it, an answer in two pieces waits 40 ms for the client's acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.rest_port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            make_app(self._service),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
+        )
+        self._rest = _QuietServer(config)
+        self._rest_task = asyncio.create_task(self._rest.serve([listener]), name="REST server")
+        while not self._rest.started and not self._rest_task.done():
+            await asyncio.sleep(0.01)
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves signals to the process that it is a part of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing about signals."""
+        yield

@@ -1,0 +1,230 @@
+"""The service behind both servers: it checks requests, lets the batcher answer them, and swaps versions."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from edge_client.inference.batcher import Answer, Batcher, Serving
+from edge_client.inference.errors import BadRequestError, TooLargeError, UnavailableError, UnknownModelError
+from edge_client.inference.recognizer import Prediction, Recognizer
+from edge_client.inference.server.datatypes import OF_TORCH
+from edge_client.inference.server.metrics import Metrics
+from edge_client.inference.server.protocol import (
+    Data,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    ModelMetadata,
+    OutputTensor,
+    RequestedOutput,
+    ServerMetadata,
+    TensorMetadata,
+    text_elements,
+)
+
+log = logging.getLogger(__name__)
+
+RAW, ENCODED = "raw", "encoded"
+"""Inputs, of which a request has one: decoded samples as numbers, or files (PNG, WAV, ...) as BYTES."""
+PROBABILITIES, LABEL = "probabilities", "label"
+"""Outputs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may have, and how many may wait."""
+
+    max_batch: int = 64
+    """Samples in a run of the model, and so in a request."""
+    max_waiting: int = 256
+    """Samples that wait; a request beyond it is refused at once."""
+    max_request_bytes: int = 16 << 20
+    """Size of a request."""
+    request_deadline_s: float = 30.0
+    """Seconds that an answer may take, unless the request says less."""
+
+
+class InferenceService:
+    """Answers requests for one model, by the name `model`. Use it on one running event loop."""
+
+    def __init__(self, model: str, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+        self.model = model
+        self.limits = limits or Limits()
+        self.metrics = metrics or Metrics()
+        self.batcher = Batcher(self.limits.max_batch, self.limits.max_waiting, self.metrics.observe_batch)
+        self.metrics.waiting.set_function(lambda: len(self.batcher.queue))
+        self._is_stopping = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.batcher.serving is not None and not self._is_stopping
+
+    async def swap(self, recognizer: Recognizer, version: int) -> None:
+        """Let a version serve; it has run once before it answers its first request."""
+        shape = (1, *recognizer.info.raw_shape)
+        warm_up = torch.zeros(shape, dtype=recognizer.info.torch_dtype)
+        await asyncio.to_thread(recognizer.probabilities, warm_up)
+        self.batcher.serving = Serving(version, recognizer)
+        self.metrics.observe_swap(version, recognizer.info.step)
+        log.info("version %d serves (after %d steps)", version, recognizer.info.step)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Answer the requests that wait, and no more."""
+        self._is_stopping = True
+        await self.batcher.drain(timeout_s)
+
+    # ------------------------------------------------------------------ metadata
+
+    def server_metadata(self) -> ServerMetadata:
+        """Return what the server is."""
+        return ServerMetadata("edgenewton", metadata.version("edgenewton"))
+
+    def serving(self, model: str, version: str = "") -> Serving:
+        """Return the version that serves, if it is the one that is asked for.
+
+        Raises:
+            UnknownModelError: it is not.
+            UnavailableError: none serves yet.
+
+        """
+        if model != self.model:
+            raise UnknownModelError(f"model {model!r} is unknown; this device serves {self.model!r}")
+        serving = self.batcher.serving
+        if serving is None:
+            raise UnavailableError(f"model {model!r} has no version yet; train one, or put one into the model store")
+        if version not in ("", str(serving.version)):
+            raise UnknownModelError(f"version {version!r} of {model!r} does not serve; version {serving.version} does")
+        return serving
+
+    def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
+        """Return what a client must know of the model.
+
+        Raises:
+            RequestError: as `serving`.
+
+        """
+        serving = self.serving(model, version)
+        info = serving.recognizer.info
+        return ModelMetadata(
+            name=model,
+            versions=(str(serving.version),),
+            platform=f"edgenewton_{serving.recognizer.engine}",
+            inputs=(
+                TensorMetadata(RAW, OF_TORCH[info.raw_dtype], (-1, *info.raw_shape)),
+                TensorMetadata(ENCODED, "BYTES", (-1,)),
+            ),
+            outputs=(
+                TensorMetadata(PROBABILITIES, "FP32", (-1, len(info.labels))),
+                TensorMetadata(LABEL, "BYTES", (-1,)),
+            ),
+        )
+
+    # ------------------------------------------------------------------ inference
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer a request of the protocol.
+
+        Raises:
+            RequestError: it cannot be answered; see its subclasses.
+            SampleError: its samples cannot be used.
+
+        """
+        serving = self.serving(request.model, request.version)
+        for output in request.outputs:
+            if output.name not in (PROBABILITIES, LABEL):
+                raise BadRequestError(f"output {output.name!r} is unknown; known are '{PROBABILITIES}', '{LABEL}'")
+        if len(request.inputs) != 1:
+            names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
+            raise BadRequestError(f"a request has one input, '{RAW}' or '{ENCODED}'; this one has {names}")
+        timeout_s = self._timeout(request.timeout_s)
+        (tensor,) = request.inputs
+        if tensor.name == RAW:
+            answer = await self._infer_raw(serving, tensor, timeout_s)
+        elif tensor.name == ENCODED:
+            answer = await self._infer_encoded(serving, tensor, timeout_s)
+        else:
+            raise BadRequestError(f"input {tensor.name!r} is unknown; known are '{RAW}', '{ENCODED}'")
+        if request.version not in ("", str(answer.serving.version)):
+            raise UnknownModelError(f"version {request.version!r} was replaced by {answer.serving.version}")
+        outputs = request.outputs or (RequestedOutput(PROBABILITIES), RequestedOutput(LABEL))
+        tensors = tuple(_output(answer, output) for output in outputs)
+        return InferResponse(request.model, str(answer.serving.version), request.id, tensors)
+
+    async def recognize(self, content: bytes, timeout_s: float | None = None) -> tuple[Prediction, Serving]:
+        """Recognise the sample in a file's content; return which version did, too.
+
+        Raises:
+            RequestError: it cannot be answered; see its subclasses.
+            SampleError: the sample cannot be used.
+
+        """
+        serving = self.serving(self.model)
+        answer = await self._decode_and_infer(serving, [content], self._timeout(timeout_s))
+        return answer.serving.recognizer.predictions(answer.probabilities)[0], answer.serving
+
+    async def _infer_raw(self, serving: Serving, tensor: InputTensor, timeout_s: float) -> Answer:
+        info = serving.recognizer.info
+        datatype = OF_TORCH[info.raw_dtype]
+        if tensor.datatype != datatype:
+            raise BadRequestError(f"input '{RAW}' is {tensor.datatype}; the model expects {datatype}")
+        if len(tensor.shape) != 1 + len(info.raw_shape) or tensor.shape[1:] != info.raw_shape:
+            raise BadRequestError(
+                f"input '{RAW}' has shape {list(tensor.shape)}; the model expects {[-1, *info.raw_shape]}"
+            )
+        self._check_count(tensor.shape[0])
+        assert isinstance(tensor.data, np.ndarray)  # its datatype is not BYTES
+        raw = torch.from_numpy(tensor.data)
+        serving.recognizer.check(raw)
+        return await self.batcher.submit(raw, len(raw), timeout_s)
+
+    async def _infer_encoded(self, serving: Serving, tensor: InputTensor, timeout_s: float) -> Answer:
+        if tensor.datatype != "BYTES" or isinstance(tensor.data, np.ndarray):
+            raise BadRequestError(f"input '{ENCODED}' is {tensor.datatype}; the model expects BYTES")
+        if len(tensor.shape) != 1 and tuple(tensor.shape[1:]) != (1,):
+            raise BadRequestError(f"input '{ENCODED}' has shape {list(tensor.shape)}; the model expects [-1]")
+        self._check_count(len(tensor.data))
+        return await self._decode_and_infer(serving, tensor.data, timeout_s)
+
+    async def _decode_and_infer(self, serving: Serving, contents: Sequence[bytes], timeout_s: float) -> Answer:
+        def decode() -> torch.Tensor:
+            return torch.stack([serving.recognizer.decode(content) for content in contents])
+
+        return await self.batcher.submit(decode, len(contents), timeout_s)
+
+    def _check_count(self, samples: int) -> None:
+        if samples < 1:
+            raise BadRequestError("the request has no samples")
+        if samples > self.limits.max_batch:
+            raise TooLargeError(f"the request has {samples} samples; {self.limits.max_batch} are the limit")
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        if timeout_s is None:
+            return self.limits.request_deadline_s
+        if not (timeout_s > 0 and math.isfinite(timeout_s)):
+            raise BadRequestError(f"the request's timeout is {timeout_s:g} s; it must be above 0")
+        return min(timeout_s, self.limits.request_deadline_s)
+
+
+def _output(answer: Answer, output: RequestedOutput) -> OutputTensor:
+    probabilities = answer.probabilities
+    labels = answer.serving.recognizer.info.labels
+    if output.name == PROBABILITIES and output.class_count:
+        top = probabilities.topk(min(output.class_count, len(labels)), dim=1)
+        texts = [
+            f"{value:f}:{index}:{labels[index]}"
+            for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            for value, index in zip(values, indices, strict=True)
+        ]
+        return OutputTensor(PROBABILITIES, "BYTES", tuple(top.values.shape), text_elements(texts))
+    if output.name == PROBABILITIES:
+        data: Data = probabilities.numpy()
+        return OutputTensor(PROBABILITIES, "FP32", tuple(probabilities.shape), data)
+    best = [labels[index] for index in probabilities.argmax(dim=1).tolist()]
+    return OutputTensor(LABEL, "BYTES", (len(best),), text_elements(best))

@@ -1,0 +1,149 @@
+"""What a device can be asked to do with its data: the same code in a daemon and in Flower's ClientApp without one."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from edge_client.exchange import Evaluation, GradientExchange
+from edge_client.settings import TrainSettings
+from edge_client.tasks import Partition, load_task
+from edge_client.trainer import TrainedStep, Trainer, TrainingReport, build_model, evaluate
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """Which data, and what is trained on them."""
+
+    settings: TrainSettings
+    index: int
+    """Number of this device's partition, from 0."""
+    count: int
+    """Number of partitions."""
+
+    @property
+    def partition(self) -> Partition:
+        """The part of the data that is this device's."""
+        settings = self.settings
+        return Partition(self.index, self.count, settings.partition, settings.alpha, settings.seed)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Some steps in one session of a coordinator."""
+
+    data: DeviceData
+    run: str
+    """State of the optimizer goes on within one run, and begins anew in another."""
+    coordinator: str
+    session: str
+    device: str
+    steps: int
+    weights: Weights
+    """To begin with."""
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a job led to."""
+
+    report: TrainingReport
+    weights: Weights
+    step: int
+    """Steps behind the weights."""
+    state: dict[str, Any]
+    """Of the optimizer, for the next job of the run."""
+    evaluation: Evaluation | None = None
+
+
+def train(
+    job: TrainJob,
+    state: dict[str, Any] | None,
+    on_step: Callable[[TrainedStep], None] | None = None,
+    *,
+    evaluates: bool = False,
+) -> TrainOutcome:
+    """Train a job's steps in step with the other devices.
+
+    Args:
+        job: what to train.
+        state: of the optimizer, after the run's last job.
+        on_step: told of each step.
+        evaluates: whether the model is tried on the device's held-out samples at the end.
+
+    Raises:
+        ExchangeError: the coordinator is down, refuses this device, or the session failed.
+        TaskError: the task cannot be loaded.
+        ValueError: settings, weights or state do not fit.
+
+    """
+    exchange = GradientExchange.join(job.coordinator, session=job.session, device=job.device)
+    try:
+        data = job.data
+        trainer = Trainer(data.settings, data.index, data.count, exchange, job.weights, state)
+        report = trainer.train(job.steps, on_step)
+    except BaseException as error:
+        exchange.close(failure=str(error) or type(error).__name__)
+        raise
+    exchange.close()
+    evaluation = trainer.evaluate() if evaluates else None
+    weights = copy_weights(trainer.model)
+    return TrainOutcome(report, weights, trainer.optimizer.steps, trainer.state_dict(), evaluation)
+
+
+def evaluate_weights(data: DeviceData, weights: Weights) -> Evaluation:
+    """Try weights on a device's held-out samples.
+
+    Raises:
+        TaskError: the task cannot be loaded.
+        ValueError: the weights do not fit.
+
+    """
+    task = load_task(data.settings.task)
+    return evaluate(build_model(task, data.settings.seed, weights), task, task.test_data(data.partition))
+
+
+def initial_weights(settings: TrainSettings) -> Weights:
+    """Return the weights that a run begins with.
+
+    Raises:
+        TaskError: the task cannot be loaded.
+
+    """
+    return copy_weights(build_model(load_task(settings.task), settings.seed))
+
+
+def dump_settings(settings: TrainSettings) -> str:
+    """Return settings as JSON that `check_settings` takes back."""
+    # None stands for what suits the estimator, which is what a setting that is not named stands for, too.
+    return json.dumps(settings.model_dump(exclude_none=True))
+
+
+def copy_weights(model: nn.Module) -> Weights:
+    """Return a copy of a model's state_dict, whose tensors share no memory."""
+    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def dump_weights(weights: Weights) -> bytes:
+    """Return weights in the format of safetensors."""
+    return dump_tensors(weights)
+
+
+def read_weights(content: bytes) -> Weights:
+    """Return the weights that `dump_weights` gave.
+
+    Raises:
+        ValueError: the content is something else.
+
+    """
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise ValueError(f"the weights cannot be read: {error}") from None

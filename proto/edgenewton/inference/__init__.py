@@ -1,0 +1,1 @@
+"""The messages of the Open Inference Protocol v2, wire-compatible with KServe and Triton."""

@@ -1,0 +1,309 @@
+"""The daemon as a process: what it is asked over its socket, and recognition meanwhile."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc as triton
+from daemons import CLIENT, TASK, Daemon, artefact
+from edgenewton.v1 import device_pb2 as pb
+from processes import Coordinator
+
+sys.path.append(str(Path(__file__).parents[1] / "edge_client"))
+from test_client_app import context, rounds
+
+from coordinator.server import embedded_coordinator
+from coordinator.settings import SessionSettings
+from edge_client.daemon.client import DaemonClient, DaemonError, _data
+from edge_client.inference import Artefact, Recognizer
+from edge_client.jobs import DeviceData, TrainJob, dump_weights, initial_weights
+from edge_client.settings import TrainSettings
+from edge_client.trainer import Trainer, weights_digest
+
+SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        yield daemon
+
+
+def run(*arguments):
+    return subprocess.run([CLIENT, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_serves_says_what_it_does_and_takes_models(daemon, tmp_path):
+    assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(daemon.socket.parent.stat().st_mode) == 0o700
+    artefact(2).save(tmp_path / "second.pt")
+    promoted = run("promote", tmp_path / "second.pt", "--socket", daemon.socket)
+    assert "second.pt serves as version 2" in promoted.stdout.replace("\n", "")
+    shown = run("status", "--config", daemon.config)
+    assert "version 2 of task 'digits', 2 steps" in shown.stdout
+    told = json.loads(run("status", "--socket", daemon.socket, "--json").stdout)
+    assert (told["model"]["version"], told["model"]["versions"]) == ("2", ["1", "2"])
+
+    image = tmp_path / "digit.png"
+    TASK.save_sample(0, image)
+    answer = httpx.post(f"http://{daemon.rest}/recognize", content=image.read_bytes()).json()
+    (expected,) = Recognizer(artefact(2)).predict([image])
+    assert (answer["label"], answer["version"]) == (expected.label, "2")
+
+    # Bad artefacts are refused, and what served goes on.
+    evil = tmp_path / "evil.pt"
+    torch.save({"format": "edgenewton-model", "weights": Evil()}, evil)
+    newer = tmp_path / "newer.pt"
+    torch.save({"format": "edgenewton-model", "format_version": 99}, newer)
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "empty.pt").touch()
+    with daemon.client() as client:
+        for name, words in {
+            "evil.pt": "the model wants to run code when it is loaded; it was refused",
+            "newer.pt": "the model has format version 99; this release reads up to 1",
+            "pickle.pt": "it was refused",
+            "empty.pt": "the model is empty",
+        }.items():
+            with pytest.raises(DaemonError, match=words):
+                client.promote((tmp_path / name).read_bytes())
+    assert not (tmp_path / "ran").exists()
+    assert httpx.post(f"http://{daemon.rest}/recognize", content=image.read_bytes()).json()["version"] == "2"
+    assert daemon.stop() == 0
+    assert not daemon.socket.exists()
+    assert "Traceback" not in daemon.log
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
+    """Each version always answers for itself: its own probabilities, in whole batches."""
+    pixels = np.stack([np.asarray(TASK.sample_image(index)) for index in range(3)])
+    expected = {
+        str(version): Recognizer(artefact(version)).probabilities(torch.from_numpy(pixels)).numpy()
+        for version in range(1, 22)
+    }
+    tensor = triton.InferInput("raw", pixels.shape, "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    is_over, problems, seen = threading.Event(), [], set()
+
+    def ask():
+        with triton.InferenceServerClient(daemon.grpc) as client:
+            while not is_over.is_set():
+                try:
+                    result = client.infer("model", [tensor], client_timeout=20)
+                    version = result.get_response().model_version
+                    np.testing.assert_allclose(result.as_numpy("probabilities"), expected[version], atol=1e-6)
+                    seen.add(version)
+                except Exception as error:
+                    problems.append(error)
+                    return
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        with daemon.client() as control:
+            for version in range(2, 22):
+                artefact(version).save(daemon.folder / "next.pt")
+                assert control.promote((daemon.folder / "next.pt").read_bytes()) == version
+    finally:
+        is_over.set()
+        for client in clients:
+            client.join(timeout=30)
+    assert not problems
+    assert len(seen) > 5  # the versions did take turns under the load
+    assert json.loads(run("status", "--socket", daemon.socket, "--json").stdout)["model"]["versions"] == [
+        "19",
+        "20",
+        "21",
+    ]
+
+
+def job(coordinator, session, weights, steps, run="run-1", settings=SETTINGS):
+    return TrainJob(
+        data=DeviceData(settings, 0, 1),
+        run=run,
+        coordinator=coordinator.address,
+        session=session,
+        device="d0",
+        steps=steps,
+        weights=weights,
+    )
+
+
+def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
+    alone = Trainer(SETTINGS, 0, 1)
+    alone.train(6)
+    weights = initial_weights(SETTINGS)
+    seen = []
+    with embedded_coordinator() as coordinator:
+        coordinator.create_session("first", SessionSettings(devices=1))
+        with daemon.client() as client:
+            assert client.initial_weights(SETTINGS).keys() == weights.keys()
+            report, weights = client.train(job(coordinator, "first", weights, 4), seen.append)
+            status = client.status()
+        assert [step.step for step in seen] == [0, 1, 2, 3]
+        assert report.steps == 4
+        assert "4 steps, accuracy" in status.training.last
+        assert (status.model.version, status.model.step) == (2, 4)
+
+        daemon.process.kill()
+        daemon.process.communicate()
+        assert daemon.socket.exists()  # nothing was tidied up
+        daemon.start()
+        coordinator.create_session("second", SessionSettings(devices=1, first_step=4))
+        with daemon.client() as client:
+            assert client.status().model.version == 2
+            report, _ = client.train(job(coordinator, "second", weights, 2))
+            assert report.weights_digest == weights_digest(alone.model)
+            evaluation = client.evaluate(DeviceData(SETTINGS, 0, 1), alone.model.state_dict())
+        assert evaluation == alone.evaluate()
+
+
+def test_flowers_client_app_asks_the_daemon_and_gets_the_same_as_when_it_trains_itself(daemon):
+    there = rounds(context(**{"daemon-socket": str(daemon.socket)}))
+    here = rounds(context())
+    assert there[1] == here[1]
+    assert there[2] == here[2]
+    with daemon.client() as client:
+        assert client.status().model.step == 5
+
+
+def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(daemon, tmp_path):
+    with Coordinator("killed", 1) as coordinator:
+        began, ended = threading.Event(), []
+
+        def train():
+            try:
+                with daemon.client() as client:
+                    client.train(
+                        job(coordinator, "killed", initial_weights(SETTINGS), 100_000), lambda step: began.set()
+                    )
+            except DaemonError as error:
+                ended.append(str(error))
+
+        asking = threading.Thread(target=train)
+        asking.start()
+        assert began.wait(60)
+        # Meanwhile it recognises, and takes no second job.
+        TASK.save_sample(0, tmp_path / "digit.png")
+        content = (tmp_path / "digit.png").read_bytes()
+        assert httpx.post(f"http://{daemon.rest}/recognize", content=content).status_code == 200
+        with daemon.client() as client:
+            assert client.status().training.is_training
+            with pytest.raises(DaemonError, match="trains already"):
+                client.evaluate(DeviceData(SETTINGS, 0, 1), initial_weights(SETTINGS))
+        daemon.process.kill()
+        asking.join(timeout=30)
+        assert "gone away" in ended[0]
+        assert coordinator.wait() == 1  # the process that trained said good-bye, and the session is over
+    daemon.process.communicate()
+    daemon.start()
+    assert httpx.post(f"http://{daemon.rest}/recognize", content=content).json()["version"] == "1"
+
+
+def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
+    with Coordinator("cancelled", 1) as coordinator, daemon.client() as client:
+        call = client._stub.Train(request_of(job(coordinator, "cancelled", initial_weights(SETTINGS), 100_000)))
+        assert next(call).HasField("progress")
+        call.cancel()
+        assert coordinator.wait() == 1
+    deadline = time.monotonic() + 30
+    with daemon.client() as client:
+        while client.status().training.is_training:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(DaemonError, match="no coordinator answers at 127.0.0.1:9"):
+            client.train(
+                TrainJob(DeviceData(SETTINGS, 0, 1), "r", "127.0.0.1:9", "s", "d", 1, initial_weights(SETTINGS))
+            )
+        with pytest.raises(DaemonError, match="the weights do not fit the model of task 'digits'"):
+            client.evaluate(DeviceData(SETTINGS, 0, 1), {})
+        with pytest.raises(DaemonError, match="task 'trees' is unknown"):
+            client.initial_weights(SETTINGS.model_copy(update={"task": "trees"}))
+
+
+def request_of(given: TrainJob) -> pb.TrainRequest:
+    return pb.TrainRequest(
+        data=_data(given.data),
+        run=given.run,
+        coordinator=given.coordinator,
+        session=given.session,
+        device=given.device,
+        steps=given.steps,
+        weights=dump_weights(given.weights),
+    )
+
+
+def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(daemon):
+    def kill_trainer(_):
+        for children in Path(f"/proc/{daemon.process.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+    with daemon.client() as client:
+        with Coordinator("dies", 1) as coordinator:
+            with pytest.raises(DaemonError, match=r"the process that trains has died \(exit status -9\)"):
+                client.train(job(coordinator, "dies", initial_weights(SETTINGS), 100_000), kill_trainer)
+            assert coordinator.wait() == 1
+        assert client.initial_weights(SETTINGS).keys() == initial_weights(SETTINGS).keys()
+        assert "has died" in client.status().training.last
+
+
+def test_the_gate_keeps_a_worse_model_from_serving(tmp_path):
+    trained = Trainer(TrainSettings(steps=30))
+    trained.train(30)
+    with Daemon(tmp_path, EDGENEWTON_MODEL__GATE_MARGIN="0.1") as daemon:
+        Artefact.of(TASK, "digits", trained.model, 30).save(tmp_path / "good.pt")
+        with Coordinator("worse", 1) as coordinator, daemon.client() as client:
+            assert client.promote((tmp_path / "good.pt").read_bytes()) == 2
+            client.train(job(coordinator, "worse", initial_weights(SETTINGS), 1))
+            assert client.status().model.version == 2
+        assert daemon.stop() == 0
+        assert "the trained model does not serve: its accuracy is" in daemon.log
+
+
+def test_systemd_hears_that_it_is_ready_alive_and_stopping(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with Daemon(tmp_path, 'log.format = "json"', **environment) as daemon:
+            heard = [systemd.recv(1000).decode() for _ in range(3)]
+            assert daemon.stop() == 0
+        assert "READY=1\nSTATUS=serves recognition" in heard
+        assert "WATCHDOG=1" in heard
+        systemd.settimeout(0.1)
+        try:
+            while True:
+                heard.append(systemd.recv(1000).decode())
+        except TimeoutError:
+            assert heard[-1] == "STOPPING=1"
+    entries = [json.loads(line) for line in daemon.log.splitlines()]
+    assert any(entry["message"].startswith("ready: gRPC on") and entry["level"] == "info" for entry in entries)
+
+
+def test_a_second_daemon_and_a_wrong_place_are_refused(daemon, tmp_path):
+    second = run("daemon", "--config", daemon.config)
+    assert second.returncode == 1
+    assert "is in use by another process" in second.stderr.replace("\n", " ")
+    with pytest.raises(DaemonError, match="no daemon answers at"):
+        DaemonClient(tmp_path / "nowhere.sock")
+    assert run("status", "--socket", tmp_path / "nowhere.sock").returncode == 1
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.process.wait(timeout=30) == 0

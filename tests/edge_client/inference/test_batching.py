@@ -1,0 +1,235 @@
+"""The queue as a state machine, then the batcher with a model that a test holds up."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.inference.batcher import Batcher, Serving
+from edge_client.inference.errors import (
+    DeadlineError,
+    OverloadedError,
+    RequestError,
+    TooLargeError,
+    UnavailableError,
+)
+from edge_client.inference.queue import BatchQueue, Waiting
+from edge_client.tasks import SampleError
+
+
+def waiting(samples: int, deadline_s: float = 100.0, *, is_decoded: bool = True) -> Waiting:
+    return Waiting(samples, deadline_s, torch.zeros(samples) if is_decoded else None)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(1, 4), st.integers(0, 30)),
+            st.tuples(st.just("take")),
+            st.tuples(st.just("cancel"), st.integers(0, 5)),
+        ),
+        max_size=40,
+    )
+)
+def test_every_request_leaves_once_in_order_and_limits_hold(events):
+    queue, model, now = BatchQueue(max_batch=4, max_waiting=10), [], 0.0
+    for event in events:
+        now += 1.0
+        match event:
+            case ("add", samples, seconds):
+                request = waiting(samples, now + seconds)
+                if sum(r.samples for r in model) + samples > 10:
+                    with pytest.raises(OverloadedError):
+                        queue.add(request)
+                else:
+                    queue.add(request)
+                    model.append(request)
+            case ("take",):
+                taken = queue.take(now)
+                assert taken.expired == [r for r in model if r.deadline_s <= now]
+                alive = [r for r in model if r.deadline_s > now]
+                assert taken.batch == alive[: len(taken.batch)]
+                assert sum(r.samples for r in taken.batch) <= 4
+                model = alive[len(taken.batch) :]
+                full = sum(r.samples for r in taken.batch) + (model[0].samples if model else 4) > 4
+                assert full or not model or not taken.batch
+                assert taken.batch or not alive
+            case ("cancel", place):
+                if place < len(model):
+                    queue.discard(model.pop(place))
+        assert len(queue) == sum(r.samples for r in model)
+
+
+def test_a_request_that_is_being_decoded_keeps_its_place_and_holds_nobody_up():
+    queue = BatchQueue(max_batch=8, max_waiting=8)
+    slow, quick = waiting(1, is_decoded=False), waiting(2)
+    queue.add(slow)
+    queue.add(quick)
+    assert queue.take(0).batch == [quick]
+    slow.raw = torch.zeros(1)
+    queue.add(quick)
+    assert queue.take(0).batch == [slow, quick]
+
+
+class HeldModel:
+    """A recognizer that answers each sample with its own number, when the test lets it."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.began = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+        self.fails = False
+
+    def probabilities(self, raw):
+        self.runs.append(len(raw))
+        self.began.release()
+        assert self.go_on.acquire(timeout=30)
+        if self.fails:
+            raise ValueError("no memory")
+        return raw.clone()
+
+
+async def held_batcher(max_batch=4, max_waiting=6):
+    """Return a batcher whose model is at work on a request, that request, and the model."""
+    model, batcher = HeldModel(), Batcher(max_batch, max_waiting, quick_s=0.0)
+    batcher.serving = Serving(1, model)
+    first = asyncio.create_task(batcher.submit(torch.tensor([[0.0]]), 1, 30))
+    await asyncio.to_thread(model.began.acquire)
+    return batcher, first, model
+
+
+def ask(batcher, number, samples=1, timeout_s=30.0):
+    return asyncio.create_task(batcher.submit(torch.full((samples, 1), float(number)), samples, timeout_s))
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_requests_that_come_while_the_model_is_busy_run_together():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        others = [ask(batcher, number, samples) for number, samples in ((1, 1), (2, 2), (3, 2))]
+        await settle()
+        for _ in range(3):
+            model.go_on.release()
+        for number, task in enumerate([first, *others]):
+            answer = await task
+            assert answer.probabilities.unique().tolist() == [number]
+        assert [len(task.result().probabilities) for task in others] == [1, 2, 2]
+        assert model.runs == [1, 3, 2]  # 1 + 2 fill a batch of 4 but for one place, and the request of 2 does not fit
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_at_once_and_a_cancelled_request_makes_room():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        queued = [ask(batcher, 1, 3), ask(batcher, 2, 3)]
+        await settle()
+        with pytest.raises(OverloadedError, match="6 samples wait, 6 may; try again later"):
+            await ask(batcher, 3)
+        queued[0].cancel()
+        await settle()
+        late = ask(batcher, 4, 3)
+        await settle()
+        for _ in range(3):
+            model.go_on.release()
+        assert (await late).probabilities.tolist() == [[4.0]] * 3
+        assert model.runs == [1, 3, 3]  # nothing was computed for the one that was cancelled
+        await asyncio.gather(first, queued[1])
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_ends_the_wait_and_the_late_request_is_not_computed():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        with pytest.raises(DeadlineError, match="not answered within 0.01 s"):
+            await ask(batcher, 1, 2, timeout_s=0.01)
+        assert len(batcher.queue) == 0
+        model.go_on.release()
+        await first
+        assert model.runs == [1]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_swap_leaves_the_batch_that_runs_alone():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        other = HeldModel()
+        batcher.serving = Serving(2, other)
+        second = ask(batcher, 1)
+        await settle()
+        model.go_on.release()
+        other.go_on.release()
+        assert [(await task).serving.version for task in (first, second)] == [1, 2]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_draining_answers_what_waits_and_refuses_what_comes():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        second = ask(batcher, 1)
+        await settle()
+        drained = asyncio.create_task(batcher.drain(30))
+        await settle()
+        with pytest.raises(UnavailableError, match="the server stops"):
+            await ask(batcher, 2)
+        model.go_on.release()
+        model.go_on.release()
+        await asyncio.gather(first, second, drained)
+
+    asyncio.run(scenario())
+
+
+def test_draining_ends_though_the_model_hangs():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        second = ask(batcher, 1)
+        await settle()
+        await batcher.drain(0.01)
+        with pytest.raises(UnavailableError, match="the server stops"):
+            await second
+        model.go_on.release()
+        await first
+
+    asyncio.run(scenario())
+
+
+def test_failures_are_those_of_the_requests_that_they_belong_to():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        model.fails = True
+        model.go_on.release()
+        with pytest.raises(RequestError, match="the model failed: no memory"):
+            await first
+        model.fails = False
+
+        def damaged():
+            raise SampleError("it is damaged")
+
+        model.go_on.release()
+        bad = asyncio.create_task(batcher.submit(damaged, 1, 30))
+        good = asyncio.create_task(batcher.submit(lambda: torch.ones(1, 1), 1, 30))
+        with pytest.raises(SampleError, match="it is damaged"):
+            await bad
+        assert (await good).probabilities.tolist() == [[1.0]]
+        with pytest.raises(TooLargeError, match="has 5 samples; 4 are the limit"):
+            await ask(batcher, 0, 5)
+        batcher.serving = None
+        with pytest.raises(UnavailableError, match="there is no model yet"):
+            await ask(batcher, 0)
+        await batcher.drain(30)
+
+    asyncio.run(scenario())

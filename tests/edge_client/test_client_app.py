@@ -1,0 +1,77 @@
+"""Flower's ClientApp in its own process, called as Flower calls it; tests/e2e has it beside a daemon."""
+
+import json
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from coordinator.server import embedded_coordinator
+from coordinator.settings import SessionSettings
+from edge_client import client_app
+from edge_client.settings import TrainSettings
+from edge_client.trainer import Trainer, weights_digest
+
+SETTINGS = {"curvature": "eva", "batch-size": 16, "threads": 1}
+
+
+def context(**node_config) -> Context:
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 1, 1  # as Flower does in a node's process
+    return Context(
+        run_id=7,
+        node_id=1,
+        node_config={"partition-id": 0, "num-partitions": 1} | node_config,
+        state=RecordDict(),
+        run_config={},
+    )
+
+
+def ask(kind, given, weights=None, **config):
+    content = RecordDict({"config": ConfigRecord({"settings": json.dumps(SETTINGS)} | config)})
+    if weights is not None:
+        content["arrays"] = ArrayRecord(weights)
+    handler = {"query": client_app.query, "train": client_app.train, "evaluate": client_app.evaluate_model}[kind]
+    return handler(Message(content, dst_node_id=1, message_type=kind), given)
+
+
+def rounds(given):
+    """Train 3 + 2 steps, in two messages, and evaluate; return the last reply's weights, digest and evaluation."""
+    weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
+    with embedded_coordinator() as coordinator:
+        for session, first, steps in (("round-1", 0, 3), ("round-2", 3, 2)):
+            coordinator.create_session(session, SessionSettings(devices=1, first_step=first))
+            reply = ask("train", given, weights, coordinator=coordinator.address, session=session, steps=steps)
+            assert not reply.has_error(), reply.error.reason
+            weights = reply.content.array_records["arrays"].to_torch_state_dict()
+    evaluation = ask("evaluate", given, weights).content.metric_records["metrics"]
+    return weights, reply.content["report"]["weights-digest"], evaluation
+
+
+def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
+    alone = Trainer(TrainSettings(curvature="eva", batch_size=16))
+    alone.train(5)
+    weights, digest, evaluation = rounds(context())
+    assert digest == weights_digest(alone.model)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in alone.model.state_dict().items())
+    result = alone.evaluate()
+    assert evaluation["accuracy"] == pytest.approx(result.correct / result.samples)
+
+
+@pytest.mark.parametrize("by", ["node config", "environment"])
+def test_a_daemon_that_does_not_answer_is_named(tmp_path, monkeypatch, by):
+    monkeypatch.setattr("edge_client.daemon.client._CONNECT_DEADLINE_S", 0.2)
+    socket = tmp_path / "daemon.sock"
+    if by == "environment":
+        monkeypatch.setenv("EDGENEWTON_SOCKET", str(socket))
+        reply = ask("query", context())
+    else:
+        reply = ask("query", context(**{"daemon-socket": str(socket)}))
+    assert f"no daemon answers at {socket}" in reply.error.reason
+
+
+def test_a_node_without_its_place_is_told_what_to_set():
+    given = context()
+    del given.node_config["partition-id"]
+    reply = ask("evaluate", given, {"x": torch.zeros(1)})
+    assert "the node's config lacks 'partition-id'" in reply.error.reason
