@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +122,7 @@ def measure_in_process(folder: Path, seconds: float, figures: Figures) -> None:
     raw = pixels()
     for engine, file in (("torch", "model.pt"), ("export", "model.pt"), ("onnx", "model.onnx")):
         recognizer = Recognizer.load(folder / file, "export" if engine == "export" else None)
-        record(figures, f"in process, {engine}", time_calls(lambda r=recognizer: r.probabilities(raw), seconds))
+        record(figures, f"in process, {engine}", time_calls(partial(recognizer.probabilities, raw), seconds))
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> Measured:
@@ -296,7 +297,7 @@ def training(socket: Path, job: TrainJob) -> Iterator[Callable[[], int]]:
 
 def median(figures: Figures, name: str, field: str) -> float:
     """Return the median over the rounds."""
-    return statistics.median(getattr(measured, field) for measured in figures[name])
+    return float(statistics.median(getattr(measured, field) for measured in figures[name]))
 
 
 def best_throughput(figures: Figures, server: str, api: str) -> float | None:

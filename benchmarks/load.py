@@ -40,7 +40,10 @@ def grpc_client(address: str, request: bytes) -> Connect:
             if not await call(request, timeout=30):
                 raise RuntimeError(f"{address} answered nothing")
 
-        return ask, channel.close
+        async def close() -> None:
+            await channel.close(None)
+
+        return ask, close
 
     return connect
 

@@ -63,7 +63,7 @@ class PrivateFlower:
 
     def __init__(self, folder: Path) -> None:
         self.log_path = folder.resolve() / "superlink.log"
-        self.port = _free_port()
+        self.port = free_port()
         self._root: Path | None = None
         self._superlink: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
@@ -183,7 +183,7 @@ def private_flower(folder: Path) -> Iterator[PrivateFlower]:
         flower.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

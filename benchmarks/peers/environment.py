@@ -38,7 +38,7 @@ def environment(peer: str, folder: Path) -> Path:
     stamp = root / ".installed"
     if not stamp.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", root], check=True, capture_output=True)
-        command = [root / "bin" / "python", "-m", "pip", "install", "--quiet", *PACKAGES[peer]]
+        command = [str(root / "bin" / "python"), "-m", "pip", "install", "--quiet", *PACKAGES[peer]]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_DEADLINE_S, check=False)
         except subprocess.TimeoutExpired:
@@ -70,7 +70,11 @@ def mlserver(bin_folder: Path, model: Path, folder: Path, batch: int) -> Iterato
         "parallel_workers": 0,  # in the server's own process, which is quicker for a model that is this small
         "debug": False,
     }
-    described = {"name": "digits", "implementation": "mlserver_model.OnnxModel", "parameters": {"version": "v1"}}
+    described: dict[str, object] = {
+        "name": "digits",
+        "implementation": "mlserver_model.OnnxModel",
+        "parameters": {"version": "v1"},
+    }
     if batch > 1:
         described |= {"max_batch_size": batch, "max_batch_time": 0.002}
     (folder / "settings.json").write_text(json.dumps(settings))
