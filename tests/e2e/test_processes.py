@@ -86,7 +86,7 @@ def wait_for_step(address: str) -> None:
 
 
 def test_a_killed_device_releases_the_others_with_a_reason():
-    with Coordinator("killed", 2) as coordinator:
+    with Coordinator("killed", 2, "--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0") as coordinator:
         arguments = f"--coordinator {coordinator.address} --session killed -c steps=100000 -c curvature=eva"
         clients = [start_client("train", *arguments.split(), "--device", f"d{index}") for index in range(2)]
         wait_for_step(coordinator.address)
