@@ -63,6 +63,9 @@ class Fault:
     """`action` is called once this step is seen to be committed."""
     action: Callable[["Fleet"], None] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    """Options of the coordinator."""
+    save_every: int | None = None
+    """Steps between two savings of a device's state, if not as usual."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Fleet:
             devices=self.settings.devices,
             steps=self.settings.steps,
             curvature=self.settings.curvature,
-            save_every=self.settings.save_every,
+            save_every=self.fault.save_every or self.settings.save_every,
             seed=self.settings.seed,
             failpoint=self.fault.device_failpoint if is_victim else "",
             slow_steps=self.fault.slow_steps if is_victim else (0, 0),
@@ -238,6 +241,8 @@ class Fleet:
         digests = {result["digest"] for result in results}
         applied: dict[int, set[str]] = {}
         for path in self.folder.glob("steps-*.txt"):
+            if self.fault.diverge_at >= 0 and path.name == "steps-1.txt":
+                continue  # what it had was wrong, and is to be lost
             for line in path.read_text().splitlines():
                 step, _, digest = line.partition(" ")
                 # A process killed while writing leaves a part of a line.

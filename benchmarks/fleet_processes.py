@@ -59,9 +59,7 @@ def run_device(job: DeviceJob) -> None:
     torch.manual_seed(job.seed)
     state_path = folder / f"state-{job.index}.pt"
     saved = DeviceState.load(state_path, job.session)
-    settings = TrainSettings(
-        steps=job.steps, batch_size=16, curvature=job.curvature, lr=0.03, seed=job.seed, threads=1
-    )
+    settings = TrainSettings(steps=job.steps, batch_size=16, curvature=job.curvature, lr=0.03, seed=job.seed, threads=1)
     exchange = _join(job)
     try:
         trainer = Trainer(
@@ -76,9 +74,10 @@ def run_device(job: DeviceJob) -> None:
 
             def note(step: TrainedStep) -> None:
                 applied = trainer.optimizer.steps
-                trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
                 if applied % job.save_every == 0:
                     DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
+                # Whatever is noted here must never be lost.
+                trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
                 if job.slow_steps[0] <= applied < job.slow_steps[1]:
                     time.sleep(_SLOW_S)
                 if applied == job.diverge_at:
@@ -108,9 +107,7 @@ def run_device(job: DeviceJob) -> None:
 
 
 def _join(job: DeviceJob) -> GradientExchange:
-    return GradientExchange.join(
-        job.address, session=job.session, device=f"device-{job.index}", connect_timeout_s=30.0
-    )
+    return GradientExchange.join(job.address, session=job.session, device=f"device-{job.index}", connect_timeout_s=30.0)
 
 
 def _log_to(path: str) -> None:
