@@ -24,7 +24,8 @@ from coordinator.watch import follow
 
 SESSION = "faults"
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["benchmarks.fleet_processes"])
+# A child imports its parent's main module anew: what that imports is there already.
+CONTEXT.set_forkserver_preload(["benchmarks.fleet_processes", "benchmarks.results", "matplotlib.pyplot"])
 _POLL_S = 0.02
 _MAX_RESTARTS = 5
 

@@ -72,7 +72,7 @@ def run_device(job: DeviceJob) -> None:
         )
         with (folder / f"steps-{job.index}.txt").open("a", buffering=1) as trace:
 
-            def note(step: TrainedStep) -> None:
+            def note(_step: TrainedStep) -> None:
                 applied = trainer.optimizer.steps
                 if applied % job.save_every == 0:
                     DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)

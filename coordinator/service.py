@@ -257,8 +257,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                     return  # it joined again meanwhile
                 outbox.bytes_received += len(frame)
                 room.take_frame(device, frame, time.monotonic())
-            if room.outboxes.get(device) is outbox:
-                room.remove(device, "it closed its stream", time.monotonic())
+            # Its connection broke, or it closed its side: it keeps its place for its lease.
+            outbox.close(Status.OK, "the stream was closed by the device")
         except RefusedError as error:
             log.warning("refused: %s", error.reason)
             room.remove(device, error.reason, time.monotonic(), error.status)
