@@ -147,6 +147,7 @@ class Room:
             if session.wants(device, frame.step, frame.samples, piece.key, now):
                 try:
                     values = piece.decode(payload)
+                    check_values(piece.spec, values)
                 except ValueError as error:
                     reason = f"device {device!r}, step {frame.step}: {error}"
                     raise RefusedError(Status.INVALID_ARGUMENT, reason) from None

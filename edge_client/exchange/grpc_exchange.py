@@ -153,12 +153,12 @@ class GradientExchange:
         index = self._index[key]
         self._raise_if_failed()
         flat = _to_numpy(value)
-        self._check_finite(self._specs[index], flat)
         self._contributed.add(index)
         if self._assembly.received_until > self.step:
             return  # the step went on without this device; what it computed comes too late
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
+            self._check_finite(piece.spec, values)
             encoder = self._encoders.get(piece.key)
             if encoder is None:
                 encoder = self._encoders[piece.key] = piece.codec.encoder(piece.shape)

@@ -5,7 +5,7 @@ import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from edgenewton.v1.fingerprint import TensorSpec
-from edgenewton.v1.framing import FramePacker, Layout, parse_frame
+from edgenewton.v1.framing import FramePacker, Layout, check_values, parse_frame
 from edgenewton.v1.wire import read_frame, write_varint
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
@@ -134,7 +134,9 @@ def broken(**changes) -> bytes:
 
 def decode(frame: bytes) -> np.ndarray:
     ((piece, payload),) = parse_frame(frame, LAYOUT).slices
-    return piece.decode(payload)
+    values = piece.decode(payload)
+    check_values(piece.spec, values)
+    return values
 
 
 @pytest.mark.parametrize(
