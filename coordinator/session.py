@@ -299,7 +299,7 @@ class Session:
     def _standing_when_gathering(self, joining: Joining) -> Standing:
         """Return a device's standing; the one that is furthest has the state of the session."""
         is_first = not self.standing(Standing.ACTIVE)
-        if joining.next_step is None and (self._is_resumed or self.step.number != self.settings.first_step):
+        if joining.next_step is None and self.step.number != self.settings.first_step:
             return Standing.HEALING
         step = self.settings.first_step if joining.next_step is None else joining.next_step
         if is_first or step > self.step.number:
@@ -319,7 +319,7 @@ class Session:
 
     def _standing_when_training(self, joining: Joining, before: Member | None, oldest: int) -> Standing:
         if joining.next_step is None:
-            is_at_start = self.step.number == self.settings.first_step and not self._is_resumed
+            is_at_start = self.step.number == self.settings.first_step
             is_same = is_at_start and joining.weights_digest == self._weights_digest
             return Standing.LAGGING if is_same else Standing.HEALING
         if not oldest <= joining.next_step <= self.step.number:
