@@ -31,31 +31,41 @@ class Measured:
     """Seconds of each step, of the slowest device."""
     coordinator_cpu_s: float
     """Processor seconds of the coordinator per step."""
-    coordinator_peak_MiB: float
+    coordinator_peak_mib: float
     profile: str = ""
 
 
-class _Weights:
-    """A replica without a model."""
+class UnchangedReplica:
+    """A replica that nothing is applied to: nobody heals or falls behind in a benchmark."""
 
     next_step = None
     is_shared = False
 
     def digest(self) -> bytes:
+        """Return the same on all devices."""
         return b"same"
 
     def dump(self) -> bytes:
+        """Return nothing."""
         return b""
 
-    def load(self, data: bytes) -> None:
-        raise RuntimeError("nobody heals in a benchmark")
+    def load(self, _data: bytes) -> None:
+        """Never called."""
+        raise RuntimeError("a device healed in a benchmark")
 
-    def apply(self, result: StepResult) -> None:
-        raise RuntimeError("nobody falls behind in a benchmark")
+    def apply(self, _result: StepResult) -> None:
+        """Never called."""
+        raise RuntimeError("a device fell behind in a benchmark")
 
 
 def measure(
-    members: int, size: int, codec: str = "fp32", *, threads: bool = False, steps: int | None = None, profile: bool = False
+    members: int,
+    size: int,
+    codec: str = "fp32",
+    *,
+    threads: bool = False,
+    steps: int | None = None,
+    profile: bool = False,
 ) -> Measured:
     """Return what exchanging gradients of `size` float32 bytes takes.
 
@@ -105,7 +115,7 @@ def _device(address: str, name: str, size: int, steps: int, results: Any) -> Non
     torch.set_num_threads(1)
     exchange = GradientExchange.join(address, session="benchmark", device=name, connect_timeout_s=60)
     specs = layers(size)
-    exchange.start(specs, {}, _Weights())
+    exchange.start(specs, {}, UnchangedReplica())
     gradients = {(spec.kind, spec.name): torch.ones(spec.shape) for spec in specs}
     times = []
     for _ in range(steps + 3):
@@ -121,7 +131,13 @@ def _device(address: str, name: str, size: int, steps: int, results: Any) -> Non
 
 def _serve(pipe: Any, members: int, codec: str, profiled: bool) -> None:
     profile = cProfile.Profile()
-    asyncio.run(_run(pipe, SessionSettings(devices=members, codec=codec, lease_s=120, frame_bytes=FRAME_BYTES), profile if profiled else None))
+    asyncio.run(
+        _run(
+            pipe,
+            SessionSettings(devices=members, codec=codec, lease_s=120, frame_bytes=FRAME_BYTES),
+            profile if profiled else None,
+        )
+    )
 
 
 async def _run(pipe: Any, settings: SessionSettings, profile: cProfile.Profile | None) -> None:

@@ -5,7 +5,7 @@ from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator import decisions as d
 from coordinator.broadcast import BroadcastLog
@@ -111,8 +111,7 @@ class SessionMachine(RuleBasedStateMachine):
             device.history = device.history[: len(device.history) // 2]
             device.token = ""
         device.sent.clear()
-        next_step = len(device.history) or None
-        joining = Joining(name, SPECS, {}, b"", next_step=next_step, token=device.token)
+        joining = Joining(name, SPECS, {}, b"", next_step=len(device.history), token=device.token)
         self.session.disconnected(name, self.now)
         member = self.session.join(joining, self.now, self.log.oldest_step)
         self.session.connected(name, self.now)
@@ -155,6 +154,22 @@ class SessionMachine(RuleBasedStateMachine):
         self.session.advance(self.now)
         self.carry_out()
 
+    @initialize()
+    def everybody_joins(self) -> None:
+        for name in NAMES:
+            self.join(name, forgets=False)
+
+    @rule(order=st.permutations(NAMES), count=st.integers(1, 3))
+    def go_on(self, order: list[str], count: int) -> None:
+        """Some devices read what there is for them, heal, and contribute all that they have."""
+        for name in order[:count]:
+            if not self.devices[name].is_member:
+                self.join(name, forgets=False)
+            self.heal(name)
+            self.receive(name)
+            for tensor in (0, 1):
+                self.contribute(name, tensor, len(name) + tensor, 1)
+
     @rule(name=names)
     def read(self, name: str) -> None:
         self.receive(name)
@@ -179,9 +194,9 @@ class SessionMachine(RuleBasedStateMachine):
             self.devices[name].position = None
             self.devices[name].is_member = False
             self.devices[name].sent.clear()
-        before = self.session
-        self.open(Session("s", SETTINGS))
-        self.session.restore(before.admission, before.step.number, list(NAMES))
+        session = Session("s", SETTINGS)
+        session.restore(self.session.admission, self.session.step.number, list(NAMES))
+        self.open(session)
 
     # ---------------------------------------------------------------- what must hold
 
