@@ -32,6 +32,7 @@ class Model:
         self.is_member = False
         self.token = ""
         self.sent: set[int] = set()
+        self.means: dict[int, float] = {}
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -76,7 +77,7 @@ class SessionMachine(RuleBasedStateMachine):
         device = self.devices[name]
         if device.position is None:
             return
-        means: dict[int, float] = {}
+        means = device.means
         while True:
             try:
                 frame = self.log.read(device.position)
@@ -111,6 +112,7 @@ class SessionMachine(RuleBasedStateMachine):
             device.history = device.history[: len(device.history) // 2]
             device.token = ""
         device.sent.clear()
+        device.means.clear()
         joining = Joining(name, SPECS, {}, b"", next_step=len(device.history), token=device.token)
         self.session.disconnected(name, self.now)
         member = self.session.join(joining, self.now, self.log.oldest_step)
@@ -137,6 +139,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.devices[name].history = list(history)
         self.devices[name].position = position
         self.devices[name].sent.clear()
+        self.devices[name].means.clear()
         self.session.healed(name, len(history))
 
     @rule(name=names, tensor=st.sampled_from([0, 1]), value=st.integers(-9, 9), samples=st.sampled_from([1, 4]))
@@ -194,6 +197,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.devices[name].position = None
             self.devices[name].is_member = False
             self.devices[name].sent.clear()
+            self.devices[name].means.clear()
         session = Session("s", SETTINGS)
         session.restore(self.session.admission, self.session.step.number, list(NAMES))
         self.open(session)
