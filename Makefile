@@ -1,6 +1,6 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
-BENCHMARKS := demo
+BENCHMARKS := demo exchange faults
 
 .PHONY: help setup demo test check format proto bench clean distclean
 
