@@ -5,6 +5,7 @@ import contextlib
 import ipaddress
 import logging
 import signal
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import grpc
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from coordinator.decisions import Phase
+from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
-from coordinator.session import Phase
 from coordinator.settings import SessionSettings
 from coordinator.watch import SessionView, follow
 
@@ -29,30 +31,63 @@ _err = Console(stderr=True, highlight=False)
 
 @app.command()
 def serve(
-    session: Annotated[str, typer.Option(help="Name of the session that devices join.")],
+    session: Annotated[str, typer.Option(help="Name of the session that devices join.")] = "default",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)] = 50_051,
     devices: Annotated[int, typer.Option(help="The session begins when so many devices have joined.")] = 4,
     quorum: Annotated[
         int | None, typer.Option(help="It goes on while so many devices are left; all of them unless given.")
     ] = None,
-    codec: Annotated[str, typer.Option(help="How tensors are written on the wire: fp32, fp16 or bf16.")] = "fp32",
+    max_devices: Annotated[
+        int | None, typer.Option(help="So many may take part, those that join later included; --devices unless given.")
+    ] = None,
+    codec: Annotated[
+        str, typer.Option(help="How gradients are written on the wire: fp32, bf16, fp16, int8, powersgd or topk.")
+    ] = "fp32",
+    powersgd_rank: Annotated[int, typer.Option(help="Rank of the powersgd codec.")] = 4,
+    topk_fraction: Annotated[float, typer.Option(help="Part of the elements that the topk codec keeps.")] = 0.01,
+    frame_bytes: Annotated[int, typer.Option(help="A frame leaves when its data reaches this size.")] = 1 << 20,
     step_deadline_s: Annotated[float, typer.Option(help="Seconds that a step may take.")] = 60.0,
     join_deadline_s: Annotated[float, typer.Option(help="Seconds for all devices to join, from the first.")] = 60.0,
+    rejoin_deadline_s: Annotated[
+        float, typer.Option(help="Seconds to wait for devices to come back once the quorum is lost; 0 aborts at once.")
+    ] = 60.0,
+    heartbeat_s: Annotated[float, typer.Option(help="Seconds between two signs of life of an idle device.")] = 5.0,
+    lease_s: Annotated[float, typer.Option(help="Seconds of silence after which a device loses its place.")] = 20.0,
+    digest_every: Annotated[int, typer.Option(help="Steps between two comparisons of the devices' weights.")] = 50,
+    record: Annotated[
+        Path | None, typer.Option(help="File that records the session, so that it outlives this process.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what --record has; the session's own settings count then.")
+    ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Exit when the session is over.")] = False,
 ) -> None:
-    """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM."""
+    """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
+
+    With --record a session survives its coordinator: stop or kill it, start it with --resume, and the devices go on.
+    """
+    if resume and record is None:
+        _fail("--resume needs --record, the file to go on from", code=2)
     try:
         settings = SessionSettings.model_validate(
             {
                 "devices": devices,
                 "quorum": quorum,
+                "max_devices": max_devices,
                 "codec": codec,
+                "powersgd_rank": powersgd_rank,
+                "topk_fraction": topk_fraction,
+                "frame_bytes": frame_bytes,
                 "step_deadline_s": step_deadline_s,
                 "join_deadline_s": join_deadline_s,
+                "rejoin_deadline_s": rejoin_deadline_s,
+                "heartbeat_s": heartbeat_s,
+                "lease_s": lease_s,
+                "digest_every": digest_every,
             }
         )
     except ValidationError as error:
@@ -67,7 +102,14 @@ def serve(
             )
         _err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    phase = asyncio.run(_serve(session, host, port, settings, once))
+    try:
+        book = Record(record) if record is not None else None
+        resumed = book.resumable() if book is not None and resume else []
+    except RecordError as error:
+        _fail(str(error))
+    if resume and not resumed:
+        _err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
+    phase = asyncio.run(_serve(session, host, port, settings, once=once, record=book, resumed=resumed))
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
 
 
@@ -89,14 +131,28 @@ def watch(
         raise typer.Exit(130) from None
 
 
-async def _serve(name: str, host: str, port: int, settings: SessionSettings, once: bool) -> Phase:
-    server = CoordinatorServer(host, port)
+async def _serve(
+    name: str,
+    host: str,
+    port: int,
+    settings: SessionSettings,
+    *,
+    once: bool,
+    record: Record | None,
+    resumed: list[SessionRecord],
+) -> Phase:
+    server = CoordinatorServer(host, port, record)
     try:
+        # Before it listens: a device that comes back finds its session.
+        for known in resumed:
+            session = server.service.resume_session(known)
+        if not resumed:
+            session = server.service.create_session(name, settings)
         await server.start()
-        session = server.service.create_session(name, settings)
     except (OSError, ValueError) as error:
         _fail(str(error))
-    typer.echo(f"coordinator listens on {server.address}; session {name!r} waits for {settings.devices} devices")
+    waits = f"resumes at step {session.step.number}" if resumed else f"waits for {session.settings.devices} devices"
+    typer.echo(f"coordinator listens on {server.address}; session {session.name!r} {waits}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -104,7 +160,9 @@ async def _serve(name: str, host: str, port: int, settings: SessionSettings, onc
     while not stop.is_set() and not (once and session.is_over):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)
-    await server.stop("the coordinator was stopped")
+    await server.stop("the coordinator was stopped", suspend=record is not None)
+    if record is not None:
+        record.close()
     return session.phase
 
 

@@ -58,6 +58,8 @@ class RunConfig(BaseModel):
             codec=self.codec,
             step_deadline_s=self.step_deadline_s,
             join_deadline_s=self.join_deadline_s,
+            # A ClientApp that died does not come back within its round.
+            rejoin_deadline_s=0,
             first_step=self.steps_before(server_round),
         )
 

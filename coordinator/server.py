@@ -3,20 +3,23 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import grpc
 import grpc.aio
-from edgenewton.v1 import MAX_MESSAGE_BYTES, exchange_pb2, exchange_pb2_grpc
+from edgenewton.v1 import MAX_MESSAGE_BYTES, TRANSPORT_OPTIONS, exchange_pb2, exchange_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from coordinator.record import Record
 from coordinator.service import GradientExchangeService
 from coordinator.settings import SessionSettings
 
 SERVICE_NAME: str = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"].full_name
 
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 T = TypeVar("T")
 
 _OPTIONS = [
@@ -25,14 +28,37 @@ _OPTIONS = [
     # A port in use is an error, not a second coordinator behind the same address.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    *TRANSPORT_OPTIONS,
 ]
+
+
+class _Methods:
+    """Takes what the generated code would register with a server."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, _Handler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: the same methods come by name too."""
+
+    def add_registered_method_handlers(self, _service: str, handlers: Mapping[str, _Handler]) -> None:
+        """Keep the methods of a service."""
+        self.handlers = dict(handlers)
+
+
+def _handlers(service: GradientExchangeService) -> "grpc.GenericRpcHandler[Any, Any]":
+    """Return the service's methods; frames travel as bytes, so that what goes to all devices is written once."""
+    methods = _Methods()
+    exchange_pb2_grpc.add_GradientExchangeServicer_to_server(service, methods)  # type: ignore[arg-type]
+    methods.handlers["Exchange"] = grpc.stream_stream_rpc_method_handler(service.Exchange)
+    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods.handlers)
 
 
 class CoordinatorServer:
     """One coordinator, listening on one address. Use it on a running event loop."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.service = GradientExchangeService()
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, record: Record | None = None) -> None:
+        self.service = GradientExchangeService(record)
         self.host = host
         self.port = port
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
@@ -51,7 +77,7 @@ class CoordinatorServer:
             OSError: the address cannot be listened on.
 
         """
-        exchange_pb2_grpc.add_GradientExchangeServicer_to_server(self.service, self._server)
+        self._server.add_generic_rpc_handlers((_handlers(self.service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -64,10 +90,13 @@ class CoordinatorServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._deadlines = asyncio.create_task(self.service.watch_deadlines())
 
-    async def stop(self, reason: str, grace_s: float = 2.0) -> None:
-        """Abort the sessions that are running, release their devices, and close the port."""
+    async def stop(self, reason: str, grace_s: float = 2.0, *, suspend: bool = False) -> None:
+        """Release the devices and close the port; sessions are aborted, or suspended so that they can be resumed."""
         await self._health.enter_graceful_shutdown()
-        self.service.abort_all(reason)
+        if suspend:
+            self.service.suspend_all(reason)
+        else:
+            self.service.abort_all(reason)
         await self._server.stop(grace_s)
         if self._deadlines is not None:
             self._deadlines.cancel()

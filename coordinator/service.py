@@ -1,35 +1,29 @@
-"""The gRPC service: translates between streams and the session state machine, and nothing else.
-
-Everything runs on one event loop, so sessions need no locks.
-"""
+"""The gRPC service: translates between streams and the rooms of the sessions, and nothing else."""
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
+from edgenewton.failpoints import failpoint
 from edgenewton.v1 import PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codec import CODECS
-from edgenewton.v1.framing import FramePacker, make_slice, read_slice
 
-from coordinator import session as s
+from coordinator.admission import Admission
+from coordinator.decisions import Phase, PhaseChanged
 from coordinator.events import EventLog
+from coordinator.members import Standing
+from coordinator.record import Record, SessionRecord
 from coordinator.refusal import RefusedError, Status
 from coordinator.registry import SessionRegistry
+from coordinator.room import Outbox, Room
+from coordinator.session import Session
 from coordinator.settings import SessionSettings
-from coordinator.step import SliceKey
-from coordinator.translation import (
-    SNAPSHOT_ACTIONS,
-    commit_to_proto,
-    contribution_from_proto,
-    event_for,
-    joining_from_proto,
-)
+from coordinator.snapshots import collect_snapshot
+from coordinator.translation import SNAPSHOT_ACTIONS, event_for, joining_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -37,55 +31,26 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 TICK_S = 0.1
 """Seconds between looks at the sessions' deadlines."""
-MAX_SNAPSHOT_BYTES = 4 << 30
-SNAPSHOT_CHUNK_BYTES = 1 << 20
-OPEN_DEADLINE_S = 15.0
-"""Seconds in which a device that joined must open its stream; else it died in between."""
-
-
-@dataclass(frozen=True)
-class _Close:
-    """The last item in a device's outbox: how its stream ends."""
-
-    status: Status
-    reason: str
-
-
-@dataclass
-class _Outbox:
-    """What is on its way to one device, and how much went by."""
-
-    joined_at: float
-    queue: asyncio.Queue[pb.Frame | _Close] = field(default_factory=asyncio.Queue)
-    is_open: bool = False
-    bytes_received: int = 0
-    bytes_sent: int = 0
-
-
-@dataclass
-class _Room:
-    """What belongs to a session on this side of the state machine."""
-
-    session: s.Session
-    events: EventLog = field(default_factory=EventLog)
-    outboxes: dict[str, _Outbox] = field(default_factory=dict)
-    devices_by_token: dict[str, str] = field(default_factory=dict)
-    snapshot: asyncio.Future[pb.SnapshotChunk] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
 
 
 class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
-    """Serves the sessions of one coordinator."""
+    """Serves the sessions of one coordinator.
 
-    def __init__(self) -> None:
+    Args:
+        record: where the sessions are recorded, so that another process can resume them; None for nowhere.
+
+    """
+
+    def __init__(self, record: Record | None = None) -> None:
         self.registry = SessionRegistry()
-        self._rooms: dict[str, _Room] = {}
+        self.is_suspended = False
+        self._record = record
+        self._rooms: dict[str, Room] = {}
         self._all_events = EventLog()
 
     # ------------------------------------------------------------------ sessions
 
-    def create_session(self, name: str, settings: SessionSettings) -> s.Session:
+    def create_session(self, name: str, settings: SessionSettings) -> Session:
         """Create a session that devices can join.
 
         Raises:
@@ -94,11 +59,26 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
         """
         session = self.registry.create(name, settings)
-        room = _Room(session)
-        self._rooms[name] = room
-        self._rooms = {known.name: self._rooms[known.name] for known in self.registry}
-        waiting = s.PhaseChanged(s.Phase.GATHERING, f"waiting for {settings.devices} devices")
-        self._announce(room, waiting)
+        if self._record is not None:
+            self._record.begin_session(name, settings)
+        self._open_room(session, f"waiting for {settings.devices} devices")
+        return session
+
+    def resume_session(self, record: SessionRecord) -> Session:
+        """Go on with a recorded session: its devices gather again, and their own states decide at which step.
+
+        Raises:
+            RefusedError: a session of this name is running.
+
+        """
+        session = self.registry.create(record.name, record.settings)
+        admission = Admission(record.name, record.settings)
+        admission.fingerprint, admission.options = record.fingerprint, record.options
+        step = record.settings.first_step if record.committed is None else record.committed + 1
+        if record.fingerprint:
+            session.restore(admission, step, record.devices)
+        who = ", ".join(record.devices) or "its devices"
+        self._open_room(session, f"resumed at step {step}; waiting for {who}")
         return session
 
     def abort(self, name: str, reason: str) -> None:
@@ -106,7 +86,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         room = self._rooms.get(name)
         if room is not None:
             room.session.abort(reason)
-            self._carry_out(room)
+            room.carry_out()
 
     def abort_all(self, reason: str) -> None:
         """End all sessions early and release their devices."""
@@ -114,107 +94,123 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             self.abort(name, reason)
         self._all_events.close()
 
+    def suspend_all(self, reason: str) -> None:
+        """Close all streams and leave the sessions as they are recorded: devices wait for the coordinator's return."""
+        self.is_suspended = True
+        for room in self._rooms.values():
+            for outbox in room.outboxes.values():
+                outbox.close(Status.UNAVAILABLE, reason)
+            room.events.close()
+        self._all_events.close()
+
     async def watch_deadlines(self) -> None:
         """Let the sessions act on their deadlines, for as long as the coordinator serves."""
         while True:
             await asyncio.sleep(TICK_S)
-            for room in list(self._rooms.values()):
-                now = time.monotonic()
-                for device, outbox in list(room.outboxes.items()):
-                    if not outbox.is_open and now > outbox.joined_at + OPEN_DEADLINE_S:
-                        self._remove(room, device, f"it opened no stream within {OPEN_DEADLINE_S:g} s of joining")
-                room.session.tick(now)
-                self._carry_out(room)
+            for room in [] if self.is_suspended else list(self._rooms.values()):
+                try:
+                    room.tick(time.monotonic())
+                except Exception:
+                    log.exception("session %r: its deadlines could not be watched", room.session.name)
 
     # ------------------------------------------------------------------ the service's methods
 
     async def Join(self, request: pb.JoinRequest, context: _Context) -> pb.JoinReply:
         try:
             room = self._room(request.session)
-            membership = room.session.join(joining_from_proto(request), time.monotonic())
+            member = room.join(joining_from_proto(request), time.monotonic())
         except RefusedError as error:
             log.warning("refused: %s", error.reason)
             await _abort(context, error)
-        room.outboxes[request.device] = _Outbox(time.monotonic())
-        room.devices_by_token[membership.token] = request.device
-        self._carry_out(room)
         return pb.JoinReply(
             protocol_version=PROTOCOL_VERSION,
-            first_step=membership.first_step,
+            first_step=room.session.step.number if member.joining.next_step is None else member.joining.next_step,
             settings=room.session.settings.to_proto(),
-            token=membership.token,
-            snapshot=SNAPSHOT_ACTIONS[membership.snapshot],
+            token=member.token,
+            snapshot=SNAPSHOT_ACTIONS[member.standing],
         )
 
-    async def Exchange(self, request_iterator: AsyncIterator[pb.Frame], context: _Context) -> AsyncIterator[pb.Frame]:
+    async def Exchange(  # type: ignore[override]  # frames come and go as bytes: see `CoordinatorServer.start`
+        self, request_iterator: AsyncIterator[bytes], context: _Context
+    ) -> AsyncIterator[bytes]:
         try:
             room, device = self._authenticate(context)
             outbox = room.outboxes[device]
-            if outbox.is_open:
+            if outbox.stream is not None:
                 raise RefusedError(Status.ALREADY_EXISTS, f"device {device!r} has a stream already")
         except RefusedError as error:
             await _abort(context, error)
-        outbox.is_open = True
+        outbox.stream = context
+        room.session.connected(device, time.monotonic())
+        room.find_donor(time.monotonic())
         reader = asyncio.create_task(self._read_frames(room, device, outbox, request_iterator))
         try:
-            while not isinstance(item := await outbox.queue.get(), _Close):
-                outbox.bytes_sent += item.ByteSize()
-                yield item
-            if item.status is not Status.OK:
-                await _abort(context, RefusedError(item.status, item.reason))
+            while outbox.end is None:
+                outbox.wake.clear()
+                for frame in room.frames_for(outbox):
+                    outbox.bytes_sent += len(frame)
+                    yield frame
+                    failpoint("mid-broadcast", room.session.step.number - 1)
+                if outbox.end is None:
+                    await outbox.wake.wait()
+            status, reason = outbox.end
+            if status is not Status.OK:
+                await _abort(context, RefusedError(status, reason))
+        except RefusedError as error:
+            room.remove(device, error.reason, time.monotonic(), error.status)
+            await _abort(context, error)
         finally:
             reader.cancel()
             # Only a stream that broke finds its device still in the session here.
-            if room.outboxes.get(device) is outbox:
-                self._remove(room, device, "its connection broke")
+            if room.outboxes.get(device) is outbox and not self.is_suspended:
+                outbox.stream = None
+                room.session.disconnected(device, time.monotonic())
 
     async def UploadSnapshot(
         self, request_iterator: AsyncIterator[pb.SnapshotChunk], context: _Context
     ) -> pb.SnapshotReceipt:
         try:
             room, device = self._authenticate(context)
-            header, data = await _collect_snapshot(device, request_iterator)
+            if room.desk.donor != device and not room.session.is_last_with_state(device):
+                raise RefusedError(
+                    Status.FAILED_PRECONDITION, f"device {device!r} hands in a state that nobody asked for"
+                )
+            snapshot = await collect_snapshot(device, request_iterator, room.session.settings.max_snapshot_bytes)
         except RefusedError as error:
             await _abort(context, error)
-        if not room.snapshot.done():
-            room.snapshot.set_result(pb.SnapshotChunk(header=header, data=data))
-        return pb.SnapshotReceipt(size=len(data))
+        room.desk.put(snapshot)
+        return pb.SnapshotReceipt(size=len(snapshot.data))
 
-    async def DownloadSnapshot(
-        self,
-        request: pb.SnapshotRequest,
-        context: _Context,
-    ) -> AsyncIterator[pb.SnapshotChunk]:
+    async def DownloadSnapshot(self, request: pb.SnapshotRequest, context: _Context) -> AsyncIterator[pb.SnapshotChunk]:
         try:
             room, device = self._authenticate(context)
-            wait = room.session.settings.join_deadline_s
-            await asyncio.wait([room.snapshot], timeout=wait)
-            room.session.check_member(device)
-            if not room.snapshot.done():
-                raise RefusedError(
-                    Status.DEADLINE_EXCEEDED,
-                    f"device {device!r} needs the weights of session {room.session.name!r}, but the device that "
-                    f"began it uploaded none within {wait:g} s",
-                )
-            snapshot = room.snapshot.result()
+            step = await self._wait_for_snapshot(room, device)
         except RefusedError as error:
             await _abort(context, error)
-        data = memoryview(snapshot.data)
-        yield pb.SnapshotChunk(header=snapshot.header, data=bytes(data[:SNAPSHOT_CHUNK_BYTES]))
-        for begin in range(SNAPSHOT_CHUNK_BYTES, len(data), SNAPSHOT_CHUNK_BYTES):
-            yield pb.SnapshotChunk(data=bytes(data[begin : begin + SNAPSHOT_CHUNK_BYTES]))
+        snapshot = room.desk.snapshot
+        if step is None or snapshot is None:  # meanwhile its own state became that of the session
+            yield pb.SnapshotChunk(header=pb.SnapshotHeader(step=room.session.step.number))
+            return
+        # From here on the log keeps the device's place; it reads while it loads.
+        room.healed(device, step)
+        for chunk in snapshot.chunks():
+            yield chunk
+        room.find_donor(time.monotonic())
 
     async def Leave(self, request: pb.LeaveRequest, context: _Context) -> pb.LeaveReply:
         room = self._rooms.get(request.session)
-        if room is not None and request.device in room.session.members:
-            if room.devices_by_token.get(request.token) != request.device:
-                reason = f"the token sent for device {request.device!r} is not its own"
-                await _abort(context, RefusedError(Status.PERMISSION_DENIED, reason))
-            if request.finished:
-                room.session.finish(request.device, time.monotonic())
-                self._carry_out(room)
-            else:
-                self._remove(room, request.device, request.reason or "it left")
+        if room is None or request.device not in room.session.members:
+            return pb.LeaveReply()
+        if room.session.members[request.device].token != request.token:
+            reason = f"the token sent for device {request.device!r} is not its own"
+            await _abort(context, RefusedError(Status.PERMISSION_DENIED, reason))
+        if not request.finished:
+            room.remove(request.device, request.reason or "it left", time.monotonic())
+            return pb.LeaveReply()
+        if room.session.is_last_with_state(request.device) and room.usable_step() != room.session.step.number:
+            return pb.LeaveReply(snapshot_wanted=True)
+        room.session.finish(request.device, time.monotonic())
+        room.carry_out()
         return pb.LeaveReply()
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
@@ -227,15 +223,26 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     # ------------------------------------------------------------------ inner workings
 
-    def _room(self, name: str) -> _Room:
+    def _open_room(self, session: Session, reason: str) -> None:
+        room = Room(session, self._all_events.append, self._record)
+        self._rooms[session.name] = room
+        self._rooms = {known.name: self._rooms[known.name] for known in self.registry}
+        event = event_for(session, PhaseChanged(Phase.GATHERING, reason))
+        if event is not None:
+            room.events.append(event)
+            self._all_events.append(event)
+
+    def _room(self, name: str) -> Room:
+        if self.is_suspended:
+            raise RefusedError(Status.UNAVAILABLE, "the coordinator is shutting down; try again when it is back")
         return self._rooms[self.registry.find(name).name]
 
-    def _authenticate(self, context: _Context) -> tuple[_Room, str]:
+    def _authenticate(self, context: _Context) -> tuple[Room, str]:
         metadata = dict(context.invocation_metadata() or ())
         token = metadata.get(TOKEN_METADATA_KEY, "")
         for room in self._rooms.values():
-            if token in room.devices_by_token:
-                device = room.devices_by_token[str(token)]
+            device = room.devices_by_token.get(str(token))
+            if device is not None:
                 room.session.check_member(device)
                 return room, device
         raise RefusedError(
@@ -243,121 +250,45 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             f"no device has the token that was sent as {TOKEN_METADATA_KEY!r}; join a session first",
         )
 
-    async def _read_frames(self, room: _Room, device: str, outbox: _Outbox, frames: AsyncIterator[pb.Frame]) -> None:
+    async def _read_frames(self, room: Room, device: str, outbox: Outbox, frames: AsyncIterator[bytes]) -> None:
         try:
             async for frame in frames:
-                outbox.bytes_received += frame.ByteSize()
-                self._take_frame(room, device, frame)
-                self._carry_out(room)
-            self._remove(room, device, "it closed its stream")
+                if room.outboxes.get(device) is not outbox:
+                    return  # it joined again meanwhile
+                outbox.bytes_received += len(frame)
+                room.take_frame(device, frame, time.monotonic())
+            # Its connection broke, or it closed its side: it keeps its place for its lease.
+            outbox.close(Status.OK, "the stream was closed by the device")
         except RefusedError as error:
             log.warning("refused: %s", error.reason)
-            self._remove(room, device, error.reason, error.status)
+            room.remove(device, error.reason, time.monotonic(), error.status)
         except Exception as error:
-            if device not in room.session.members:
+            if room.outboxes.get(device) is not outbox or outbox.end is not None:
                 return  # its stream was ended from this side
             log.exception("device %r, frame not taken", device)
-            self._remove(room, device, f"the coordinator failed on its frame: {error}", Status.ABORTED)
+            room.remove(device, f"the coordinator failed on its frame: {error}", time.monotonic(), Status.ABORTED)
 
-    def _take_frame(self, room: _Room, device: str, frame: pb.Frame) -> None:
-        session = room.session
-        if device not in session.members:
-            return
-        codec, frame_bytes = CODECS[session.settings.codec], session.settings.frame_bytes
-        now = time.monotonic()
-        for piece in frame.slices:
-            try:
-                values = read_slice(piece, session.fingerprint, codec, frame_bytes)
-            except ValueError as error:
-                raise RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {frame.step}: {error}") from None
-            key = SliceKey(piece.tensor, piece.offset)
-            session.contribute(device, frame.step, frame.samples, key, values, now)
-        if frame.HasField("contribution"):
-            contribution = contribution_from_proto(frame.samples, frame.contribution)
-            session.complete(device, frame.step, contribution, now)
-        session.advance(now)
-
-    def _remove(self, room: _Room, device: str, reason: str, status: Status = Status.OK) -> None:
-        room.session.remove(device, reason, time.monotonic(), status)
-        self._carry_out(room)
-
-    def _carry_out(self, room: _Room) -> None:
-        """Carry out the session's decisions: slices that are ready together leave in common frames."""
-        session = room.session
-        settings = session.settings
-        packer: FramePacker | None = None
-        for decision in session.take_decisions():
-            match decision:
-                case s.SliceReady(step, key, values):
-                    spec = session.fingerprint[key.tensor]
-                    packer = packer or FramePacker(step, 0, settings.frame_bytes)
-                    full = packer.add(make_slice(key.tensor, spec, CODECS[settings.codec], key.offset, values))
-                    if full is not None:
-                        self._broadcast(room, full)
-                case s.StepCommitted():
-                    frame = packer.take() if packer else pb.Frame(step=decision.step)
-                    packer = None
-                    frame.commit.CopyFrom(commit_to_proto(decision))
-                    self._broadcast(room, frame)
-            # Before a removed device's outbox goes, because the announcement says what went through it.
-            self._announce(room, decision)
-            if isinstance(decision, s.DeviceRemoved):
-                outbox = room.outboxes.pop(decision.device, None)
-                if outbox is not None:
-                    outbox.queue.put_nowait(_Close(decision.status, decision.reason))
-        if packer is not None:
-            self._broadcast(room, packer.take())
-
-    def _broadcast(self, room: _Room, frame: pb.Frame) -> None:
-        for outbox in room.outboxes.values():
-            outbox.queue.put_nowait(frame)
-
-    def _announce(self, room: _Room, decision: s.Decision) -> None:
-        outbox = None
-        if isinstance(decision, s.DeviceReported | s.DeviceRemoved):
-            outbox = room.outboxes.get(decision.device)
-        event = event_for(
-            room.session,
-            decision,
-            bytes_received=outbox.bytes_received if outbox else 0,
-            bytes_sent=outbox.bytes_sent if outbox else 0,
-        )
-        if event is not None:
-            room.events.append(event)
-            self._all_events.append(event)
-        match decision:
-            case s.DeviceJoined(membership):
-                log.info("session %r: device %r joined", room.session.name, membership.joining.device)
-            case s.DeviceRemoved(device, status, reason):
-                level = logging.INFO if status is Status.OK else logging.WARNING
-                log.log(level, "session %r: device %r left: %s", room.session.name, device, reason)
-            case s.PhaseChanged(phase, reason):
-                log.info("session %r: %s: %s", room.session.name, phase.value, reason)
-                if room.session.is_over:
-                    room.events.close()
-                    room.snapshot.cancel()
-
-
-async def _collect_snapshot(device: str, chunks: AsyncIterator[pb.SnapshotChunk]) -> tuple[pb.SnapshotHeader, bytes]:
-    header: pb.SnapshotHeader | None = None
-    data = bytearray()
-    async for chunk in chunks:
-        if header is None:
-            header = chunk.header
-            if header.size > MAX_SNAPSHOT_BYTES:
+    async def _wait_for_snapshot(self, room: Room, device: str) -> int | None:
+        """Return the step of a snapshot that the device can use; None if it needs none any more."""
+        settings = room.session.settings
+        wait_s = settings.join_deadline_s + settings.rejoin_deadline_s
+        deadline = time.monotonic() + wait_s
+        while True:
+            room.session.check_member(device)
+            if room.session.members[device].standing is not Standing.HEALING:
+                return None
+            step = room.usable_step()
+            if step is not None:
+                return step
+            room.find_donor(time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await room.desk.wait(min(1.0, settings.lease_s))
+            if time.monotonic() > deadline:
                 raise RefusedError(
-                    Status.RESOURCE_EXHAUSTED,
-                    f"device {device!r}: a snapshot of {header.size} bytes is over the limit of {MAX_SNAPSHOT_BYTES}",
+                    Status.DEADLINE_EXCEEDED,
+                    f"device {device!r} needs the state of session {room.session.name!r}, but no member handed its "
+                    f"own in within {wait_s:g} s",
                 )
-        data += chunk.data
-        if len(data) > header.size:
-            break
-    if header is None or len(data) != header.size or hashlib.sha256(data).digest() != header.sha256:
-        raise RefusedError(
-            Status.INVALID_ARGUMENT,
-            f"device {device!r}: the snapshot is not what its header says ({len(data)} bytes came)",
-        )
-    return header, bytes(data)
 
 
 async def _abort(context: _Context, error: RefusedError) -> NoReturn:

@@ -4,119 +4,36 @@ Every call may leave decisions behind, which the caller takes and carries out in
 
     GATHERING --all devices joined--> TRAINING --all devices finished--> ENDED
         |                                |
-        +--------- a deadline, too few devices, abort() ---------> ABORTED
+        +------ a deadline passed without the quorum, abort() ------> ABORTED
+
+A member is ACTIVE, LAGGING or HEALING (see `coordinator.members.Standing`); docs/exchange.md has the diagram.
 """
 
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
+from collections import Counter
+from dataclasses import replace
 
-from edgenewton.v1 import PROTOCOL_VERSION
-from edgenewton.v1.codec import Float32Array
-from edgenewton.v1.fingerprint import TensorSpec, first_difference, first_option_difference
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.framing import SliceKey
 
+from coordinator.admission import Admission
+from coordinator.decisions import (
+    Decision,
+    DeviceHealing,
+    DeviceJoined,
+    DeviceRecovered,
+    DeviceRemoved,
+    DeviceReported,
+    Phase,
+    PhaseChanged,
+    SliceReady,
+    StepCommitted,
+    StepSet,
+)
+from coordinator.members import Joining, Member, Standing
 from coordinator.refusal import RefusedError, Status
 from coordinator.settings import SessionSettings
-from coordinator.step import Contribution, Evaluation, SliceKey, Step
-
-
-class Phase(Enum):
-    """Where a session is in its life."""
-
-    GATHERING = "gathering"
-    TRAINING = "training"
-    ENDED = "ended"
-    ABORTED = "aborted"
-
-
-class SnapshotAction(Enum):
-    """What a device does about the session's snapshot after it joined."""
-
-    NONE = "none"
-    UPLOAD = "upload"
-    DOWNLOAD = "download"
-
-
-@dataclass(frozen=True)
-class Joining:
-    """What a device says of itself when it joins."""
-
-    device: str
-    fingerprint: tuple[TensorSpec, ...]
-    options: Mapping[str, str]
-    weights_digest: bytes
-    training_samples: int = 0
-    protocol_version: int = PROTOCOL_VERSION
-    software: str = ""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """A device's place in the session."""
-
-    joining: Joining
-    token: str
-    first_step: int
-    snapshot: SnapshotAction
-
-
-@dataclass(frozen=True)
-class SliceReady:
-    """Decision: send the mean of a slice to all members."""
-
-    step: int
-    key: SliceKey
-    values: Float32Array
-
-
-@dataclass(frozen=True)
-class StepCommitted:
-    """Decision: tell all members that the step is committed."""
-
-    step: int
-    samples: int
-    devices: int
-    left_out: tuple[str, ...]
-    loss: float
-    evaluation: Evaluation | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class DeviceJoined:
-    """Decision: announce a new member."""
-
-    membership: Membership
-
-
-@dataclass(frozen=True)
-class DeviceRemoved:
-    """Decision: end the stream of a former member, with a status and a reason."""
-
-    device: str
-    status: Status
-    reason: str
-
-
-@dataclass(frozen=True)
-class DeviceReported:
-    """Decision: announce a complete contribution."""
-
-    device: str
-    step: int
-    contribution: Contribution
-
-
-@dataclass(frozen=True)
-class PhaseChanged:
-    """Decision: announce a new phase; after ENDED and ABORTED there are no members left."""
-
-    phase: Phase
-    reason: str
-
-
-Decision = SliceReady | StepCommitted | DeviceJoined | DeviceRemoved | DeviceReported | PhaseChanged
+from coordinator.step import Contribution, Evaluation, Step, check_samples
 
 
 class Session:
@@ -127,13 +44,17 @@ class Session:
         self.settings = settings
         self.phase = Phase.GATHERING
         self.reason = ""
-        self.members: dict[str, Membership] = {}
-        self.fingerprint: tuple[TensorSpec, ...] = ()
+        self.members: dict[str, Member] = {}
+        self.admission = Admission(name, settings)
         self.step = Step(settings.first_step)
-        self._options: Mapping[str, str] = {}
+        self.lost: dict[str, float] = {}
+        """Devices that were members, have not finished, and are expected back; and since when they are missing."""
+        self._expected = settings.devices
+        self._is_resumed = False
         self._weights_digest = b""
         self._gathering_since: float | None = None
         self._active_at: float | None = None
+        self._short_since: float | None = None
         self._left_out: list[str] = []
         self._someone_finished = False
         self._decisions: list[Decision] = []
@@ -143,41 +64,92 @@ class Session:
         """Whether the session has ended or was aborted."""
         return self.phase in (Phase.ENDED, Phase.ABORTED)
 
+    @property
+    def fingerprint(self) -> tuple[TensorSpec, ...]:
+        """The tensors that are exchanged."""
+        return self.admission.fingerprint
+
     def take_decisions(self) -> list[Decision]:
         """Return what is to be carried out since the last call, in order."""
         decisions, self._decisions = self._decisions, []
         return decisions
 
+    def standing(self, *standings: Standing) -> list[str]:
+        """Return the members with one of these standings."""
+        return [device for device, member in self.members.items() if member.standing in standings]
+
     # ------------------------------------------------------------------ membership
 
-    def join(self, joining: Joining, now: float) -> Membership:
-        """Give a device a place.
+    def restore(self, admission: Admission, step: int, devices: list[str]) -> None:
+        """Go on from a record: gather the devices that took part, whose own state decides the step."""
+        self.admission = admission
+        self.step = Step(step)
+        self._is_resumed = True
+        self._expected = max(self.settings.required, len(devices))
+
+    def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
+        """Give a device a place, or its place again.
+
+        Args:
+            joining: the device.
+            now: the time.
+            replayable_from: the first step from which on a stream can carry everything; None for the present one.
 
         Raises:
-            RefusedError: the session has begun or ended, the id is taken, or version, model or options differ.
+            RefusedError: the session is over, no place is left, the id is taken, or the device does not suit.
 
         """
-        self._check_joining(joining)
-        is_first = not self.members
-        if is_first:
-            self.fingerprint = joining.fingerprint
-            self._options = joining.options
-            self._weights_digest = joining.weights_digest
+        self._refuse_if_over()
+        self.admission.check(joining, self.members)
+        if not self.fingerprint:
+            self.admission.adopt(joining)
+        before = self.members.get(joining.device)
+        oldest = self.step.number if replayable_from is None else replayable_from
+        standing = self._standing_when_gathering(joining) if self.phase is Phase.GATHERING else Standing.HEALING
+        if self.phase is Phase.TRAINING:
+            standing = self._standing_when_training(joining, before, oldest)
+        member = Member(joining, standing, now)
+        self.members[joining.device] = member
+        self.lost.pop(joining.device, None)
+        if self._gathering_since is None:
             self._gathering_since = now
-        if is_first:
-            snapshot = SnapshotAction.UPLOAD if self.settings.devices > 1 else SnapshotAction.NONE
-        elif joining.weights_digest == self._weights_digest:
-            snapshot = SnapshotAction.NONE
-        else:
-            snapshot = SnapshotAction.DOWNLOAD
-        membership = Membership(joining, secrets.token_hex(16), self.step.number, snapshot)
-        self.members[joining.device] = membership
         self._active_at = now
-        self._decide(DeviceJoined(membership))
-        if len(self.members) == self.settings.devices:
-            self._enter(Phase.TRAINING, f"all {self.settings.devices} devices have joined")
-            self._advance(now)
-        return membership
+        self._decide(DeviceJoined(member))
+        if standing is not Standing.ACTIVE:
+            what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
+            self._decide(DeviceHealing(joining.device, self.step.number, what))
+        if self.phase is Phase.GATHERING and len(self.members) >= self._expected:
+            self._begin(f"all {len(self.members)} devices have joined", now)
+        self._watch_quorum(now)
+        return member
+
+    def connected(self, device: str, now: float) -> None:
+        """Note that a member's stream is open."""
+        self.members[device].is_connected = True
+        self.members[device].heard_at = now
+
+    def disconnected(self, device: str, now: float) -> None:
+        """Note that a member's stream broke; it keeps its place until its lease ends."""
+        member = self.members.get(device)
+        if member is not None:
+            member.is_connected = False
+            member.heard_at = now
+
+    def heard(self, device: str, now: float) -> None:
+        """Note a sign of life."""
+        member = self.members.get(device)
+        if member is not None:
+            member.heard_at = now
+
+    def healed(self, device: str, step: int) -> None:
+        """Note that a member has a snapshot of a step, and sees all steps from it on."""
+        member = self.members.get(device)
+        if member is None or member.standing is not Standing.HEALING:
+            return
+        member.standing = Standing.LAGGING
+        member.begin_step()
+        if self.phase is Phase.GATHERING and step == self.step.number:
+            member.standing = Standing.ACTIVE
 
     def check_member(self, device: str) -> None:
         """Check that a device has a place.
@@ -193,37 +165,34 @@ class Session:
                 f"device {device!r} is not in session {self.name!r}; join it first",
             )
 
+    def is_last_with_state(self, device: str) -> bool:
+        """Whether somebody may still need the state that this member alone holds."""
+        others = set(self.standing(Standing.ACTIVE)) - {device}
+        in_need = bool(self.standing(Standing.HEALING)) or bool(self.lost)
+        return in_need and not others and self.members[device].standing is not Standing.HEALING
+
     def finish(self, device: str, now: float) -> None:
         """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, Status.OK, "finished"))
         self._someone_finished = True
-        if not self.members:
-            self._finish(Phase.ENDED, "all devices have finished")
-        else:
-            self._advance(now)
+        self._end_if_done(now)
+        self._advance(now)
 
     def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
-        """Take a device's place away: it left, its stream broke, or it broke the contract.
+        """Take a device's place away: it left, its lease ended, or it broke the contract.
 
-        The session goes on while its quorum is left. Nothing happens if the device is no member.
+        The session goes on while its quorum is left, and else waits for devices to come back. Nothing happens if the
+        device is no member.
         """
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, status, reason))
-        if self.phase is Phase.GATHERING:
-            # What it contributed is added up already and cannot be taken out again.
-            if self.step.heard_from(device):
-                self._finish(Phase.ABORTED, f"device {device!r} left before the session began: {reason}")
-        elif len(self.members) < self.settings.required:
-            self._finish(
-                Phase.ABORTED,
-                f"device {device!r} left in step {self.step.number}: {reason}; {len(self.members)} devices remain "
-                f"where at least {self.settings.required} are needed",
-            )
-        else:
+        self.lost[device] = now
+        if self.phase is Phase.TRAINING:
             self._left_out.append(device)
+            self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
             self._advance(now)
 
     def abort(self, reason: str) -> None:
@@ -233,40 +202,45 @@ class Session:
 
     # ------------------------------------------------------------------ steps
 
-    def contribute(self, device: str, step: int, samples: int, key: SliceKey, values: Float32Array, now: float) -> None:
-        """Take one slice of a member's tensor.
+    def wants(self, device: str, step: int, samples: int, key: SliceKey, now: float) -> bool:
+        """Tell whether a slice is to be decoded and contributed; otherwise it is known or comes too late.
 
         Raises:
-            RefusedError: it is for another step, or the device sent it already.
+            RefusedError: it is for a step to come, or the device sent it already on the same stream.
 
         """
-        self._check_step(device, step)
-        self._active_at = now
-        try:
-            self.step.add(device, samples, key, values, now)
-        except RefusedError as error:
+        member = self._take_sign(device, step, samples, now)
+        if member is None:
+            return False
+        if key in member.sent:
             spec = self.fingerprint[key.tensor]
-            raise RefusedError(error.status, f"device {device!r}, step {step}, {spec}: {error.reason}") from None
+            raise self._invalid(device, step, f"the {spec}: sent the slice at {key.offset} twice")
+        member.sent.add(key)
+        return not self.step.has(device, key)
+
+    def contribute(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
+        """Take one slice that `wants` wants."""
+        self.step.add(device, samples, key, values)
 
     def complete(self, device: str, step: int, contribution: Contribution, now: float) -> None:
         """Take the end of a member's contribution.
 
         Raises:
-            RefusedError: it is for another step, came twice, or the device did not send what the others sent.
+            RefusedError: it is for a step to come, came twice, or the device did not send what the others sent.
 
         """
-        self._check_step(device, step)
-        self._active_at = now
-        try:
-            differing = self.step.complete(device, contribution, now)
-        except RefusedError as error:
-            raise RefusedError(error.status, f"device {device!r}, step {step}: {error.reason}") from None
+        member = self._take_sign(device, step, contribution.samples, now)
+        if member is None:
+            return
+        differing = self.step.complete(device, contribution)
         if differing is not None:
-            raise RefusedError(
-                Status.INVALID_ARGUMENT,
-                f"device {device!r}, step {step}: it and the first complete device differ in whether they sent "
-                f"the {self.fingerprint[differing.tensor]} (slice at {differing.offset})",
+            raise self._invalid(
+                device,
+                step,
+                f"it and the first complete device differ in whether they sent the "
+                f"{self.fingerprint[differing.tensor]} (slice at {differing.offset})",
             )
+        member.completed = step
         self._decide(DeviceReported(device, step, contribution))
 
     def advance(self, now: float) -> None:
@@ -275,21 +249,26 @@ class Session:
             self._advance(now)
 
     def tick(self, now: float) -> None:
-        """Act on deadlines that have passed."""
+        """Act on leases and deadlines that have passed."""
         settings = self.settings
+        for device, member in list(self.members.items()):
+            if now >= member.heard_at + settings.lease_s:
+                reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
+                self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
         if self.phase is Phase.GATHERING and self._gathering_since is not None:
             if now >= self._gathering_since + settings.join_deadline_s:
-                self._finish(
-                    Phase.ABORTED,
-                    f"{len(self.members)} of {settings.devices} devices joined within "
-                    f"{settings.join_deadline_s:g} s: {', '.join(sorted(self.members)) or 'none is left'}",
-                )
+                self._close_gathering(now)
         elif self.phase is Phase.TRAINING:
             began_at = self.step.began_at
-            if began_at is not None and now >= began_at + settings.step_deadline_s:
+            if self._short_since is not None:
+                if now >= self._short_since + settings.rejoin_deadline_s:
+                    self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
+            elif began_at is not None and now >= began_at + settings.step_deadline_s:
                 self._close_late_step(now)
             elif self._active_at is not None and now >= self._active_at + settings.idle_deadline_s:
                 self._finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")
+            self._restart_if_none_has_the_state()
+            self._end_if_done(now)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -314,50 +293,116 @@ class Session:
                 Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
             )
 
-    def _check_joining(self, joining: Joining) -> None:
-        self._refuse_if_over()
-        who = f"device {joining.device!r} cannot join session {self.name!r}"
-        if joining.protocol_version != PROTOCOL_VERSION:
-            raise RefusedError(
-                Status.FAILED_PRECONDITION,
-                f"{who}: it speaks protocol version {joining.protocol_version} and the coordinator version "
-                f"{PROTOCOL_VERSION}; install the same release on both",
-            )
-        if joining.device in self.members:
-            raise RefusedError(
-                Status.ALREADY_EXISTS,
-                f"{who}: a live device with this id is in it; give each device its own id",
-            )
-        if self.members:
-            difference = first_difference(self.fingerprint, joining.fingerprint)
-            if difference:
-                raise RefusedError(Status.FAILED_PRECONDITION, f"{who}: its model differs: {difference}")
-            difference = first_option_difference(self._options, joining.options)
-            if difference:
-                raise RefusedError(Status.FAILED_PRECONDITION, f"{who}: {difference}")
-        if self.phase is Phase.TRAINING:
-            raise RefusedError(
-                Status.FAILED_PRECONDITION,
-                f"{who}: it began with {self.settings.devices} devices and is at step {self.step.number}",
-            )
+    def _invalid(self, device: str, step: int, reason: str) -> RefusedError:
+        return RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {step}: {reason}")
 
-    def _check_step(self, device: str, step: int) -> None:
+    def _standing_when_gathering(self, joining: Joining) -> Standing:
+        """Return a device's standing; the one that is furthest has the state of the session."""
+        is_first = not self.standing(Standing.ACTIVE)
+        if joining.next_step is None and self.step.number != self.settings.first_step:
+            return Standing.HEALING
+        step = self.settings.first_step if joining.next_step is None else joining.next_step
+        if is_first or step > self.step.number:
+            for member in self.members.values():
+                if member.standing is Standing.ACTIVE and member.device != joining.device:
+                    member.standing = Standing.HEALING
+                    self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
+            if step != self.step.number:
+                self.step = Step(step)
+                self._decide(StepSet(step))
+            self._weights_digest = joining.weights_digest
+            return Standing.ACTIVE
+        # A device that only lost its connection sends no digest.
+        digests = {joining.weights_digest, self._weights_digest} - {b""}
+        is_same = step == self.step.number and len(digests) < 2
+        return Standing.ACTIVE if is_same else Standing.HEALING
+
+    def _standing_when_training(self, joining: Joining, before: Member | None, oldest: int) -> Standing:
+        if joining.next_step is None:
+            is_at_start = self.step.number == self.settings.first_step
+            is_same = is_at_start and joining.weights_digest == self._weights_digest
+            return Standing.LAGGING if is_same else Standing.HEALING
+        if not oldest <= joining.next_step <= self.step.number:
+            return Standing.HEALING
+        if before is not None and before.token == joining.token:
+            return Standing.ACTIVE if before.standing is Standing.ACTIVE else Standing.LAGGING
+        return Standing.LAGGING
+
+    def _begin(self, reason: str, now: float) -> None:
+        self._enter(Phase.TRAINING, reason)
+        self._watch_quorum(now)
+        self._advance(now)
+
+    def _close_gathering(self, now: float) -> None:
+        names = ", ".join(sorted(self.members)) or "none is left"
+        wait = f"{self.settings.join_deadline_s:g} s"
+        if self._is_resumed and len(self.members) >= self.settings.required:
+            self._begin(f"{len(self.members)} devices came back within {wait}: {names}", now)
+            return
+        self._finish(Phase.ABORTED, f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}")
+
+    def _watch_quorum(self, now: float, reason: str = "") -> None:
+        """Note since when the quorum is missing; without a time to come back the session is aborted."""
+        if self.phase is not Phase.TRAINING or len(self.members) >= self.settings.required:
+            self._short_since = None
+            return
+        if self._someone_finished:
+            return
+        if self._short_since is None:
+            self._short_since = now
+        self.reason = (
+            f"{reason or self.reason}; {len(self.members)} devices remain where at least {self.settings.required} "
+            "are needed"
+        )
+        if not self.settings.rejoin_deadline_s:
+            self._finish(Phase.ABORTED, self.reason)
+
+    def _take_sign(self, device: str, step: int, samples: int, now: float) -> Member | None:
+        """Return the member if what it sent is for the step that is on, and None if it comes too late to count.
+
+        Raises:
+            RefusedError: it is for a step to come or one that it completed, or the samples are wrong.
+
+        """
+        member = self.members[device]
+        self._active_at = now
+        if member.standing is Standing.HEALING:
+            return None
+        if step > self.step.number or (step <= member.completed and step != self.step.number):
+            raise RefusedError(
+                Status.INVALID_ARGUMENT,
+                f"device {device!r} sent a frame of step {step}; the session is at step {self.step.number}",
+            )
+        if step < self.step.number:
+            return None
+        if step == member.completed:
+            raise self._invalid(device, step, "completed its contribution twice")
         if self._someone_finished and len(self.members) < self.settings.required:
             raise RefusedError(
                 Status.ABORTED,
                 f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must "
                 "take the same number of steps",
             )
-        if step != self.step.number:
-            raise RefusedError(
-                Status.INVALID_ARGUMENT,
-                f"device {device!r} sent a frame of step {step}; the session is at step {self.step.number}",
-            )
+        try:
+            check_samples(samples)
+        except RefusedError as error:
+            raise self._invalid(device, step, error.reason) from None
+        if member.samples not in (None, samples):
+            raise self._invalid(device, step, f"claims {samples} samples after {member.samples} in the same step")
+        member.samples = samples
+        self.step.begin(now)
+        if member.standing is Standing.LAGGING:
+            member.standing = Standing.ACTIVE
+            self._decide(DeviceRecovered(device, step))
+        return member
 
     def _advance(self, now: float) -> None:
-        for key, values in self.step.ready(self.members):
+        active = self.standing(Standing.ACTIVE)
+        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
+            return
+        for key, values in self.step.ready(active):
             self._decide(SliceReady(self.step.number, key, values))
-        if self.members and self.step.is_complete(self.members):
+        if active and self.step.is_complete(active) and len(self.step.contributions) >= self.settings.required:
             self._commit(now)
 
     def _commit(self, now: float) -> None:
@@ -377,25 +422,69 @@ class Session:
             )
         )
         self._left_out = []
+        self._compare_digests(step)
         self.step = Step(step.number + 1)
+        for member in self.members.values():
+            member.begin_step()
+
+    def _compare_digests(self, step: Step) -> None:
+        """Send those to heal whose weights are not those of most."""
+        digests = {d: c.weights_digest for d, c in step.contributions.items() if c.weights_digest and d in self.members}
+        if len(set(digests.values())) < 2:
+            return
+        ((most, _),) = Counter(digests.values()).most_common(1)
+        for device, digest in digests.items():
+            if digest != most:
+                member = self.members[device]
+                member.standing = Standing.HEALING
+                member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
+                reason = f"device {device!r} diverged: its weights before step {step.number} were not those of most"
+                self._decide(DeviceHealing(device, step.number, reason, must_be_told=True))
 
     def _close_late_step(self, now: float) -> None:
-        late = [device for device in self.members if device not in self.step.contributions]
-        in_time = len(self.members) - len(late)
-        wait = f"{self.settings.step_deadline_s:g} s"
-        if in_time < self.settings.required:
-            self._finish(
-                Phase.ABORTED,
-                f"step {self.step.number}: {in_time} devices contributed within {wait} where at least "
-                f"{self.settings.required} are needed; waited for {', '.join(map(repr, late))}",
-            )
+        settings = self.settings
+        late = [d for d in self.standing(Standing.ACTIVE) if d not in self.step.contributions]
+        wait = f"{settings.step_deadline_s:g} s"
+        if len(self.step.contributions) < settings.required:
+            patience = (self.step.began_at or now) + settings.step_deadline_s + settings.rejoin_deadline_s
+            if now >= patience:
+                missing = sorted({*late, *self.standing(Standing.LAGGING, Standing.HEALING), *self.lost})
+                self._finish(
+                    Phase.ABORTED,
+                    f"step {self.step.number}: {len(self.step.contributions)} devices contributed within {wait} where "
+                    f"at least {settings.required} are needed; waited for {', '.join(map(repr, missing))}",
+                )
             return
         for device in late:
-            reason = f"device {device!r} was left out of step {self.step.number}: it took longer than {wait}"
-            del self.members[device]
+            self.members[device].standing = Standing.LAGGING
             self._left_out.append(device)
-            self._decide(DeviceRemoved(device, Status.DEADLINE_EXCEEDED, reason))
+            reason = f"device {device!r} was left out of step {self.step.number}: it took longer than {wait}"
+            self._decide(DeviceHealing(device, self.step.number, reason))
         self._advance(now)
+
+    def _restart_if_none_has_the_state(self) -> None:
+        """Go back to the furthest state that anybody still has, once nobody has the session's."""
+        if self.phase is not Phase.TRAINING or len(self.members) < self.settings.required or self._someone_finished:
+            return
+        if self.standing(Standing.ACTIVE, Standing.LAGGING):
+            return
+        states = [m for m in self.members.values() if m.joining.next_step is not None]
+        if not states:
+            self._finish(Phase.ABORTED, "no device has the session's state any more")
+            return
+        furthest = max(states, key=lambda member: member.joining.next_step or 0)
+        self.step = Step(furthest.joining.next_step or 0)
+        furthest.standing = Standing.LAGGING
+        self._decide(StepSet(self.step.number))
+
+    def _end_if_done(self, now: float) -> None:
+        """End the session when all have finished and nobody is expected back."""
+        if self.members or not self._someone_finished or self.is_over:
+            return
+        patience = self.settings.rejoin_deadline_s
+        self.lost = {device: since for device, since in self.lost.items() if now < since + patience}
+        if not self.lost:
+            self._finish(Phase.ENDED, "all devices have finished")
 
 
 def _add_up(evaluations: list[Evaluation]) -> Evaluation | None:

@@ -4,11 +4,12 @@ from typing import Annotated, Literal, Self
 
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codec import CODECS
+from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CodecName = Literal["fp32", "fp16", "bf16"]
+CodecName = Literal["fp32", "bf16", "fp16", "int8", "powersgd", "topk"]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
 class SessionSettings(BaseModel):
@@ -19,24 +20,48 @@ class SessionSettings(BaseModel):
     devices: Annotated[int, Field(ge=1, le=10_000)] = 4
     """The session begins when so many devices have joined."""
     quorum: Annotated[int, Field(ge=1)] | None = None
-    """The session goes on while so many devices are left; None means all of them."""
+    """A step needs so many devices; None means all of them."""
+    max_devices: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """So many devices may take part at once, those that join later included; None means `devices`."""
     codec: CodecName = "fp32"
-    """How tensors are written on the wire."""
+    """How gradients are written on the wire."""
+    powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = 4
+    """Rank of the powersgd codec."""
+    topk_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Part of the elements that the topk codec keeps."""
     frame_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES // 2)] = 1 << 20
     """A frame leaves when its data reaches this size."""
     step_deadline_s: Seconds = 60.0
     """Seconds from a step's first frame to its deadline."""
     join_deadline_s: Seconds = 60.0
     """Seconds from the first join to the beginning of the session, at most."""
+    rejoin_deadline_s: SecondsOrZero = 60.0
+    """Seconds that a session without its quorum waits for devices to come back."""
+    heartbeat_s: Seconds = 5.0
+    """Seconds between two signs of life of an idle device."""
+    lease_s: Seconds = 20.0
+    """Seconds without a sign of life, after which a device loses its place."""
     idle_deadline_s: Seconds = 600.0
-    """Seconds in which no device sends anything, after which the session is aborted."""
+    """Seconds in which no device contributes anything, after which the session is aborted."""
+    digest_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between two comparisons of the devices' weights; 0 for never."""
     first_step: Annotated[int, Field(ge=0)] = 0
-    """Number of the session's first step."""
+    """Number of the session's first step, unless a device comes with a state of a later one."""
+    replay_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Bytes of past steps that are kept for devices that come back; the last step is kept in any case."""
+    max_model_bytes: Annotated[int, Field(ge=1)] = 8 << 30
+    """Largest fingerprint that is accepted, all tensors in float32 together."""
+    max_snapshot_bytes: Annotated[int, Field(ge=1)] = 8 << 30
+    """Largest state that a device may hand in."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.quorum is not None and self.quorum > self.devices:
             raise ValueError(f"quorum {self.quorum} is more than the session's {self.devices} devices")
+        if self.max_devices is not None and self.max_devices < self.devices:
+            raise ValueError(f"max_devices {self.max_devices} is less than the session's {self.devices} devices")
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError(f"lease_s {self.lease_s:g} is less than two heartbeats of {self.heartbeat_s:g} s")
         return self
 
     @property
@@ -44,13 +69,29 @@ class SessionSettings(BaseModel):
         """How many devices a step needs at least."""
         return self.devices if self.quorum is None else self.quorum
 
+    @property
+    def capacity(self) -> int:
+        """How many devices may take part at once."""
+        return self.devices if self.max_devices is None else self.max_devices
+
+    @property
+    def codec_choice(self) -> CodecChoice:
+        """The codec with its parameters."""
+        return CodecChoice(self.codec, self.powersgd_rank, self.topk_fraction)
+
     def to_proto(self) -> pb.ExchangeSettings:
         """Return the message that devices are sent."""
         return pb.ExchangeSettings(
-            codec=CODECS[self.codec].number,
+            codec=CODEC_NUMBERS[self.codec],
             frame_bytes=self.frame_bytes,
             devices=self.devices,
             quorum=self.required,
             step_deadline_s=self.step_deadline_s,
             join_deadline_s=self.join_deadline_s,
+            powersgd_rank=self.powersgd_rank,
+            topk_fraction=self.topk_fraction,
+            heartbeat_s=self.heartbeat_s,
+            lease_s=self.lease_s,
+            rejoin_deadline_s=self.rejoin_deadline_s,
+            digest_every=self.digest_every,
         )

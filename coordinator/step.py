@@ -1,12 +1,16 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from edgenewton.v1.codec import Float32Array
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.framing import SliceKey
 
 from coordinator.aggregation import WeightedMean
 from coordinator.refusal import RefusedError, Status
+
+MAX_SAMPLES = 1 << 20
+"""Largest batch that a device may claim; see `edgenewton.v1.framing.MAX_MAGNITUDE`."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,7 @@ class Contribution:
     samples: int
     loss: float
     evaluation: Evaluation | None = None
-
-
-@dataclass(frozen=True, order=True)
-class SliceKey:
-    """Identifies a slice: number of the tensor in the fingerprint, first element."""
-
-    tensor: int
-    offset: int
+    weights_digest: bytes = b""
 
 
 @dataclass
@@ -42,7 +39,10 @@ class _Slice:
 
 
 class Step:
-    """The contributions to one step, without regard to time or membership rules."""
+    """The contributions to one step, without regard to time or membership rules.
+
+    What a device contributed stays in, whatever becomes of it: each slice is the mean over those whose slice came.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -50,64 +50,66 @@ class Step:
         self.contributions: dict[str, Contribution] = {}
         self._pending: dict[SliceKey, _Slice] = {}
         self._sent_by: dict[str, set[SliceKey]] = {}
-        self._samples: dict[str, int] = {}
+        self._released: set[SliceKey] = set()
 
-    def add(self, device: str, samples: int, key: SliceKey, values: Float32Array, now: float) -> None:
-        """Add one slice of a device.
+    def begin(self, now: float) -> None:
+        """Note when the first contribution came."""
+        if self.began_at is None:
+            self.began_at = now
 
-        Raises:
-            RefusedError: the device sent the slice twice, or changed its number of samples within the step.
+    def has(self, device: str, key: SliceKey) -> bool:
+        """Whether a device's slice is in, from this or an earlier connection."""
+        return key in self._sent_by.get(device, ())
 
-        """
-        self._begin(device, samples, now)
-        sent = self._sent_by[device]
-        if key in sent:
-            raise RefusedError(Status.INVALID_ARGUMENT, f"sent the slice at {key.offset} twice")
-        sent.add(key)
+    def add(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
+        """Add one slice of a device that is not in yet; one that comes after its mean has left is dropped."""
+        self._sent_by.setdefault(device, set()).add(key)
+        if key in self._released:
+            return
         piece = self._pending.setdefault(key, _Slice())
         piece.mean.add(values, samples)
         piece.contributors.add(device)
 
-    def complete(self, device: str, contribution: Contribution, now: float) -> SliceKey | None:
+    def complete(self, device: str, contribution: Contribution) -> SliceKey | None:
         """Note that a device has sent everything.
 
         Returns:
             A slice in which this device's contribution differs from that of the first that was complete, or None.
 
-        Raises:
-            RefusedError: it was complete already, or changed its number of samples within the step.
-
         """
-        self._begin(device, contribution.samples, now)
-        if device in self.contributions:
-            raise RefusedError(Status.INVALID_ARGUMENT, "completed its contribution twice")
         model = next(iter(self.contributions), device)
-        differing = self._sent_by[device] ^ self._sent_by[model]
+        differing = self._sent_by.get(device, set()) ^ self._sent_by.get(model, set())
         if differing:
             return min(differing)
-        self.contributions[device] = contribution
+        self.contributions.setdefault(device, contribution)
         return None
 
     def heard_from(self, device: str) -> bool:
         """Whether a device has contributed anything."""
-        return device in self._sent_by
+        return device in self._sent_by or device in self.contributions
 
-    def ready(self, members: Iterable[str]) -> Iterator[tuple[SliceKey, Float32Array]]:
+    def ready(self, members: Collection[str]) -> Iterator[tuple[SliceKey, Float32Array]]:
         """Yield, once, each slice that all `members` have contributed to, with its mean."""
         needed = set(members)
+        if not needed:
+            return
         for key in [key for key, piece in self._pending.items() if needed <= piece.contributors]:
+            self._released.add(key)
             yield key, self._pending.pop(key).mean.result()
 
-    def is_complete(self, members: Iterable[str]) -> bool:
+    def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""
         return all(member in self.contributions for member in members)
 
-    def _begin(self, device: str, samples: int, now: float) -> None:
-        if self.began_at is None:
-            self.began_at = now
-        self._sent_by.setdefault(device, set())
-        known = self._samples.setdefault(device, samples)
-        if samples < 1:
-            raise RefusedError(Status.INVALID_ARGUMENT, f"claims a batch of {samples} samples; at least 1 is needed")
-        if samples != known:
-            raise RefusedError(Status.INVALID_ARGUMENT, f"claims {samples} samples after {known} in the same step")
+
+def check_samples(samples: int) -> None:
+    """Check the number of samples that a device claims.
+
+    Raises:
+        RefusedError: it is none, or too many.
+
+    """
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise RefusedError(
+            Status.INVALID_ARGUMENT, f"claims a batch of {samples} samples; 1 to {MAX_SAMPLES} are possible"
+        )

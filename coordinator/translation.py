@@ -5,24 +5,26 @@ import time
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
-from coordinator import session as s
+from coordinator import decisions as d
+from coordinator.members import Joining, Standing
 from coordinator.refusal import RefusedError, Status
+from coordinator.session import Session
 from coordinator.step import Contribution, Evaluation
 
 PHASES = {
-    s.Phase.GATHERING: pb.PHASE_GATHERING,
-    s.Phase.TRAINING: pb.PHASE_TRAINING,
-    s.Phase.ENDED: pb.PHASE_ENDED,
-    s.Phase.ABORTED: pb.PHASE_ABORTED,
+    d.Phase.GATHERING: pb.PHASE_GATHERING,
+    d.Phase.TRAINING: pb.PHASE_TRAINING,
+    d.Phase.ENDED: pb.PHASE_ENDED,
+    d.Phase.ABORTED: pb.PHASE_ABORTED,
 }
 SNAPSHOT_ACTIONS = {
-    s.SnapshotAction.NONE: pb.SNAPSHOT_ACTION_NONE,
-    s.SnapshotAction.UPLOAD: pb.SNAPSHOT_ACTION_UPLOAD,
-    s.SnapshotAction.DOWNLOAD: pb.SNAPSHOT_ACTION_DOWNLOAD,
+    Standing.ACTIVE: pb.SNAPSHOT_ACTION_NONE,
+    Standing.LAGGING: pb.SNAPSHOT_ACTION_NONE,
+    Standing.HEALING: pb.SNAPSHOT_ACTION_DOWNLOAD,
 }
 
 
-def joining_from_proto(request: pb.JoinRequest) -> s.Joining:
+def joining_from_proto(request: pb.JoinRequest) -> Joining:
     """Return what a device says of itself.
 
     Raises:
@@ -35,7 +37,7 @@ def joining_from_proto(request: pb.JoinRequest) -> s.Joining:
         fingerprint = fingerprint_from_proto(request.tensors)
     except ValueError as error:
         raise RefusedError(Status.INVALID_ARGUMENT, f"device {request.device!r}: {error}") from None
-    return s.Joining(
+    return Joining(
         device=request.device,
         fingerprint=fingerprint,
         options=dict(request.options),
@@ -43,6 +45,9 @@ def joining_from_proto(request: pb.JoinRequest) -> s.Joining:
         training_samples=request.training_samples,
         protocol_version=request.protocol_version,
         software=request.software,
+        codecs=tuple(request.codecs) or (pb.CODEC_FP32, pb.CODEC_FP16, pb.CODEC_BF16),
+        next_step=request.next_step if request.HasField("next_step") else None,
+        token=request.token,
     )
 
 
@@ -52,7 +57,7 @@ def contribution_from_proto(samples: int, message: pb.Contribution) -> Contribut
     if message.HasField("evaluation"):
         e = message.evaluation
         evaluation = Evaluation(e.correct, e.samples, e.loss)
-    return Contribution(samples, message.loss, evaluation)
+    return Contribution(samples, message.loss, evaluation, message.weights_digest)
 
 
 def contribution_to_proto(contribution: Contribution) -> pb.Contribution:
@@ -67,7 +72,7 @@ def evaluation_to_proto(evaluation: Evaluation | None) -> pb.Evaluation | None:
     return pb.Evaluation(correct=evaluation.correct, samples=evaluation.samples, loss=evaluation.loss)
 
 
-def commit_to_proto(decision: s.StepCommitted) -> pb.Commit:
+def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
     """Return the message that members are sent when a step is committed."""
     return pb.Commit(
         samples=decision.samples,
@@ -78,7 +83,7 @@ def commit_to_proto(decision: s.StepCommitted) -> pb.Commit:
 
 
 def event_for(
-    session: s.Session, decision: s.Decision, bytes_received: int = 0, bytes_sent: int = 0
+    session: Session, decision: d.Decision, bytes_received: int = 0, bytes_sent: int = 0
 ) -> pb.SessionEvent | None:
     """Return what user interfaces are told of a decision, if anything.
 
@@ -86,16 +91,16 @@ def event_for(
     """
     event = pb.SessionEvent(time_s=time.time(), session=session.name)
     match decision:
-        case s.DeviceJoined(membership):
-            joining = membership.joining
+        case d.DeviceJoined(member):
+            joining = member.joining
             event.joined.device = joining.device
             event.joined.training_samples = joining.training_samples
             event.joined.software = joining.software
-        case s.DeviceRemoved(device, _, reason):
+        case d.DeviceRemoved(device, _, reason):
             event.left.CopyFrom(
                 pb.DeviceLeft(device=device, reason=reason, bytes_received=bytes_received, bytes_sent=bytes_sent)
             )
-        case s.DeviceReported(device, step, contribution):
+        case d.DeviceReported(device, step, contribution):
             event.report.CopyFrom(
                 pb.DeviceReport(
                     device=device,
@@ -106,7 +111,7 @@ def event_for(
                     bytes_sent=bytes_sent,
                 )
             )
-        case s.StepCommitted():
+        case d.StepCommitted():
             event.step.CopyFrom(
                 pb.StepCommitted(
                     step=decision.step,
@@ -115,10 +120,14 @@ def event_for(
                     seconds=decision.seconds,
                 )
             )
-        case s.PhaseChanged(phase, reason):
+        case d.PhaseChanged(phase, reason):
             event.phase.CopyFrom(
                 pb.PhaseChanged(phase=PHASES[phase], reason=reason, settings=session.settings.to_proto())
             )
-        case s.SliceReady():
+        case d.DeviceHealing(device, step, reason):
+            event.healing.CopyFrom(pb.DeviceHealing(device=device, step=step, reason=reason))
+        case d.DeviceRecovered(device, step):
+            event.recovered.CopyFrom(pb.DeviceRecovered(device=device, step=step))
+        case d.SliceReady() | d.StepSet():
             return None
     return event

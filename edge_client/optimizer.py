@@ -12,6 +12,7 @@ from edge_client.curvature.estimator import Inversion
 from edge_client.curvature.inputs import WeightSharing
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange, StepResult
 from edge_client.preconditioner import Preconditioner
+from edge_client.replica import ModelReplica
 from edge_client.step_control import AdaptiveDamping, is_due
 from edge_client.synchroniser import Synchroniser
 
@@ -64,6 +65,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             `reevaluate`.
         adapt_every: steps between two such comparisons.
         training_samples: how many private samples this device holds; told to the coordinator.
+        state: from `state_dict`, to go on from; the model then has the weights that belong to it.
 
     Raises:
         ValueError: an option has an impossible value; the text names it.
@@ -96,6 +98,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         adaptive_damping: bool = False,
         adapt_every: int = 5,
         training_samples: int = 0,
+        state: dict[str, Any] | None = None,
     ) -> None:
         estimator = _estimator(curvature)
         suitable = estimator.defaults
@@ -131,6 +134,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_local = curvature_scope == "local"
         self._average_every = average_every
         self._warmup_steps = warmup_steps
+        self._factor_every = factor_every
         self._inverse_every = inverse_every
         self._adapt_every = adapt_every
         self._adaptive = AdaptiveDamping() if adaptive_damping else None
@@ -150,7 +154,17 @@ class NewtonOptimizer(torch.optim.Optimizer):
             samples_fisher=fisher == "sampled",
         )
         self.last_result: StepResult | None = None
-        self._synchroniser.start({name: str(value) for name, value in options.items()}, training_samples)
+        if state is not None:
+            self.load_state_dict(state)
+        replica = ModelReplica(
+            model,
+            self,
+            next_step=None if state is None else state["steps"],
+            is_shared=not self._is_local,
+            apply=self._take,
+            buffers=self._synchroniser.buffers_before_batch,
+        )
+        self._synchroniser.start({name: str(value) for name, value in options.items()}, replica, training_samples)
 
     @property
     def steps(self) -> int:
@@ -185,19 +199,15 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 "adaptive_damping compares the loss of a batch before and after the update: call "
                 "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
             )
+        if self._adaptive is not None and self.steps % self._adapt_every == 1 % self._adapt_every and self.steps:
+            # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
+            self._synchroniser.add_scalar(_DECREASE, self._promised, replaces=False)
         averages = self._is_local and self.steps > 0 and self.steps % self._average_every == 0
-        number = self.steps
         result = self._synchroniser.collect(average=averages)
-        if averages:
-            self._load_averages(result)
-        self._adapt_damping(result)
-        gradients: dict[Tensor, Tensor] = {
-            p: result.tensors["gradient", name] for p, name in self._synchroniser.names.items()
-        }
-        self._update_curvature(result, gradients, number)
-        self._apply(gradients)
+        if not result.is_healed:
+            self._take(result)
         self.last_result = result
-        if adapts and reevaluate is not None:
+        if adapts and reevaluate is not None and not result.is_healed:
             self._synchroniser.add_scalar(_DECREASE, before - float(reevaluate()))
         return loss
 
@@ -225,7 +235,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Make the devices' models identical: average buffers, and in local scope parameters. Call it at the end."""
         result = self._synchroniser.average()
         if result is not None:
-            self._load_averages(result)
+            self._take(result)
 
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open."""
@@ -237,6 +247,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         state["curvature"] = self._preconditioner.state_dict()
         state["steps"] = self.steps
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
+        state["promised"] = self._promised
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,7 +259,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         state = dict(state_dict)
         curvature, steps = state.pop("curvature", {}), state.pop("steps", 0)
-        factor = state.pop("damping_factor", 1.0)
+        factor, self._promised = state.pop("damping_factor", 1.0), state.pop("promised", 0.0)
         self._preconditioner.load_state_dict(curvature)
         super().load_state_dict(state)
         if self._adaptive is not None:
@@ -261,26 +272,45 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
+    @torch.no_grad()
+    def _take(self, result: StepResult) -> None:
+        """Apply a committed step, whether or not this device contributed to it: what it holds says what it was."""
+        self._load_averages(result)
+        names = self._synchroniser.names
+        gradients: dict[Tensor, Tensor] = {
+            p: result.tensors["gradient", name] for p, name in names.items() if ("gradient", name) in result.tensors
+        }
+        if not gradients:
+            return
+        self._adapt_damping(result)
+        self._update_curvature(result, gradients)
+        self._apply(gradients)
+
     def _load_averages(self, result: StepResult) -> None:
         for name, tensor in self._synchroniser.averaged().items():
-            tensor.copy_(result.tensors["parameter", name])
+            if ("parameter", name) in result.tensors:
+                tensor.copy_(result.tensors["parameter", name])
 
     def _adapt_damping(self, result: StepResult) -> None:
         decrease = result.tensors.get(("curvature", _DECREASE))
         if self._adaptive is not None and decrease is not None:
             self._adaptive.observe(float(decrease), self._promised)
 
-    def _update_curvature(self, result: StepResult, gradients: Mapping[Tensor, Tensor], step: int) -> None:
+    def _update_curvature(self, result: StepResult, gradients: Mapping[Tensor, Tensor]) -> None:
         if not self._is_local:
             for layer in self._preconditioner.layers:
-                if layer.statistics is not None:
-                    layer.statistics = {name: result.tensors[layer.key(name)] for name in layer.statistics}
+                # Not this device's own: it may not have taken part in the step.
+                layer.statistics = (
+                    {name: result.tensors[layer.key(name)] for name in layer.estimator.statistic_shapes}
+                    if is_due(result.step, self._factor_every, self._warmup_steps)
+                    else None
+                )
         groups = self._groups()
         factor = 1.0 if self._adaptive is None else self._adaptive.factor
         self._preconditioner.update(
             gradients,
             lambda weight: groups[weight]["damping"] * factor,
-            refreshes=is_due(step, self._inverse_every, self._warmup_steps),
+            refreshes=is_due(result.step, self._inverse_every, self._warmup_steps),
         )
 
     def _apply(self, gradients: Mapping[Tensor, Tensor]) -> None:

@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from edgenewton.v1.fingerprint import TensorSpec
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients
-from edge_client.exchange import Evaluation, Exchange, StepResult, TensorKey
+from edge_client.exchange import Evaluation, Exchange, Replica, StepResult, TensorKey
 from edge_client.preconditioner import PreconditionedLayer
 from edge_client.step_control import is_due
 
@@ -63,6 +61,7 @@ class Synchroniser:
         self._samples_fisher = samples_fisher
         self._is_sending = True
         self._passes: list[ForwardPass] = []
+        self._buffers: dict[str, Tensor] = {}
         self._extras: dict[TensorKey, Tensor] = {}
         self._has_begun = False
         self._contributed: set[TensorKey] = set()
@@ -85,14 +84,14 @@ class Synchroniser:
         """Go on at `step`, unless a coordinator has set the step."""
         self._exchange.resume_at(step)
 
-    def start(self, options: Mapping[str, str], training_samples: int) -> None:
-        """Take this device's place in the session; its weights become those of the session.
+    def start(self, options: Mapping[str, str], replica: Replica, training_samples: int) -> None:
+        """Take this device's place in the session; its state becomes that of the session.
 
         Raises:
             ExchangeError: the coordinator is down or refuses this device.
 
         """
-        self._exchange.start(self._fingerprint(), options, self._dump_weights, self._load_weights, training_samples)
+        self._exchange.start(self._fingerprint(), options, replica, training_samples)
 
     @property
     def reported_loss(self) -> float:
@@ -108,9 +107,10 @@ class Synchroniser:
         if self.is_factor_step:
             sample_gradients(list(self._captures.values()), loss)
 
-    def add_scalar(self, name: str, value: float) -> None:
+    def add_scalar(self, name: str, value: float, *, replaces: bool = True) -> None:
         """Contribute a number to the step that is on; its mean over the devices comes with the step's result."""
-        self._extras["curvature", name] = torch.tensor([value])
+        if replaces or ("curvature", name) not in self._extras:
+            self._extras["curvature", name] = torch.tensor([value])
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -160,6 +160,10 @@ class Synchroniser:
             tensors |= {name: parameter for parameter, name in self.names.items()}
         return tensors
 
+    def buffers_before_batch(self) -> dict[str, Tensor]:
+        """Return the model's buffers as they were before the batch that is on: a forward may change them."""
+        return self._buffers
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
@@ -180,12 +184,6 @@ class Synchroniser:
         specs += [_spec(name, tensor.shape, tensor, "parameter") for name, tensor in self.averaged().items()]
         return specs
 
-    def _dump_weights(self) -> bytes:
-        return dump_tensors({name: tensor.contiguous() for name, tensor in self._model.state_dict().items()})
-
-    def _load_weights(self, data: bytes) -> None:
-        self._model.load_state_dict(load_tensors(data))
-
     # ------------------------------------------------------------------ hooks
 
     @property
@@ -202,6 +200,8 @@ class Synchroniser:
             return
         batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
         if batch is not None:
+            if not self._passes:
+                self._buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
             self._passes.append(ForwardPass(len(self._passes), len(batch)))
 
     def _after_gradient(self, parameter: Tensor) -> None:
@@ -261,6 +261,7 @@ class Synchroniser:
 
     def _forget_batch(self) -> None:
         self._passes = []
+        self._buffers = {}
         self._has_begun = False
         self._contributed = set()
         self._extras = {}

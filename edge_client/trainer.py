@@ -1,19 +1,19 @@
 """The trainer of one device: one batch, exchange, invert, update; again until all steps are taken."""
 
-import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.batches import BatchOrder
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange
 from edge_client.optimizer import NewtonOptimizer
+from edge_client.replica import weights_digest
 from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, Samples, Task, load_task
 
@@ -84,35 +84,36 @@ class Trainer:
             self.model,
             exchange=self.exchange,
             training_samples=len(self._samples),
+            state=state,
             **settings.optimizer_options(),
         )
-        if state is not None:
-            self.optimizer.load_state_dict(state)
 
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
-        """Take so many steps.
+        """Go on until so many steps are taken; those that this device missed count, because it applied them too.
 
         Raises:
             ExchangeError: the session failed or went on without this device.
 
         """
         began = time.perf_counter()
-        loss = 0.0
+        losses: list[float] = []
+        target = self.optimizer.steps + steps
         self.model.train()
-        for _ in range(steps):
+        while self.optimizer.steps < target:
             taken = self.train_batch()
-            loss += taken.loss / steps
+            losses.append(taken.loss)
             if on_step is not None:
                 on_step(taken)
-        self.optimizer.synchronise()
+        if self.optimizer.steps == target:  # else it healed with a state that came after this
+            self.optimizer.synchronise()
         return TrainingReport(
             steps=steps,
-            samples=steps * self.settings.batch_size,
-            loss=loss,
+            samples=len(losses) * self.settings.batch_size,
+            loss=sum(losses) / len(losses) if losses else math.nan,
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
-            weights_digest=weights_digest(self.model),
+            weights_digest=weights_digest(self.model).hex(),
         )
 
     def train_batch(self) -> TrainedStep:
@@ -183,9 +184,3 @@ def evaluate(model: nn.Module, task: Task, samples: Samples) -> Evaluation:
     model.train(was_training)
     loss = task.loss(outputs, samples.targets).item()
     return Evaluation(task.correct(outputs, samples.targets), len(samples), loss)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers, in hexadecimal."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(dump_tensors(tensors)).hexdigest()

@@ -24,14 +24,26 @@ def train(
         typer.Option("--config", "-c", help="A setting, such as steps=50 or curvature=eva; may be repeated."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to save the trained model.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="File for this device's state; if it is there, training goes on from it after a restart."),
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between two savings of the state.", min=1)] = 20,
+    reconnect_deadline_s: Annotated[
+        float, typer.Option(help="Seconds to look for a coordinator that was lost.", min=0)
+    ] = 120.0,
 ) -> None:
-    """Train on this device, one batch after the other, in step with the other devices of a session."""
+    """Train on this device, one batch after the other, in step with the other devices of a session.
+
+    With --state a supervisor may kill and restart it at any time: it takes its place again.
+    """
     # What training needs takes seconds to import, and other subcommands need none of it.
+    from edge_client.device_state import DeviceState
     from edge_client.exchange import Exchange, ExchangeError, GradientExchange
     from edge_client.inference import Artefact
     from edge_client.settings import SettingsError, parse_settings
     from edge_client.tasks import TaskError
-    from edge_client.trainer import Trainer
+    from edge_client.trainer import TrainedStep, Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -40,10 +52,28 @@ def train(
     try:
         settings = parse_settings(config or [])
         if coordinator is not None:
-            exchange = GradientExchange.join(coordinator, session=session, device=device)
-        trainer = Trainer(settings, index, count, exchange)
+            exchange = GradientExchange.join(
+                coordinator, session=session, device=device, reconnect_deadline_s=reconnect_deadline_s
+            )
+        saved = DeviceState.load(state, session) if state is not None else None
+        if saved is not None:
+            out.print(f"{device}: goes on from {escape(str(state))} at step {saved.step}")
+        trainer = Trainer(
+            settings,
+            index,
+            count,
+            exchange,
+            weights=saved.model if saved is not None else None,
+            state=saved.optimizer if saved is not None else None,
+        )
+
+        def keep(step: TrainedStep | None) -> None:
+            if state is not None and (step is None or (step.step + 1) % save_every == 0):
+                DeviceState(session, trainer.model.state_dict(), trainer.state_dict()).save(state)
+
         with out.status(f"{device}: training"):
-            report = trainer.train(settings.steps)
+            report = trainer.train(max(0, settings.steps - trainer.optimizer.steps), on_step=keep)
+        keep(None)
         if exchange is not None:
             exchange.close()
     except (SettingsError, TaskError, ExchangeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.grpc_exchange import GradientExchange
 from edge_client.exchange.in_process import InProcessExchange
-from edge_client.exchange.interface import Evaluation, Exchange, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Evaluation, Exchange, Replica, StepResult, TensorKey, Traffic
 
 __all__ = [
     "Cause",
@@ -13,6 +13,7 @@ __all__ = [
     "GradientExchange",
     "InProcessExchange",
     "NonFiniteGradientError",
+    "Replica",
     "StepResult",
     "TensorKey",
     "Traffic",

@@ -1,12 +1,12 @@
 """The exchange of one device with itself: every mean is its own contribution."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from edgenewton.v1.fingerprint import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import NonFiniteGradientError
-from edge_client.exchange.interface import Evaluation, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Evaluation, Replica, StepResult, TensorKey, Traffic
 
 
 class InProcessExchange:
@@ -21,13 +21,13 @@ class InProcessExchange:
 
     def start(
         self,
-        tensors: Sequence[TensorSpec],
-        options: Mapping[str, str],
-        dump_weights: Callable[[], bytes],
-        load_weights: Callable[[bytes], None],
-        training_samples: int = 0,
+        tensors: Sequence[TensorSpec],  # noqa: ARG002
+        options: Mapping[str, str],  # noqa: ARG002
+        replica: Replica,
+        training_samples: int = 0,  # noqa: ARG002
     ) -> None:
         """Nothing is to be agreed on."""
+        self.step = replica.next_step or 0
 
     def begin(self, samples: int) -> None:
         """Begin the next step with a batch of `samples`."""

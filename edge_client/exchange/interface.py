@@ -1,6 +1,6 @@
 """The exchange as the optimizer and the trainer see it, whatever carries it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,34 @@ class StepResult:
     samples: int
     devices: int
     loss: float
+    left_out: tuple[str, ...] = ()
+    """Devices whose contributions are not, or only in part, behind the means."""
+    is_healed: bool = False
+    """This device has loaded the state of another instead; there are no tensors, and nothing is to be applied."""
+
+
+class Replica(Protocol):
+    """What an exchange needs of the model that a device trains: one state among equal ones."""
+
+    @property
+    def next_step(self) -> int | None:
+        """The first step that the state does not contain; None for a state that was not trained."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the weights are equal on all devices before every step."""
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the weights."""
+
+    def dump(self) -> bytes:
+        """Return the whole state: weights, optimizer, curvature."""
+
+    def load(self, data: bytes) -> None:
+        """Take over a state that another device dumped."""
+
+    def apply(self, result: StepResult) -> None:
+        """Apply a step that this device saw, whether or not it contributed."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +90,15 @@ class Exchange(Protocol):
         self,
         tensors: Sequence[TensorSpec],
         options: Mapping[str, str],
-        dump_weights: Callable[[], bytes],
-        load_weights: Callable[[bytes], None],
+        replica: Replica,
         training_samples: int = 0,
     ) -> None:
-        """Take a place in the session; all devices then hold the same weights.
+        """Take a place in the session; all devices then hold the same state.
 
         Args:
             tensors: everything that may be exchanged.
             options: what must be equal on all devices.
-            dump_weights: gives the initial weights as bytes.
-            load_weights: takes the session's weights if they differ from this device's.
+            replica: this device's state; it loads another's if it differs from the session's.
             training_samples: how many private samples the device holds.
 
         Raises:
@@ -94,6 +120,9 @@ class Exchange(Protocol):
 
     def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:
         """End this device's contribution and wait for the step to commit.
+
+        A device that fell behind applies, through its replica, all steps that it missed but the last, which is
+        returned. One whose state is wrong loads that of a live member; `StepResult.is_healed` then says so.
 
         Raises:
             ExchangeError: the step cannot commit with this device; a deadline always ends the wait.

@@ -36,7 +36,7 @@ def test_settings_of_the_devices_are_passed_on():
     ("changes", "message"),
     [
         ({"devices": 0}, r"devices: .*greater than or equal to 1 \(it is 0\)"),
-        ({"codec": "zip"}, r"codec: .*'fp32', 'fp16' or 'bf16' \(it is 'zip'\)"),
+        ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd' or 'topk' \(it is 'zip'\)"),
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
         ({"step-deadline-s": -1}, "step-deadline-s: "),
         ({"coordinator-port": 70000}, "coordinator-port: "),

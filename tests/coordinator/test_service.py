@@ -1,27 +1,22 @@
 """The gRPC service on a real port, with the protocol's own stubs: what any client may send."""
 
 import hashlib
-import queue
 import threading
-import time
 
 import grpc
 import numpy as np
 import pytest
-from edgenewton.v1 import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grpc
+from bare_client import Device, elements, gradient_frame, join_request, refused, wait_until_open
+from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codec import CODECS
 from edgenewton.v1.fingerprint import TensorSpec
-from edgenewton.v1.framing import make_slices
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coordinator.server import SERVICE_NAME, embedded_coordinator
 from coordinator.settings import SessionSettings
 
-FP32 = CODECS["fp32"]
-SPEC = TensorSpec("fc.weight", (2, 3))
-FRAME_BYTES = 1 << 20
+IMPATIENT = {"heartbeat_s": 0.1, "lease_s": 0.4, "rejoin_deadline_s": 0}
 
 
 @pytest.fixture
@@ -37,52 +32,6 @@ def stub(coordinator):
         yield exchange_pb2_grpc.GradientExchangeStub(channel)
 
 
-class Device:
-    """A bare client: joins, and sends whatever frames it is given."""
-
-    def __init__(self, stub, name: str, spec: TensorSpec = SPEC, session: str = "s") -> None:
-        self.name = name
-        self.reply = stub.Join(join_request(name, spec, session), timeout=5)
-        self.metadata = ((TOKEN_METADATA_KEY, self.reply.token),)
-        self._frames: queue.SimpleQueue = queue.SimpleQueue()
-        self.stream = stub.Exchange(iter(self._frames.get, None), metadata=self.metadata, timeout=20)
-
-    def send(self, frame: pb.Frame) -> None:
-        self._frames.put(frame)
-
-    def send_gradient(self, step: int, values, samples: int = 1) -> None:
-        self.send(gradient_frame(step, values, samples))
-
-    def end(self) -> None:
-        self._frames.put(None)
-
-    def error(self) -> grpc.RpcError:
-        with pytest.raises(grpc.RpcError) as raised:
-            for _ in self.stream:
-                pass
-        return raised.value
-
-
-def join_request(name: str, spec: TensorSpec = SPEC, session: str = "s", version: int = PROTOCOL_VERSION):
-    return pb.JoinRequest(protocol_version=version, session=session, device=name, tensors=[spec.to_proto()])
-
-
-def gradient_frame(step: int, values, samples: int = 1) -> pb.Frame:
-    flat = np.full(6, values, np.float32)
-    return pb.Frame(
-        step=step,
-        samples=samples,
-        slices=make_slices(0, SPEC, FP32, FRAME_BYTES, flat),
-        contribution=pb.Contribution(loss=float(flat[0])),
-    )
-
-
-def refused(call) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as raised:
-        call()
-    return raised.value.code(), raised.value.details()
-
-
 def test_a_step_gives_every_device_the_weighted_mean(coordinator, stub):
     coordinator.create_session("s", SessionSettings(devices=2))
     a, b = Device(stub, "a"), Device(stub, "b")
@@ -93,7 +42,7 @@ def test_a_step_gives_every_device_the_weighted_mean(coordinator, stub):
             frame = next(device.stream)
             assert frame.commit.samples == 3
             assert frame.commit.devices == 2
-            assert np.allclose(FP32.decode(frame.slices[0].data, 6), 3.0)
+            assert np.allclose(elements(frame), 3.0)
 
 
 def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
@@ -120,10 +69,12 @@ def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
 )
 def test_refused_joins(coordinator, stub, request_, code, message):
     coordinator.create_session("s", SessionSettings(devices=3))
-    stub.Join(join_request("a"), timeout=5)
+    a = Device(stub, "a")
+    wait_until_open(coordinator, "a")
     actual, details = refused(lambda: stub.Join(request_, timeout=5))
     assert actual is code
     assert message in details
+    assert a.stream.is_active()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +82,7 @@ def test_refused_joins(coordinator, stub, request_, code, message):
     [
         (gradient_frame(0, np.nan), "device 'a', step 0: the gradient of 'fc.weight', 2 x 3 float32 has a value"),
         (gradient_frame(0, np.inf), "not finite"),
+        (gradient_frame(0, 1e26), "beyond ±1e+25"),
         (gradient_frame(5, 1.0), "device 'a' sent a frame of step 5; the session is at step 0"),
         (pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(tensor=3)]), "tensor 3 is unknown"),
         (pb.Frame(step=0, contribution=pb.Contribution()), "batch of 0 samples"),
@@ -153,12 +105,13 @@ def test_a_bad_frame_costs_only_its_sender_the_session(coordinator, stub, frame,
 
 
 def test_a_message_over_the_limit_is_refused_and_the_others_go_on(coordinator, stub):
-    coordinator.create_session("s", SessionSettings(devices=2, quorum=1))
+    coordinator.create_session("s", SessionSettings(devices=2, quorum=1, **IMPATIENT))
     a, b = Device(stub, "a"), Device(stub, "b")
+    b.beat(every_s=0.1)
     a.send(pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(data=bytes(MAX_MESSAGE_BYTES + 1))]))
     assert a.error().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     b.send_gradient(0, 2.0)
-    assert next(b.stream).slices
+    assert next(frame for frame in b.stream if frame.slices)
 
 
 def test_streams_need_the_token_of_a_live_membership(coordinator, stub):
@@ -167,22 +120,38 @@ def test_streams_need_the_token_of_a_live_membership(coordinator, stub):
         code, _ = refused(lambda metadata=metadata: list(stub.Exchange(iter(()), metadata=metadata, timeout=5)))
         assert code is grpc.StatusCode.PERMISSION_DENIED
     a = Device(stub, "a")
-    time.sleep(0.2)  # lets the first stream open
+    wait_until_open(coordinator, "a")
     code, details = refused(lambda: list(stub.Exchange(iter(()), metadata=a.metadata, timeout=5)))
     assert (code, details) == (grpc.StatusCode.ALREADY_EXISTS, "device 'a' has a stream already")
     code, _ = refused(lambda: stub.Leave(pb.LeaveRequest(session="s", device="a", token="guess"), timeout=5))
     assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_a_device_that_joins_and_opens_no_stream_is_not_waited_for(coordinator, stub, monkeypatch):
-    monkeypatch.setattr("coordinator.service.OPEN_DEADLINE_S", 0.3)
-    coordinator.create_session("s", SessionSettings(devices=2))
+def test_a_device_that_joins_and_opens_no_stream_is_not_waited_for(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2, heartbeat_s=0.4, lease_s=1.0, rejoin_deadline_s=0))
     a = Device(stub, "a")
     a.send_gradient(0, 1.0)
     stub.Join(join_request("b"), timeout=5)
+    a.beat(every_s=0.2)
     error = a.error()
     assert error.code() is grpc.StatusCode.ABORTED
-    assert "device 'b' left in step 0: it opened no stream within 0.3 s of joining" in error.details()
+    assert "device 'b' left in step 0: device 'b': nothing was heard from it for 1 s" in error.details()
+
+
+def test_a_stream_that_never_sends_loses_its_place_and_the_others_go_on(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2, quorum=1, **IMPATIENT | {"lease_s": 0.6}))
+    a, b = Device(stub, "a"), Device(stub, "b")
+    a.send_gradient(0, 1.0)
+    b_error = b.error()
+    assert b_error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert b_error.details() == "device 'b': nothing was heard from it for 0.6 s"
+
+
+def test_heartbeats_are_answered(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a = Device(stub, "a")
+    a.send(pb.Frame(heartbeat=pb.Heartbeat()))
+    assert next(a.stream).HasField("heartbeat")
 
 
 def test_abort_releases_the_waiting_devices_with_status_and_reason(coordinator, stub):
@@ -199,11 +168,11 @@ def test_abort_releases_the_waiting_devices_with_status_and_reason(coordinator, 
 
 
 def test_a_device_that_goes_away_releases_the_others(coordinator, stub):
-    coordinator.create_session("s", SessionSettings(devices=2))
+    coordinator.create_session("s", SessionSettings(devices=2, **IMPATIENT))
     a, b = Device(stub, "a"), Device(stub, "b")
-    next_frame = threading.Thread(target=lambda: b.stream.cancel())
+    a.beat(every_s=0.1)
     a.send_gradient(0, 1.0)
-    next_frame.start()
+    b.end()
     error = a.error()
     assert error.code() is grpc.StatusCode.ABORTED
     assert "device 'b' left in step 0" in error.details()
@@ -223,45 +192,60 @@ def snapshot_chunks(data: bytes, size: int | None = None, digest: bytes | None =
         yield pb.SnapshotChunk(data=data[begin : begin + (1 << 20)])
 
 
-def test_snapshot_goes_up_in_chunks_and_down_to_those_who_need_it(coordinator, stub):
-    coordinator.create_session("s", SessionSettings(devices=2))
-    first = stub.Join(join_request("a"), timeout=5)
-    assert first.snapshot == pb.SNAPSHOT_ACTION_UPLOAD
-    request = join_request("b")
-    request.weights_digest = b"other"
-    second = stub.Join(request, timeout=5)
-    assert second.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+def healing_pair(coordinator, stub, **settings) -> tuple[Device, Device]:
+    """Return a device that is asked for its state, and one that needs it."""
+    coordinator.create_session("s", SessionSettings(devices=2, **settings))
+    donor = Device(stub, "a", weights_digest=b"the session's")
+    wait_until_open(coordinator, "a")
+    other = Device(stub, "b", weights_digest=b"other")
+    assert other.reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+    assert next(donor.stream).HasField("snapshot_wanted")
+    return donor, other
+
+
+def test_a_snapshot_goes_up_in_chunks_and_down_to_those_who_need_it(coordinator, stub):
+    donor, other = healing_pair(coordinator, stub)
     data = np.random.default_rng(0).bytes(3_000_000)
-    stub.UploadSnapshot(snapshot_chunks(data), metadata=((TOKEN_METADATA_KEY, first.token),), timeout=10)
-    down = list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=((TOKEN_METADATA_KEY, second.token),), timeout=10))
+    stub.UploadSnapshot(snapshot_chunks(data), metadata=donor.metadata, timeout=10)
+    down = list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=other.metadata, timeout=10))
     assert len(down) == 3
     assert b"".join(chunk.data for chunk in down) == data
     assert down[0].header.sha256 == hashlib.sha256(data).digest()
+    for device in (donor, other):  # both take part
+        device.send_gradient(0, 1.0)
+    assert next(other.stream).commit.devices == 2
 
 
 @pytest.mark.parametrize("lie", [{"size": 5}, {"digest": b"x" * 32}])
-def test_snapshot_that_is_not_what_its_header_says_is_refused(coordinator, stub, lie):
-    coordinator.create_session("s", SessionSettings(devices=2))
-    token = stub.Join(join_request("a"), timeout=5).token
+def test_a_snapshot_that_is_not_what_its_header_says_is_refused(coordinator, stub, lie):
+    donor, _ = healing_pair(coordinator, stub)
     code, details = refused(
-        lambda: stub.UploadSnapshot(
-            snapshot_chunks(b"weights", **lie), metadata=((TOKEN_METADATA_KEY, token),), timeout=5
-        )
+        lambda: stub.UploadSnapshot(snapshot_chunks(b"weights", **lie), metadata=donor.metadata, timeout=5)
     )
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "not what its header says" in details
 
 
-def test_waiting_for_a_snapshot_ends_at_the_deadline(coordinator, stub):
-    coordinator.create_session("s", SessionSettings(devices=3, join_deadline_s=0.5))
-    stub.Join(join_request("a"), timeout=5)
-    request = join_request("b")
-    request.weights_digest = b"other"
-    token = stub.Join(request, timeout=5).token
-    code, _ = refused(
-        lambda: list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=((TOKEN_METADATA_KEY, token),), timeout=5))
+def test_a_snapshot_that_is_too_large_or_that_nobody_asked_for_is_refused(coordinator, stub):
+    donor, other = healing_pair(coordinator, stub, max_snapshot_bytes=100)
+    code, details = refused(
+        lambda: stub.UploadSnapshot(snapshot_chunks(bytes(101)), metadata=donor.metadata, timeout=5)
     )
-    assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.FAILED_PRECONDITION)
+    assert (code, details) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "device 'a': a snapshot of 101 bytes is over the limit of 100",
+    )
+    code, details = refused(lambda: stub.UploadSnapshot(snapshot_chunks(b"state"), metadata=other.metadata, timeout=5))
+    assert (code, details) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "device 'b' hands in a state that nobody asked for",
+    )
+
+
+def test_waiting_for_a_snapshot_ends_at_the_deadline(coordinator, stub):
+    _, other = healing_pair(coordinator, stub, join_deadline_s=0.5, rejoin_deadline_s=0)
+    code, _ = refused(lambda: list(stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=other.metadata, timeout=5)))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_watch_tells_the_whole_story_from_the_beginning(coordinator, stub):
@@ -288,8 +272,8 @@ def test_several_sessions_do_not_meet(coordinator, stub):
     one, other = Device(stub, "a", session="s"), Device(stub, "a", session="t")
     one.send_gradient(0, 1.0)
     other.send_gradient(0, 2.0)
-    assert np.allclose(FP32.decode(next(one.stream).slices[0].data, 6), 1.0)
-    assert np.allclose(FP32.decode(next(other.stream).slices[0].data, 6), 2.0)
+    assert np.allclose(elements(next(one.stream)), 1.0)
+    assert np.allclose(elements(next(other.stream)), 2.0)
 
 
 def test_generic_clients_find_health_and_reflection(coordinator):

@@ -80,7 +80,8 @@ def wait_for_step(address: str) -> None:
 
 def test_a_killed_device_releases_the_others_with_a_reason():
     arguments = "--session killed -c steps=100000 -c curvature=eva"
-    with Coordinator("killed", 2) as coordinator, contextlib.ExitStack() as stack:
+    patience = ("--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0")
+    with Coordinator("killed", 2, *patience) as coordinator, contextlib.ExitStack() as stack:
         place = ("--coordinator", coordinator.address, *arguments.split())
         clients = [stack.enter_context(running("train", *place, "--device", f"d{index}")) for index in range(2)]
         wait_for_step(coordinator.address)

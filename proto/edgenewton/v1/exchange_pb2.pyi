@@ -21,6 +21,9 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_FP32: _ClassVar[Codec]
     CODEC_FP16: _ClassVar[Codec]
     CODEC_BF16: _ClassVar[Codec]
+    CODEC_INT8: _ClassVar[Codec]
+    CODEC_POWERSGD: _ClassVar[Codec]
+    CODEC_TOPK: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -33,7 +36,6 @@ class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SNAPSHOT_ACTION_UNSPECIFIED: _ClassVar[SnapshotAction]
     SNAPSHOT_ACTION_NONE: _ClassVar[SnapshotAction]
-    SNAPSHOT_ACTION_UPLOAD: _ClassVar[SnapshotAction]
     SNAPSHOT_ACTION_DOWNLOAD: _ClassVar[SnapshotAction]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -52,13 +54,15 @@ CODEC_UNSPECIFIED: Codec
 CODEC_FP32: Codec
 CODEC_FP16: Codec
 CODEC_BF16: Codec
+CODEC_INT8: Codec
+CODEC_POWERSGD: Codec
+CODEC_TOPK: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
 SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
 SNAPSHOT_ACTION_NONE: SnapshotAction
-SNAPSHOT_ACTION_UPLOAD: SnapshotAction
 SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction
 PHASE_UNSPECIFIED: Phase
 PHASE_GATHERING: Phase
@@ -79,7 +83,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software")
+    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +99,9 @@ class JoinRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session: str
     device: str
@@ -103,7 +110,10 @@ class JoinRequest(_message.Message):
     options: _containers.ScalarMap[str, str]
     weights_digest: bytes
     software: str
-    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[Codec]
+    next_step: int
+    token: str
+    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot")
@@ -120,20 +130,32 @@ class JoinReply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ...) -> None: ...
 
 class ExchangeSettings(_message.Message):
-    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s")
+    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "powersgd_rank", "topk_fraction", "heartbeat_s", "lease_s", "rejoin_deadline_s", "digest_every")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     QUORUM_FIELD_NUMBER: _ClassVar[int]
     STEP_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     JOIN_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    POWERSGD_RANK_FIELD_NUMBER: _ClassVar[int]
+    TOPK_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    REJOIN_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_EVERY_FIELD_NUMBER: _ClassVar[int]
     codec: Codec
     frame_bytes: int
     devices: int
     quorum: int
     step_deadline_s: float
     join_deadline_s: float
-    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ...) -> None: ...
+    powersgd_rank: int
+    topk_fraction: float
+    heartbeat_s: float
+    lease_s: float
+    rejoin_deadline_s: float
+    digest_every: int
+    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ..., powersgd_rank: _Optional[int] = ..., topk_fraction: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., lease_s: _Optional[float] = ..., rejoin_deadline_s: _Optional[float] = ..., digest_every: _Optional[int] = ...) -> None: ...
 
 class TensorSlice(_message.Message):
     __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")
@@ -154,26 +176,48 @@ class TensorSlice(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "samples", "slices", "contribution", "commit")
+    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
+    HEAL_FIELD_NUMBER: _ClassVar[int]
     step: int
     samples: int
     slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
     contribution: Contribution
     commit: Commit
-    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+    heartbeat: Heartbeat
+    snapshot_wanted: SnapshotWanted
+    heal: Heal
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotWanted(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Heal(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation")
+    __slots__ = ("loss", "evaluation", "weights_digest")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    weights_digest: bytes
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("correct", "samples", "loss")
@@ -240,8 +284,10 @@ class LeaveRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., device: _Optional[str] = ..., token: _Optional[str] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class LeaveReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("snapshot_wanted",)
+    SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
+    snapshot_wanted: bool
+    def __init__(self, snapshot_wanted: _Optional[bool] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("session",)
@@ -250,7 +296,7 @@ class WatchRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("time_s", "session", "phase", "joined", "left", "report", "step")
+    __slots__ = ("time_s", "session", "phase", "joined", "left", "report", "step", "healing", "recovered")
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +304,8 @@ class SessionEvent(_message.Message):
     LEFT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    HEALING_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_FIELD_NUMBER: _ClassVar[int]
     time_s: float
     session: str
     phase: PhaseChanged
@@ -265,7 +313,9 @@ class SessionEvent(_message.Message):
     left: DeviceLeft
     report: DeviceReport
     step: StepCommitted
-    def __init__(self, time_s: _Optional[float] = ..., session: _Optional[str] = ..., phase: _Optional[_Union[PhaseChanged, _Mapping]] = ..., joined: _Optional[_Union[DeviceJoined, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., report: _Optional[_Union[DeviceReport, _Mapping]] = ..., step: _Optional[_Union[StepCommitted, _Mapping]] = ...) -> None: ...
+    healing: DeviceHealing
+    recovered: DeviceRecovered
+    def __init__(self, time_s: _Optional[float] = ..., session: _Optional[str] = ..., phase: _Optional[_Union[PhaseChanged, _Mapping]] = ..., joined: _Optional[_Union[DeviceJoined, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., report: _Optional[_Union[DeviceReport, _Mapping]] = ..., step: _Optional[_Union[StepCommitted, _Mapping]] = ..., healing: _Optional[_Union[DeviceHealing, _Mapping]] = ..., recovered: _Optional[_Union[DeviceRecovered, _Mapping]] = ...) -> None: ...
 
 class PhaseChanged(_message.Message):
     __slots__ = ("phase", "reason", "settings")
@@ -298,6 +348,24 @@ class DeviceLeft(_message.Message):
     bytes_received: int
     bytes_sent: int
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+
+class DeviceHealing(_message.Message):
+    __slots__ = ("device", "step", "reason")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    step: int
+    reason: str
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class DeviceRecovered(_message.Message):
+    __slots__ = ("device", "step")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    step: int
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent")

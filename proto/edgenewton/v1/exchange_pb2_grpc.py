@@ -72,30 +72,33 @@ class GradientExchangeServicer:
     """
 
     def Join(self, request, context):
-        """Takes a place in a session. Returns at once; the session begins when all its devices have joined.
+        """Takes a place in a session, or takes it again. Returns at once; the session begins when all its devices have
+        joined.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Exchange(self, request_iterator, context):
-        """The stream of a joined device: its frames go up, the synchronised frames come down. The stream is the
-        device's presence: when it breaks, the device has left. Needs the metadata key `edgenewton-token`.
+        """The stream of a joined device: its frames go up, the synchronised frames come down. When it breaks, the device
+        keeps its place for its lease: it joins again, opens a new stream and sends the step's frames anew (what had
+        arrived is not counted twice). Needs the metadata key `edgenewton-token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadSnapshot(self, request_iterator, context):
-        """Stores the state that a device begins with. Needs the metadata key `edgenewton-token`.
+        """Hands in the state of this device, for one that heals; asked for by `Frame.snapshot_wanted` or
+        `LeaveReply.snapshot_wanted`. Needs the metadata key `edgenewton-token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadSnapshot(self, request, context):
-        """Fetches the session's snapshot. Waits, within the join deadline, until one has been uploaded.
-        Needs the metadata key `edgenewton-token`.
+        """Fetches the state of a live member. Waits until one has handed it in. The stream of this device then carries
+        all steps from the snapshot's on. Needs the metadata key `edgenewton-token`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,20 +5,20 @@ The wire contract between edge devices and the coordinator, version 1.
 
 A session trains one model. Its devices exchange tensors in steps: in step t every device contributes the
 same set of tensors, and receives the sample-weighted mean of each of them. A step commits for all members
-or for none.
+or for none: means may arrive before the commit, and are applied only after it. docs/exchange.md tells what
+happens when somebody dies in between.
 
 Errors are gRPC statuses. The message names the device, the tensor and what was expected:
   NOT_FOUND            the session does not exist
   ALREADY_EXISTS       a live device with this id is in the session
-  FAILED_PRECONDITION  protocol version, model or options differ from the session's; the session has ended
-                       or has begun without this device
+  FAILED_PRECONDITION  protocol version, model, options or known codecs do not suit the session; it has ended
   INVALID_ARGUMENT     a frame breaks the contract: unknown tensor, wrong shape, offset past the end, wrong
-                       step, a value that is not finite
+                       step, a value that is not finite or out of range
   PERMISSION_DENIED    a stream whose token is not the device's
-  RESOURCE_EXHAUSTED   a message over the agreed limits
-  DEADLINE_EXCEEDED    a wait of the coordinator for this device ended
-  ABORTED              the session was aborted, or the device was left out of a step
-  UNAVAILABLE          the coordinator is shutting down
+  RESOURCE_EXHAUSTED   a message, model or snapshot over the limits; no place is left; the device reads too slowly
+  DEADLINE_EXCEEDED    a wait of the coordinator for this device ended: nothing was heard from it for its lease
+  ABORTED              the session was aborted
+  UNAVAILABLE          the coordinator is shutting down; the session can be resumed when it is back
 """
 
 import abc
@@ -199,19 +199,24 @@ class GradientExchangeStub(typing.Generic[_GradientExchangeJoinType, _GradientEx
     ], channel: grpc.aio.Channel) -> None: ...
 
     Join: _GradientExchangeJoinType
-    """Takes a place in a session. Returns at once; the session begins when all its devices have joined."""
+    """Takes a place in a session, or takes it again. Returns at once; the session begins when all its devices have
+    joined.
+    """
 
     Exchange: _GradientExchangeExchangeType
-    """The stream of a joined device: its frames go up, the synchronised frames come down. The stream is the
-    device's presence: when it breaks, the device has left. Needs the metadata key `edgenewton-token`.
+    """The stream of a joined device: its frames go up, the synchronised frames come down. When it breaks, the device
+    keeps its place for its lease: it joins again, opens a new stream and sends the step's frames anew (what had
+    arrived is not counted twice). Needs the metadata key `edgenewton-token`.
     """
 
     UploadSnapshot: _GradientExchangeUploadSnapshotType
-    """Stores the state that a device begins with. Needs the metadata key `edgenewton-token`."""
+    """Hands in the state of this device, for one that heals; asked for by `Frame.snapshot_wanted` or
+    `LeaveReply.snapshot_wanted`. Needs the metadata key `edgenewton-token`.
+    """
 
     DownloadSnapshot: _GradientExchangeDownloadSnapshotType
-    """Fetches the session's snapshot. Waits, within the join deadline, until one has been uploaded.
-    Needs the metadata key `edgenewton-token`.
+    """Fetches the state of a live member. Waits until one has handed it in. The stream of this device then carries
+    all steps from the snapshot's on. Needs the metadata key `edgenewton-token`.
     """
 
     Leave: _GradientExchangeLeaveType
@@ -256,7 +261,9 @@ class GradientExchangeServicer(metaclass=abc.ABCMeta):
         request: edgenewton.v1.exchange_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> typing.Union[edgenewton.v1.exchange_pb2.JoinReply, collections.abc.Awaitable[edgenewton.v1.exchange_pb2.JoinReply]]:
-        """Takes a place in a session. Returns at once; the session begins when all its devices have joined."""
+        """Takes a place in a session, or takes it again. Returns at once; the session begins when all its devices have
+        joined.
+        """
 
     @abc.abstractmethod
     def Exchange(
@@ -264,8 +271,9 @@ class GradientExchangeServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[edgenewton.v1.exchange_pb2.Frame],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[edgenewton.v1.exchange_pb2.Frame], collections.abc.AsyncIterator[edgenewton.v1.exchange_pb2.Frame]]:
-        """The stream of a joined device: its frames go up, the synchronised frames come down. The stream is the
-        device's presence: when it breaks, the device has left. Needs the metadata key `edgenewton-token`.
+        """The stream of a joined device: its frames go up, the synchronised frames come down. When it breaks, the device
+        keeps its place for its lease: it joins again, opens a new stream and sends the step's frames anew (what had
+        arrived is not counted twice). Needs the metadata key `edgenewton-token`.
         """
 
     @abc.abstractmethod
@@ -274,7 +282,9 @@ class GradientExchangeServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[edgenewton.v1.exchange_pb2.SnapshotChunk],
         context: _ServicerContext,
     ) -> typing.Union[edgenewton.v1.exchange_pb2.SnapshotReceipt, collections.abc.Awaitable[edgenewton.v1.exchange_pb2.SnapshotReceipt]]:
-        """Stores the state that a device begins with. Needs the metadata key `edgenewton-token`."""
+        """Hands in the state of this device, for one that heals; asked for by `Frame.snapshot_wanted` or
+        `LeaveReply.snapshot_wanted`. Needs the metadata key `edgenewton-token`.
+        """
 
     @abc.abstractmethod
     def DownloadSnapshot(
@@ -282,8 +292,8 @@ class GradientExchangeServicer(metaclass=abc.ABCMeta):
         request: edgenewton.v1.exchange_pb2.SnapshotRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[edgenewton.v1.exchange_pb2.SnapshotChunk], collections.abc.AsyncIterator[edgenewton.v1.exchange_pb2.SnapshotChunk]]:
-        """Fetches the session's snapshot. Waits, within the join deadline, until one has been uploaded.
-        Needs the metadata key `edgenewton-token`.
+        """Fetches the state of a live member. Waits until one has handed it in. The stream of this device then carries
+        all steps from the snapshot's on. Needs the metadata key `edgenewton-token`.
         """
 
     @abc.abstractmethod

@@ -1,92 +1,177 @@
-"""Framing: tensors become slices, slices become frames of an agreed size, and back.
+"""Framing: tensors become slices, slices become frames of an agreed size, and back, with as few copies as possible.
 
-A slice never crosses a tensor, and slices of one tensor begin at multiples of `slice_length`. So the slices of all
-devices coincide, and each can be added up, weighted and sent back on its own.
+A slice never crosses a tensor, and the slices of a tensor follow from its spec and the session's settings alone. So
+the slices of all devices coincide, and each can be added up, weighted and sent back on its own. On the wire a frame is
+an ordinary protobuf message (`Frame`); but its large field, the slices' data, is written and read here without a copy
+into protobuf's own memory.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codec import Codec, Float32Array
+from edgenewton.v1.codecs import Codec, CodecChoice, Data, Float32Array, Shape
 from edgenewton.v1.fingerprint import DTYPES, TensorSpec
+from edgenewton.v1.wire import read_frame, write_field
+
+MAX_MAGNITUDE = 1e25
+"""Largest magnitude of an element: the sum over 10,000 devices with a million samples each still is a float32."""
+MAX_KNOWN_HEADERS = 65_536
+
+_SLICES = pb.Frame.DESCRIPTOR.fields_by_name["slices"].number
+_DATA = pb.TensorSlice.DESCRIPTOR.fields_by_name["data"].number
 
 
-def slice_length(codec: Codec, frame_bytes: int) -> int:
-    """Return how many elements a slice of a large tensor has, so that its data fills a frame."""
-    return max(1, frame_bytes // codec.encoded_size(1))
+class SliceKey(NamedTuple):
+    """Identifies a slice: number of the tensor in the fingerprint, first element in row-major order."""
+
+    tensor: int
+    offset: int
 
 
-def slice_offsets(size: int, length: int) -> range:
-    """Return the offsets of the slices of a tensor with `size` elements; an empty tensor has one empty slice."""
-    return range(0, max(size, 1), length)
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A part of a tensor that is coded, sent and averaged on its own."""
+
+    key: SliceKey
+    spec: TensorSpec
+    codec: Codec
+    shape: Shape
+    """What the codec is given: the tensor's shape, or `(length,)`."""
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def header(self) -> bytes:
+        """The `TensorSlice` without its data, as bytes."""
+        return pb.TensorSlice(
+            tensor=self.key.tensor,
+            dtype=DTYPES[self.spec.dtype],
+            codec=self.codec.number,
+            shape=self.spec.shape,
+            offset=self.key.offset,
+            length=self.length,
+        ).SerializeToString()
+
+    def decode(self, data: Data) -> Float32Array:
+        """Return the elements, flat; whoever does not trust the sender checks the values too.
+
+        Raises:
+            ValueError: the data are not what the codec writes.
+
+        """
+        try:
+            return self.codec.decode(data, self.shape)
+        except ValueError as error:
+            raise ValueError(f"the {self.spec}: {error}") from None
 
 
-def make_slice(index: int, spec: TensorSpec, codec: Codec, offset: int, values: Float32Array) -> pb.TensorSlice:
-    """Return the message for a slice that begins at element `offset` of tensor number `index`."""
-    return pb.TensorSlice(
-        tensor=index,
-        dtype=DTYPES[spec.dtype],
-        codec=codec.number,
-        shape=spec.shape,
-        offset=offset,
-        length=len(values),
-        data=codec.encode(values),
-    )
-
-
-def make_slices(
-    index: int, spec: TensorSpec, codec: Codec, frame_bytes: int, values: Float32Array
-) -> Iterator[pb.TensorSlice]:
-    """Yield the slices of a whole tensor, given flat in row-major order."""
-    length = slice_length(codec, frame_bytes)
-    for offset in slice_offsets(spec.size, length):
-        yield make_slice(index, spec, codec, offset, values[offset : offset + length])
-
-
-def read_slice(
-    message: pb.TensorSlice, fingerprint: tuple[TensorSpec, ...], codec: Codec, frame_bytes: int
-) -> Float32Array:
-    """Check a slice against the fingerprint and the agreed settings, and return its elements.
+def check_values(spec: TensorSpec, values: Float32Array) -> None:
+    """Check that all values are finite and within `MAX_MAGNITUDE`.
 
     Raises:
-        ValueError: anything about it breaks the contract; the text names the tensor and what was expected.
+        ValueError: one is not; the text names the tensor.
 
     """
-    if message.tensor >= len(fingerprint):
-        raise ValueError(f"tensor {message.tensor} is unknown; the model has {len(fingerprint)} tensors")
-    spec = fingerprint[message.tensor]
-    if tuple(message.shape) != spec.shape or message.dtype != DTYPES[spec.dtype]:
-        raise ValueError(
-            f"the {spec} came with shape {list(message.shape)} and dtype number {message.dtype} "
-            f"instead of {list(spec.shape)} and {DTYPES[spec.dtype]}"
-        )
-    if message.codec != codec.number:
-        raise ValueError(f"the {spec} came in codec {message.codec}; the session's codec is {codec.name}")
-    length = slice_length(codec, frame_bytes)
-    expected = min(length, spec.size - message.offset)
-    if message.offset not in slice_offsets(spec.size, length) or message.length != expected:
-        raise ValueError(
-            f"the {spec} came with a slice of {message.length} elements at {message.offset}; "
-            f"slices begin at multiples of {length} and end within its {spec.size} elements"
-        )
+    # Minimum and maximum propagate NaN, which compares false; they need no temporary array.
+    if values.size and not (values.min() >= -MAX_MAGNITUDE and values.max() <= MAX_MAGNITUDE):
+        what = f"beyond ±{MAX_MAGNITUDE:g}" if np.isfinite(values).all() else "that is not finite"
+        raise ValueError(f"the {spec} has a value {what}")
+
+
+class Layout:
+    """The slices of all tensors of a session."""
+
+    def __init__(self, fingerprint: tuple[TensorSpec, ...], choice: CodecChoice, frame_bytes: int) -> None:
+        self.fingerprint = fingerprint
+        self.frame_bytes = frame_bytes
+        self.slice_length = max(1, frame_bytes // 4)
+        self._codecs = [choice.codec_for(spec) for spec in fingerprint]
+        self._slices: dict[int, list[Slice]] = {}
+        self._known: dict[bytes, Slice] = {}
+
+    def slices(self, tensor: int) -> list[Slice]:
+        """Return the slices of one tensor, in order; an empty tensor has one empty slice."""
+        if tensor not in self._slices:
+            spec, codec = self.fingerprint[tensor], self._codecs[tensor]
+            if codec.takes_whole_tensors:
+                slices = [Slice(SliceKey(tensor, 0), spec, codec, spec.shape)]
+            else:
+                slices = [
+                    Slice(SliceKey(tensor, begin), spec, codec, (min(self.slice_length, spec.size - begin),))
+                    for begin in range(0, max(spec.size, 1), self.slice_length)
+                ]
+            self._slices[tensor] = slices
+        return self._slices[tensor]
+
+    def find(self, header: bytes) -> Slice:
+        """Return the slice with a header, as it came from the wire.
+
+        Raises:
+            ValueError: no slice of the session has it; the text names the tensor and what was expected.
+
+        """
+        known = self._known.get(header)
+        if known is None:
+            try:
+                known = self._check(pb.TensorSlice.FromString(header))
+            except DecodeError:
+                raise ValueError("a slice's header is no valid protobuf message") from None
+            if len(self._known) >= MAX_KNOWN_HEADERS:  # one header can be written in many ways
+                self._known.clear()
+            self._known[header] = known
+        return known
+
+    def _check(self, message: pb.TensorSlice) -> Slice:
+        if message.tensor >= len(self.fingerprint):
+            raise ValueError(f"tensor {message.tensor} is unknown; the model has {len(self.fingerprint)} tensors")
+        spec, codec = self.fingerprint[message.tensor], self._codecs[message.tensor]
+        if tuple(message.shape) != spec.shape or message.dtype != DTYPES[spec.dtype]:
+            raise ValueError(
+                f"the {spec} came with shape {list(message.shape)} and dtype number {message.dtype} "
+                f"instead of {list(spec.shape)} and {DTYPES[spec.dtype]}"
+            )
+        if message.codec != codec.number:
+            raise ValueError(f"the {spec} came in codec {message.codec}; in this session it takes {codec.name}")
+        slices = self.slices(message.tensor)
+        number, rest = divmod(message.offset, self.slice_length)
+        if rest or number >= len(slices) or message.length != slices[number].length:
+            raise ValueError(
+                f"the {spec} came with a slice of {message.length} elements at {message.offset}; its slices have "
+                f"{slices[0].length} elements and end within its {spec.size}"
+            )
+        return slices[number]
+
+
+class ReceivedFrame(NamedTuple):
+    """A frame as it came: its slices with their data, still encoded, and all the rest as a message."""
+
+    message: pb.Frame
+    slices: list[tuple[Slice, memoryview]]
+
+
+def parse_frame(data: bytes, layout: Layout) -> ReceivedFrame:
+    """Return what is in a frame; slices' data are views of `data`.
+
+    Raises:
+        ValueError: it is no `Frame`, or a slice is none of the session's.
+
+    """
+    rest, slices = read_frame(data, _SLICES, _DATA)
     try:
-        values = codec.decode(message.data, message.length)
-    except ValueError as error:
-        raise ValueError(f"the {spec}: {error}") from None
-    if not _all_finite(values):
-        raise ValueError(f"the {spec} has a value that is not finite")
-    return values
-
-
-def _all_finite(values: Float32Array) -> bool:
-    # One pass without a temporary array decides nearly always: only an infinity, a NaN or an overflow of the
-    # sum itself leaves it undecided.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
+        message = pb.Frame.FromString(rest)
+    except DecodeError:
+        raise ValueError("a frame is no valid protobuf message") from None
+    return ReceivedFrame(message, [(layout.find(header), payload) for header, payload in slices])
 
 
 @dataclass
@@ -96,27 +181,31 @@ class FramePacker:
     step: int
     samples: int
     frame_bytes: int
-    _frame: pb.Frame = field(init=False)
+    _parts: list[Data] = field(init=False, default_factory=list)
     _size: int = field(init=False, default=0)
 
-    def __post_init__(self) -> None:
-        self._frame = pb.Frame(step=self.step, samples=self.samples)
+    def add(self, piece: Slice, data: Data) -> Iterator[bytes]:
+        """Add a slice; yield the frames that are full before or after it."""
+        size = memoryview(data).nbytes
+        if self._size and self._size + size > self.frame_bytes:
+            yield self.take()
+        inner = piece.header + write_field(_DATA, size)
+        self._size += size
+        is_full = self._size >= self.frame_bytes
+        # A frame that waits keeps no view of the sender's memory.
+        self._parts += (write_field(_SLICES, len(inner) + size), inner, data if is_full else bytes(data))
+        if is_full:
+            yield self.take()
 
-    def add(self, piece: pb.TensorSlice) -> pb.Frame | None:
-        """Add a slice; return the frame that had to leave to make room for it, if any."""
-        full = self.take() if self._size and self._size + len(piece.data) > self.frame_bytes else None
-        self._frame.slices.append(piece)
-        self._size += len(piece.data)
-        return full
-
-    def take(self) -> pb.Frame:
-        """Return the frame as it is (perhaps empty) and begin a new one."""
-        frame = self._frame
-        self._frame = pb.Frame(step=self.step, samples=self.samples)
-        self._size = 0
+    def take(self, news: pb.Frame | None = None) -> bytes:
+        """Return the frame as it is (perhaps without slices), with `news` in it, and begin a new one."""
+        head = pb.Frame(step=self.step, samples=self.samples).SerializeToString()
+        tail = news.SerializeToString() if news is not None else b""
+        frame = b"".join((head, *self._parts, tail))
+        self._parts, self._size = [], 0
         return frame
 
     @property
-    def is_full(self) -> bool:
-        """Whether the frame should leave now."""
-        return self._size >= self.frame_bytes
+    def is_empty(self) -> bool:
+        """Whether no slice is waiting."""
+        return not self._parts

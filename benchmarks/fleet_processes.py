@@ -1,0 +1,117 @@
+"""What the processes of a fleet run; imported once by the fork server."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import sklearn.datasets  # noqa: F401
+import torch
+from edgenewton.failpoints import arm
+
+from coordinator.cli import app as coordinator_app
+from edge_client.device_state import DeviceState
+from edge_client.exchange import GradientExchange
+from edge_client.replica import parameters_digest, weights_digest
+from edge_client.settings import TrainSettings
+from edge_client.trainer import TrainedStep, Trainer
+
+_SLOW_S = 0.5
+"""What a slow device adds to a batch that takes some 0.05 s."""
+
+
+@dataclass(frozen=True)
+class DeviceJob:
+    """What a device process does."""
+
+    index: int
+    address: str
+    session: str
+    folder: str
+    devices: int
+    steps: int
+    curvature: str
+    save_every: int
+    seed: int
+    failpoint: str
+    slow_steps: tuple[int, int]
+    diverge_at: int
+
+
+def run_coordinator(arguments: list[str], failpoint: str, log: str) -> None:
+    """Run `edge-coordinator serve`."""
+    _log_to(log)
+    arm(failpoint)
+    coordinator_app(["serve", *arguments])
+
+
+def run_device(job: DeviceJob) -> None:
+    """Train as `edge-client train --state` does, and note each step that was applied."""
+    folder = Path(job.folder)
+    _log_to(str(folder / f"device-{job.index}.log"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arm(job.failpoint)
+    torch.manual_seed(job.seed)
+    state_path = folder / f"state-{job.index}.pt"
+    saved = DeviceState.load(state_path, job.session)
+    settings = TrainSettings(steps=job.steps, batch_size=16, curvature=job.curvature, lr=0.03, seed=job.seed, threads=1)
+    exchange = _join(job)
+    try:
+        trainer = Trainer(
+            settings,
+            job.index,
+            job.devices,
+            exchange,
+            weights=saved.model if saved is not None else None,
+            state=saved.optimizer if saved is not None else None,
+        )
+        with (folder / f"steps-{job.index}.txt").open("a", buffering=1) as trace:
+
+            def note(_step: TrainedStep) -> None:
+                applied = trainer.optimizer.steps
+                if applied % job.save_every == 0:
+                    DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
+                # Whatever is noted here must never be lost.
+                trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
+                if job.slow_steps[0] <= applied < job.slow_steps[1]:
+                    time.sleep(_SLOW_S)
+                if applied == job.diverge_at:
+                    with torch.no_grad():
+                        next(trainer.model.parameters()).add_(0.01)
+
+            trainer.train(max(0, job.steps - trainer.optimizer.steps), on_step=note)
+            DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
+        exchange.close()
+    except KeyboardInterrupt:
+        exchange.close(failure="it was stopped")
+        os._exit(130)
+    except BaseException as error:
+        logging.exception("failed")
+        exchange.close(failure=str(error))
+        os._exit(1)
+    evaluation = trainer.evaluate()
+    result = {
+        "digest": weights_digest(trainer.model).hex(),
+        "steps": trainer.optimizer.steps,
+        "correct": evaluation.correct,
+        "samples": evaluation.samples,
+    }
+    partial = folder / f".result-{job.index}.json"
+    partial.write_text(json.dumps(result))
+    partial.replace(folder / f"result-{job.index}.json")
+
+
+def _join(job: DeviceJob) -> GradientExchange:
+    return GradientExchange.join(job.address, session=job.session, device=f"device-{job.index}", connect_timeout_s=30.0)
+
+
+def _log_to(path: str) -> None:
+    file = Path(path).open("a", buffering=1)  # noqa: SIM115
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = file, file

@@ -1,0 +1,113 @@
+"""What a session decides: the caller carries it out, in order."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.framing import SliceKey
+
+from coordinator.members import Member
+from coordinator.refusal import Status
+from coordinator.step import Contribution, Evaluation
+
+
+class Phase(Enum):
+    """Where a session is in its life."""
+
+    GATHERING = "gathering"
+    TRAINING = "training"
+    ENDED = "ended"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True)
+class SliceReady:
+    """Send the mean of a slice to all members."""
+
+    step: int
+    key: SliceKey
+    values: Float32Array
+
+
+@dataclass(frozen=True)
+class StepCommitted:
+    """Record the step, then tell all members that it is committed."""
+
+    step: int
+    samples: int
+    devices: int
+    left_out: tuple[str, ...]
+    loss: float
+    evaluation: Evaluation | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepSet:
+    """The session stands at a step that does not follow from the last one: no steps before it can be replayed."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class DeviceJoined:
+    """Announce a new member, or one that is back."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class DeviceRemoved:
+    """End the stream of a former member, with a status and a reason."""
+
+    device: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceReported:
+    """Announce a complete contribution."""
+
+    device: str
+    step: int
+    contribution: Contribution
+
+
+@dataclass(frozen=True)
+class DeviceHealing:
+    """Announce that a member does not take part for now; tell it if it needs a snapshot and does not know."""
+
+    device: str
+    step: int
+    reason: str
+    must_be_told: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceRecovered:
+    """Announce that a member takes part again."""
+
+    device: str
+    step: int
+
+
+@dataclass(frozen=True)
+class PhaseChanged:
+    """Announce a new phase; after ENDED and ABORTED there are no members left."""
+
+    phase: Phase
+    reason: str
+
+
+Decision = (
+    SliceReady
+    | StepCommitted
+    | StepSet
+    | DeviceJoined
+    | DeviceRemoved
+    | DeviceReported
+    | DeviceHealing
+    | DeviceRecovered
+    | PhaseChanged
+)

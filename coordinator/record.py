@@ -1,0 +1,154 @@
+"""The record of a coordinator's sessions on disk, from which `edge-coordinator serve --resume` goes on.
+
+It holds what a session is (settings, model, options), who takes part, and the last committed step: never weights,
+which live on the devices. SQLite in WAL mode: each change is one transaction, so that a crash at any instant leaves
+either the old record or the new one. A killed process loses nothing. A power cut may lose the latest steps; that is
+safe, because the devices' own states decide at which step a resumed session goes on.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.fingerprint import TensorSpec, fingerprint_from_proto
+
+from coordinator.decisions import Phase
+from coordinator.settings import SessionSettings
+
+FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    name TEXT PRIMARY KEY,
+    settings TEXT NOT NULL,
+    phase TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    committed INTEGER,           -- the last committed step
+    fingerprint BLOB,            -- a JoinRequest with the tensors alone
+    options TEXT NOT NULL DEFAULT '{}',
+    updated_s REAL NOT NULL      -- seconds since the Unix epoch
+);
+CREATE TABLE IF NOT EXISTS devices (
+    session TEXT NOT NULL,
+    device TEXT NOT NULL,
+    state TEXT NOT NULL,         -- member, lost, finished
+    PRIMARY KEY (session, device)
+);
+"""
+
+
+class RecordError(RuntimeError):
+    """The record cannot be used; the text names the file and says why."""
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What is recorded of a session."""
+
+    name: str
+    settings: SessionSettings
+    phase: Phase
+    committed: int | None
+    fingerprint: tuple[TensorSpec, ...]
+    options: Mapping[str, str]
+    devices: list[str]
+    """Those that have not finished."""
+
+
+class Record:
+    """The record in one file.
+
+    Raises:
+        RecordError: the file cannot be opened or is no record.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version > FORMAT:
+                raise RecordError(f"{path} was written by a newer release; install that one")
+            self._database.executescript(_SCHEMA)
+            self._database.execute(f"PRAGMA user_version = {FORMAT}")
+        except (OSError, sqlite3.Error) as error:
+            raise RecordError(f"{path} cannot be used as the coordinator's record: {error}") from None
+
+    def begin_session(self, name: str, settings: SessionSettings) -> None:
+        """Record a new session; an old one of the same name is forgotten."""
+        with self._database:
+            self._database.execute("BEGIN")
+            self._database.execute("DELETE FROM devices WHERE session = ?", (name,))
+            self._database.execute(
+                "INSERT OR REPLACE INTO sessions (name, settings, phase, updated_s) VALUES (?, ?, ?, ?)",
+                (name, settings.model_dump_json(), Phase.GATHERING.value, time.time()),
+            )
+
+    def set_model(self, name: str, fingerprint: tuple[TensorSpec, ...], options: Mapping[str, str]) -> None:
+        """Record the model and the options that all devices share."""
+        tensors = pb.JoinRequest(tensors=[spec.to_proto() for spec in fingerprint]).SerializeToString()
+        self._database.execute(
+            "UPDATE sessions SET fingerprint = ?, options = ? WHERE name = ?",
+            (tensors, json.dumps(dict(options)), name),
+        )
+
+    def set_phase(self, name: str, phase: Phase, reason: str) -> None:
+        """Record a session's phase."""
+        self._database.execute(
+            "UPDATE sessions SET phase = ?, reason = ?, updated_s = ? WHERE name = ?",
+            (phase.value, reason, time.time(), name),
+        )
+
+    def set_committed(self, name: str, step: int) -> None:
+        """Record that a step is committed."""
+        self._database.execute(
+            "UPDATE sessions SET committed = ?, updated_s = ? WHERE name = ?", (step, time.time(), name)
+        )
+
+    def set_device(self, session: str, device: str, state: str) -> None:
+        """Record where a device stands: "member", "lost" or "finished"."""
+        self._database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (session, device, state))
+
+    def resumable(self) -> list[SessionRecord]:
+        """Return the sessions that have not ended.
+
+        Raises:
+            RecordError: an entry cannot be read.
+
+        """
+        rows = self._database.execute(
+            "SELECT name, settings, phase, committed, fingerprint, options FROM sessions WHERE phase != ?",
+            (Phase.ENDED.value,),
+        ).fetchall()
+        try:
+            return [self._session(*row) for row in rows]
+        except ValueError as error:
+            raise RecordError(f"{self.path} is damaged: {error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def _session(
+        self, name: str, settings: str, phase: str, committed: int | None, tensors: bytes | None, options: str
+    ) -> SessionRecord:
+        devices = self._database.execute(
+            "SELECT device FROM devices WHERE session = ? AND state != 'finished' ORDER BY device", (name,)
+        )
+        return SessionRecord(
+            name=name,
+            settings=SessionSettings.model_validate_json(settings),
+            phase=Phase(phase),
+            committed=committed,
+            fingerprint=fingerprint_from_proto(pb.JoinRequest.FromString(tensors).tensors) if tensors else (),
+            options=json.loads(options),
+            devices=[device for (device,) in devices],
+        )

@@ -1,0 +1,104 @@
+"""Puts the slices that come down the stream together to steps, in the order in which they commit."""
+
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.framing import Layout, parse_frame
+
+_KEPT = 2
+"""Arrays that are kept for each tensor: one that the device still reads, one for the next step."""
+
+
+@dataclass
+class AssembledStep:
+    """The means of one step: all of them once `commit` is there."""
+
+    step: int
+    tensors: dict[int, Float32Array] = field(default_factory=dict)
+    """Flat values, by number in the fingerprint."""
+    commit: pb.Commit | None = None
+
+
+class _Memory:
+    """Memory for large tensors, used again once nobody else holds it: fresh memory costs as much as the copy into it.
+
+    CPython's count of references tells. A caller that keeps a step's tensors only makes new memory necessary.
+    """
+
+    _IDLE = 2  # references to an array that only the list and the call of getrefcount hold
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, list[Float32Array]] = {}
+
+    def take(self, tensor: int, size: int) -> Float32Array:
+        """Return an array for a tensor, with undefined content."""
+        arrays = self._arrays.setdefault(tensor, [])
+        for index in range(len(arrays)):
+            if sys.getrefcount(arrays[index]) == self._IDLE:
+                return arrays[index]
+        array = np.empty(size, dtype=np.float32)
+        if len(arrays) < _KEPT:
+            arrays.append(array)
+        return array
+
+
+class Assembly:
+    """The steps that this device has received and not yet applied."""
+
+    def __init__(self, layout: Layout, next_step: int) -> None:
+        self.layout = layout
+        self.received_until = next_step
+        """The first step whose commit has not come."""
+        self._steps: dict[int, AssembledStep] = {}
+        self._memory = _Memory()
+
+    @property
+    def waiting(self) -> int:
+        """How many committed steps wait to be applied."""
+        return sum(step.commit is not None for step in self._steps.values())
+
+    def take_frame(self, data: bytes) -> pb.Frame:
+        """Take a frame in, and return what is in it besides slices.
+
+        Raises:
+            ValueError: it breaks the contract; the text names the tensor.
+
+        """
+        frame, slices = parse_frame(data, self.layout)
+        if frame.step < self.received_until or not (slices or frame.HasField("commit")):
+            return frame
+        step = self._steps.setdefault(frame.step, AssembledStep(frame.step))
+        for piece, payload in slices:
+            values = piece.decode(payload)
+            if piece.length == piece.spec.size:
+                step.tensors[piece.key.tensor] = values
+                continue
+            target = step.tensors.get(piece.key.tensor)
+            if target is None:
+                target = step.tensors[piece.key.tensor] = self._memory.take(piece.key.tensor, piece.spec.size)
+            target[piece.key.offset : piece.key.offset + piece.length] = values
+        if frame.HasField("commit"):
+            step.commit = frame.commit
+            self.received_until = frame.step + 1
+        return frame
+
+    def take_step(self, number: int) -> AssembledStep | None:
+        """Return a step that has committed, once, or None."""
+        step = self._steps.get(number)
+        if step is None or step.commit is None:
+            return None
+        return self._steps.pop(number)
+
+    def forget_uncommitted(self) -> None:
+        """Drop what belongs to a step that is on: its means come anew."""
+        self._steps = {number: step for number, step in self._steps.items() if step.commit is not None}
+
+    def rebase(self, next_step: int) -> None:
+        """Go on from a state before `next_step`; what came of it and later steps stays."""
+        self._steps = {number: step for number, step in self._steps.items() if number >= next_step}
+        self.received_until = next_step
+        while (step := self._steps.get(self.received_until)) is not None and step.commit is not None:
+            self.received_until += 1

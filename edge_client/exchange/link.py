@@ -1,0 +1,451 @@
+"""The connection of a device to its coordinator: one thread that keeps it up while the device computes.
+
+The thread runs an event loop with a stream, its heartbeats, and the attempts to connect again. The device's own thread
+hands frames in and waits for news; `changed` guards what both touch.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import grpc
+from edgenewton.failpoints import failpoint
+from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, TRANSPORT_OPTIONS, exchange_pb2_grpc
+from edgenewton.v1 import exchange_pb2 as pb
+
+from edge_client.exchange.assembly import Assembly
+from edge_client.exchange.backoff import backoff
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    *TRANSPORT_OPTIONS,
+]
+_EXCHANGE = "/edgenewton.v1.GradientExchange/Exchange"
+_HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
+_CHUNK_BYTES = 1 << 20
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+CALL_TIMEOUT_S = 10.0
+LEAVE_TIMEOUT_S = 2.0
+MAX_WAITING_STEPS = 8
+"""So many committed steps may wait to be applied; then the stream is not read on, and flow control holds it."""
+MAX_HEALINGS = 5
+"""So many snapshots in a row may come damaged or too late."""
+
+_RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    # Its lease ended, or it read too slowly: it can take its place again.
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_RETRIED_JOINS = _RETRIED | {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS}
+_RETRIED_DOWNLOADS = _RETRIED | {grpc.StatusCode.PERMISSION_DENIED}
+
+T = TypeVar("T")
+
+
+class Link:
+    """Keeps one device connected.
+
+    Args:
+        address: of the coordinator, host:port.
+        reconnect_deadline_s: seconds in which a lost coordinator must be found again.
+
+    """
+
+    def __init__(self, address: str, reconnect_deadline_s: float) -> None:
+        self.address = address
+        self.changed = threading.Condition()
+        self.failure: Exception | None = None
+        self.snapshot: tuple[int, bytes] | None = None
+        """A state that was fetched for this device, and its step."""
+        self.is_healing = False
+        self.is_state_wanted = False
+        self.assembly: Assembly | None = None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._reconnect_deadline_s = reconnect_deadline_s
+        self._request = pb.JoinRequest()
+        self._reply = pb.JoinReply()
+        self._frames: list[bytes] = []
+        self._frames_step = 0
+        self._sent = 0
+        self._has_last = False
+        self._is_heartbeat_due = False
+        self._heard_at = 0.0
+        self._healings = 0
+        self._is_closed = False
+        self._is_leaving = False
+        self._call: Any = None
+        self._stub: Any
+        self._channel: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="exchange", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------ called by the device's thread
+
+    def connect(self, timeout_s: float) -> None:
+        """Open the channel.
+
+        Raises:
+            TimeoutError: nothing answers in time.
+
+        """
+        self.call(self._connect(timeout_s))
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Take a place.
+
+        Raises:
+            grpc.RpcError: the coordinator refuses it or is gone.
+
+        """
+        self._request = request
+        return self.call(self._join(request))
+
+    def start(self, assembly: Assembly) -> None:
+        """Open the stream, and keep it open from now on."""
+        self.assembly = assembly
+        self.is_healing = self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+        self._spawn_from_outside(self._keep_connected())
+
+    def begin_step(self, step: int) -> None:
+        """Forget the frames of the step before."""
+        with self.changed:
+            self._frames, self._frames_step, self._sent, self._has_last = [], step, 0, False
+
+    def send(self, frame: bytes, *, is_last: bool = False) -> None:
+        """Send a frame of the step that is on; it is kept until the next step begins, to be sent again if need be."""
+        with self.changed:
+            self._frames.append(frame)
+            self._has_last = is_last
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def upload(self, step: int, state: bytes) -> None:
+        """Hand this device's state in, in the background."""
+        self.is_state_wanted = False
+        self._spawn_from_outside(self._upload(step, state))
+
+    def made_room(self) -> None:
+        """Note that steps were taken out of the assembly."""
+        self._loop.call_soon_threadsafe(self._room.set)
+
+    def leave(self, session: str, device: str, failure: str) -> bool:
+        """Give the place back; return whether this device's state is wanted first.
+
+        Raises:
+            grpc.RpcError: the coordinator is gone.
+
+        """
+        self._is_leaving = True
+        request = pb.LeaveRequest(
+            session=session, device=device, token=self._reply.token, reason=failure, finished=not failure
+        )
+        return self.call(self._leave(request))
+
+    def upload_now(self, step: int, state: bytes) -> None:
+        """Hand this device's state in, and wait until it has arrived."""
+        self.call(self._upload(step, state), timeout_s=60.0)
+
+    def close(self) -> None:
+        """End the stream, the connection and the thread."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self.call(self._close(), timeout_s=5.0)
+        except (grpc.RpcError, TimeoutError) as error:
+            log.debug("closing the connection to %s: %s", self.address, error)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5.0)
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float = CALL_TIMEOUT_S + 5.0) -> T:
+        """Run something on the loop and return what it gives."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
+
+    # ------------------------------------------------------------------ connection
+
+    async def _connect(self, timeout_s: float) -> None:
+        self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        self._stub = exchange_pb2_grpc.GradientExchangeStub(self._channel)
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except TimeoutError:
+            await self._channel.close()
+            raise
+
+    async def _join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        self._reply = await self._stub.Join(request, timeout=CALL_TIMEOUT_S)
+        self.bytes_sent += request.ByteSize()
+        self.bytes_received += self._reply.ByteSize()
+        return self._reply
+
+    async def _leave(self, request: pb.LeaveRequest) -> bool:
+        reply: pb.LeaveReply = await self._stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
+        return reply.snapshot_wanted
+
+    async def _keep_connected(self) -> None:
+        try:
+            while not self._is_closed:
+                try:
+                    await self._run_stream()
+                    raise _LostError("the coordinator ended the stream")
+                except (grpc.RpcError, _LostError) as error:
+                    if self._is_closed or self._is_leaving:
+                        return
+                    if isinstance(error, grpc.RpcError) and error.code() not in _RETRIED:
+                        raise
+                    log.warning("connection to %s lost, joining again: %s", self.address, _describe(error))
+                await self._join_again()
+        except (grpc.RpcError, ValueError, _LostError) as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("the exchange with %s failed", self.address)
+            self._fail(error)
+
+    async def _join_again(self) -> None:
+        """Join again, with growing pauses, until it succeeds or the deadline has passed."""
+        assembly = self._require_assembly()
+        deadline = time.monotonic() + self._reconnect_deadline_s
+        for pause_s in backoff():
+            await asyncio.sleep(pause_s)
+            with self.changed:
+                assembly.forget_uncommitted()
+                if not self.is_healing:
+                    self._request.next_step = assembly.received_until
+                self._request.token = self._reply.token
+                self._request.weights_digest = b""
+            try:
+                reply = await self._join(self._request)
+            except grpc.RpcError as error:
+                if error.code() not in _RETRIED_JOINS or time.monotonic() > deadline:
+                    raise
+                continue
+            if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
+                self._begin_healing()
+            return
+
+    async def _run_stream(self) -> None:
+        """Run the stream until it ends; raises why."""
+        settings = self._reply.settings
+        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
+        call = self._channel.stream_stream(_EXCHANGE)(metadata=metadata)
+        self._call = call
+        self._heard_at = time.monotonic()
+        with self.changed:
+            self._sent = 0
+        helpers = [
+            asyncio.create_task(self._send_frames(call)),
+            asyncio.create_task(self._watch_silence(call, settings.heartbeat_s, settings.lease_s)),
+        ]
+        if self.is_healing:
+            helpers.append(asyncio.create_task(self._heal(call)))
+        try:
+            while (data := await call.read()) is not _EOF:
+                if self._take_frame(data):
+                    helpers.append(asyncio.create_task(self._heal(call)))
+                await self._wait_for_room()
+            code, details = await call.code(), await call.details()
+            if code is not grpc.StatusCode.OK:
+                raise _StreamEndedError(code, details)
+        except asyncio.CancelledError:
+            raise _LostError("the stream was cancelled") from None
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            call.cancel()
+
+    async def _send_frames(self, call: Any) -> None:
+        """Send what the device's thread hands in, from the first frame of its step on."""
+        while True:
+            self._wake.clear()
+            while (frame := self._next_frame()) is not None:
+                failpoint("before-send", self._frames_step)
+                await call.write(frame)
+                failpoint("mid-send", self._frames_step)
+                self.bytes_sent += len(frame)
+                if self._has_last and self._sent == len(self._frames):
+                    failpoint("after-send", self._frames_step)
+            if self._is_heartbeat_due:
+                self._is_heartbeat_due = False
+                await call.write(_HEARTBEAT)
+            await self._wake.wait()
+
+    def _next_frame(self) -> bytes | None:
+        with self.changed:
+            received = self._require_assembly().received_until
+            if self.is_healing or self._frames_step < received or self._sent >= len(self._frames):
+                return None
+            self._sent += 1
+            return self._frames[self._sent - 1]
+
+    async def _watch_silence(self, call: Any, heartbeat_s: float, lease_s: float) -> None:
+        """Show that this device lives, and end a stream on which nothing came for a whole lease."""
+        while True:
+            await asyncio.sleep(heartbeat_s)
+            if time.monotonic() > self._heard_at + lease_s:
+                call.cancel()
+                return
+            self._is_heartbeat_due = True
+            self._wake.set()
+
+    def _take_frame(self, data: bytes) -> bool:
+        """Take a frame in; return whether this device was told to heal."""
+        self._heard_at = time.monotonic()
+        self.bytes_received += len(data)
+        assembly = self._require_assembly()
+        with self.changed:
+            before = assembly.received_until
+            frame = assembly.take_frame(data)
+            if assembly.received_until > before:
+                self.changed.notify_all()
+            if frame.HasField("snapshot_wanted"):
+                self.is_state_wanted = True
+                self.changed.notify_all()
+        if frame.HasField("commit"):
+            failpoint("after-receive", frame.step)
+        if not frame.HasField("heal") or self.is_healing:
+            return False
+        log.warning("this device heals: %s", frame.heal.reason)
+        self._request.ClearField("next_step")  # its state is not to be gone on from
+        self._begin_healing()
+        return True
+
+    async def _wait_for_room(self) -> None:
+        assembly = self._require_assembly()
+        while not self.is_healing and assembly.waiting >= MAX_WAITING_STEPS:
+            self._room.clear()
+            await self._room.wait()
+
+    # ------------------------------------------------------------------ snapshots
+
+    def _begin_healing(self) -> None:
+        with self.changed:
+            self.is_healing = True
+            self.is_state_wanted = False
+            self.changed.notify_all()
+
+    async def _heal(self, call: Any) -> None:
+        """Fetch the state of a live member; the stream then carries all steps from it on."""
+        try:
+            header, data = await self._download()
+            if header.size and hashlib.sha256(data).digest() != header.sha256:
+                self._healings += 1
+                if self._healings == MAX_HEALINGS:
+                    raise ValueError(f"{MAX_HEALINGS} snapshots in a row arrived damaged")
+                log.warning("a snapshot from %s arrived damaged; fetching another", self.address)
+                call.cancel()  # joining again begins anew
+                return
+            with self.changed:
+                self._healings = 0
+                self._require_assembly().rebase(header.step)
+                if header.size:
+                    self.snapshot = (header.step, data)
+                # Else this device's own state has become that of the session.
+                self.is_healing = False
+                self.changed.notify_all()
+            self._wake.set()
+        except grpc.RpcError as error:
+            if error.code() in _RETRIED_DOWNLOADS:
+                call.cancel()  # the stream is lost too, or will be: joining again begins anew
+            else:
+                self._fail(error)
+        except ValueError as error:
+            self._fail(error)
+
+    async def _download(self) -> tuple[pb.SnapshotHeader, bytes]:
+        settings = self._reply.settings
+        timeout = settings.join_deadline_s + settings.rejoin_deadline_s + CALL_TIMEOUT_S
+        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
+        header = pb.SnapshotHeader()
+        data = bytearray()
+        async for chunk in self._stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=metadata, timeout=timeout):
+            if chunk.HasField("header"):
+                header = chunk.header
+            data += chunk.data
+            self.bytes_received += len(chunk.data)
+        return header, bytes(data)
+
+    async def _upload(self, step: int, state: bytes) -> None:
+        async def chunks() -> AsyncIterator[pb.SnapshotChunk]:
+            header = pb.SnapshotHeader(step=step, size=len(state), sha256=hashlib.sha256(state).digest())
+            yield pb.SnapshotChunk(header=header)
+            for begin in range(0, len(state), _CHUNK_BYTES):
+                yield pb.SnapshotChunk(data=state[begin : begin + _CHUNK_BYTES])
+
+        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
+        try:
+            await self._stub.UploadSnapshot(chunks(), metadata=metadata, timeout=60.0)
+            self.bytes_sent += len(state)
+        except grpc.RpcError as error:
+            log.warning("this device's state could not be handed in: %s", _describe(error))
+
+    # ------------------------------------------------------------------ inner workings
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._call is not None:
+            self._call.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _fail(self, error: Exception) -> None:
+        with self.changed:
+            self.failure = error
+            self.changed.notify_all()
+
+    def _require_assembly(self) -> Assembly:
+        if self.assembly is None:
+            raise RuntimeError("the exchange has not started")
+        return self.assembly
+
+    def _spawn_from_outside(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._loop.call_soon_threadsafe(self._spawn, lambda: coroutine)
+
+    def _spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = self._loop.create_task(make())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _LostError(Exception):
+    """The stream ended without a status of its own."""
+
+
+class _StreamEndedError(grpc.RpcError):
+    """The coordinator ended the stream with a status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self._code, self._details = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, grpc.RpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)
