@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from benchmarks.methods import METHODS, Family, Method, federated
 from benchmarks.plots import plot_convergence
 from benchmarks.results import FOLDER, markdown_table, save_results
 from benchmarks.trials import (
+    NotStoredError,
     Trial,
     TrialStore,
     best_value,
@@ -76,20 +78,39 @@ class Study:
         return self.device_s + 2 * self.bytes_each_way * 8 / (mbit_s * 1e6)
 
 
-def study(folder: Path, task: str, method: Method, seeds: int, budget: int) -> Study:
+@dataclass(frozen=True)
+class Extent:
+    """How much is run."""
+
+    folder: Path
+    """Where trials are kept."""
+    seeds: int
+    """Of the final runs."""
+    budget: int
+    """Batches after which a trial is given up."""
+    is_stored: bool
+    """Whether only what is kept counts, and nothing is run."""
+
+    def store(self, task: str, method: Method) -> TrialStore:
+        """Return the trials of a method on a task."""
+        return TrialStore(self.folder / task / f"{method.name}.jsonl", is_complete=self.is_stored)
+
+
+def study(extent: Extent, task: str, method: Method) -> Study:
     """Tune a method on a task, then run it with all seeds."""
-    store = TrialStore(folder / task / f"{method.name}.jsonl")
+    store = extent.store(task, method)
     tried: dict[float, Trial] = {}
     for value in values_to_try(method, tried):
         # What has not reached the target by then cannot be the best.
-        limit = min([trial.batches for trial in tried.values() if trial.batches is not None], default=budget)
+        limit = min([trial.batches for trial in tried.values() if trial.batches is not None], default=extent.budget)
         tried[value] = _trial(store, task, method, value, 0, limit)
-    return evaluate(store, task, method, best_value(tried), len(tried), seeds, budget)
+    return evaluate(extent, task, method, best_value(tried), len(tried))
 
 
-def evaluate(store: TrialStore, task: str, method: Method, value: float, trials: int, seeds: int, budget: int) -> Study:
+def evaluate(extent: Extent, task: str, method: Method, value: float, trials: int) -> Study:
     """Run all seeds with one value."""
-    runs = [_trial(store, task, method, value, seed, budget) for seed in range(seeds)]
+    store = extent.store(task, method)
+    runs = [_trial(store, task, method, value, seed, extent.budget) for seed in range(extent.seeds)]
     median = statistics.median(trial.cost for trial in runs)
     batches = MEASURED_BATCHES if math.isinf(median) else min(int(median), MEASURED_BATCHES)
     return Study(
@@ -107,17 +128,26 @@ def evaluate(store: TrialStore, task: str, method: Method, value: float, trials:
     )
 
 
-def study_all(folder: Path, task: str, name: str, seeds: int, budget: int) -> list[Study]:
-    """Study a method, and what depends on it: the untuned form of ours, FedAdam with FedAvg's best clients' rate."""
+def study_all(extent: Extent, task: str, name: str) -> list[Study]:
+    """Study a method, and what depends on it: the untuned form of ours, FedAdam with FedAvg's best clients' rate.
+
+    Nothing of a study that lacks trials is returned where only what is kept counts.
+    """
     method = next(method for method in METHODS if method.name == name)
-    studies = [study(folder, task, method, seeds, budget)]
+    studies: list[Study] = []
+    with suppress(NotStoredError):
+        studies.append(study(extent, task, method))
     if name == OURS:
-        store = TrialStore(folder / task / f"{name}.jsonl")
-        untuned = evaluate(store, task, method, DEFAULT_PART, 0, seeds, budget)
+        untuned = evaluate(extent, task, method, DEFAULT_PART, 0)
         studies.append(Study(**{**asdict(untuned), "method": DEFAULT}))
-    if name.startswith("FedAvg"):
-        studies.append(study(folder, task, federated(method.local_steps, studies[0].value), seeds, budget))
+    if name.startswith("FedAvg") and studies:
+        with suppress(NotStoredError):
+            studies.append(study(extent, task, federated(method.local_steps, studies[0].value)))
     return studies
+
+
+def _budget(task: str, quick: bool) -> int:
+    return QUICK_BUDGET if quick else learning_task(task).budget
 
 
 def _trial(store: TrialStore, task: str, method: Method, value: float, seed: int, budget: int) -> Trial:
@@ -185,6 +215,7 @@ def main(
     tasks: Annotated[list[str] | None, typer.Option(help="Tasks; all unless given.")] = None,
     methods: Annotated[list[str] | None, typer.Option(help="Methods; all unless given.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of the final runs.", min=1)] = 5,
+    stored: Annotated[bool, typer.Option("--stored", help="Run nothing; report what has been run so far.")] = False,
     jobs: Annotated[int, typer.Option(help="Trials at once; each takes one core.", min=1)] = 2,
     folder: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("runs/convergence"),
     quick: Annotated[
@@ -205,7 +236,7 @@ def main(
     studies: list[Study] = []
     with ProcessPoolExecutor(jobs) as pool:
         asked = [
-            pool.submit(study_all, folder, task, name, seeds, QUICK_BUDGET if quick else learning_task(task).budget)
+            pool.submit(study_all, Extent(folder, seeds, _budget(task, quick), stored), task, name)
             for name in names
             for task in chosen
         ]

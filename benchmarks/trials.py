@@ -45,11 +45,22 @@ class Trial:
         return math.inf if self.batches is None else self.batches
 
 
-class TrialStore:
-    """Trials on disk, one a line, so that a benchmark goes on where it was interrupted."""
+class NotStoredError(LookupError):
+    """A trial was asked for that has not been run."""
 
-    def __init__(self, path: Path) -> None:
+
+class TrialStore:
+    """Trials on disk, one a line, so that a benchmark goes on where it was interrupted.
+
+    Args:
+        path: of the file.
+        is_complete: whether a trial that is not in it is an error, instead of one to be run.
+
+    """
+
+    def __init__(self, path: Path, *, is_complete: bool = False) -> None:
         self._path = path
+        self._is_complete = is_complete
         path.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[tuple[str, str, float, int], Trial] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -59,9 +70,16 @@ class TrialStore:
                 continue  # the line that was being written when the benchmark was killed
 
     def find(self, task: str, method: str, value: float, seed: int, budget: int) -> Trial | None:
-        """Return a trial that answers the question, if there is one."""
+        """Return a trial that answers the question, if there is one.
+
+        Raises:
+            NotStoredError: there is none, and the store counts as complete.
+
+        """
         trial = self._known.get((task, method, value, seed))
         is_enough = trial is not None and (trial.batches is not None or trial.budget >= budget)
+        if self._is_complete and not is_enough:
+            raise NotStoredError(f"{task}, {method}, {value:g}, seed {seed} has not been run")
         return trial if is_enough else None
 
     def add(self, trial: Trial) -> None:

@@ -1,3 +1,6 @@
+import signal
+import sys
+
 import pytest
 import torch
 from rich.console import Console
@@ -13,9 +16,12 @@ from edge_client.trainer import build_model
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: handler)
-    monkeypatch.setattr(cli, "_out", Console(width=200, highlight=False))
-    monkeypatch.setattr(cli, "_err", Console(width=200, highlight=False))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handler)
+    # The consoles were made with the streams of another moment, and fold lines.
+    wide = Console(width=200, highlight=False)
+    for place in ("console", "train", "export"):  # by module, because the package's names are its commands
+        monkeypatch.setattr(sys.modules[f"edge_client.cli.{place}"], "out", wide)
+    monkeypatch.setattr(sys.modules["edge_client.cli.console"], "err", wide)
     return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
@@ -38,7 +44,7 @@ def unwritable(request, tmp_path):
 
 def test_train_checks_where_the_model_goes_before_it_trains(run, monkeypatch, unwritable):
     trained = []
-    monkeypatch.setattr("edge_client.trainer.Trainer.train", lambda self, steps: trained.append(steps))
+    monkeypatch.setattr("edge_client.trainer.Trainer.train", lambda self, steps, on_step: trained.append(steps))
     output, message = unwritable
     result = run("train", "-c", "steps=1", "--output", output)
     assert result.exit_code == 1
