@@ -11,6 +11,8 @@ from pathlib import Path
 COORDINATOR = Path(sys.executable).with_name("edge-coordinator")
 CLIENT = Path(sys.executable).with_name("edge-client")
 DEADLINE_S = 120
+IMPATIENT = ("--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0")
+"""Options of a coordinator that waits for no device that it lost."""
 
 
 class Coordinator:

@@ -19,7 +19,7 @@ import torch
 import tritonclient.grpc as triton
 from daemons import CLIENT, TASK, Daemon, artefact
 from edgenewton.v1 import device_pb2 as pb
-from processes import Coordinator
+from processes import IMPATIENT, Coordinator
 
 sys.path.append(str(Path(__file__).parents[1] / "edge_client"))
 from test_client_app import context, rounds
@@ -185,7 +185,7 @@ def test_flowers_client_app_asks_the_daemon_and_gets_the_same_as_when_it_trains_
 
 
 def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(daemon, tmp_path):
-    with Coordinator("killed", 1) as coordinator:
+    with Coordinator("killed", 1, *IMPATIENT) as coordinator:
         began, ended = threading.Event(), []
 
         def train():
@@ -218,7 +218,7 @@ def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(d
 
 
 def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
-    with Coordinator("cancelled", 1) as coordinator, daemon.client() as client:
+    with Coordinator("cancelled", 1, *IMPATIENT) as coordinator, daemon.client() as client:
         call = client._stub.Train(request_of(job(coordinator, "cancelled", initial_weights(SETTINGS), 100_000)))
         assert next(call).HasField("progress")
         call.cancel()
@@ -257,7 +257,7 @@ def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(
                 os.kill(int(pid), signal.SIGKILL)
 
     with daemon.client() as client:
-        with Coordinator("dies", 1) as coordinator:
+        with Coordinator("dies", 1, *IMPATIENT) as coordinator:
             with pytest.raises(DaemonError, match=r"the process that trains has died \(exit status -9\)"):
                 client.train(job(coordinator, "dies", initial_weights(SETTINGS), 100_000), kill_trainer)
             assert coordinator.wait() == 1

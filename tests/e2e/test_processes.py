@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from processes import CLIENT, COORDINATOR, Coordinator, running, train_on_devices
+from processes import CLIENT, COORDINATOR, IMPATIENT, Coordinator, running, train_on_devices
 
 from benchmarks.union_batch import train_union
 from coordinator.watch import follow
@@ -80,8 +80,7 @@ def wait_for_step(address: str) -> None:
 
 def test_a_killed_device_releases_the_others_with_a_reason():
     arguments = "--session killed -c steps=100000 -c curvature=eva"
-    patience = ("--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0")
-    with Coordinator("killed", 2, *patience) as coordinator, contextlib.ExitStack() as stack:
+    with Coordinator("killed", 2, *IMPATIENT) as coordinator, contextlib.ExitStack() as stack:
         place = ("--coordinator", coordinator.address, *arguments.split())
         clients = [stack.enter_context(running("train", *place, "--device", f"d{index}")) for index in range(2)]
         wait_for_step(coordinator.address)
