@@ -13,7 +13,7 @@ def test_defaults_are_those_of_the_optimizer():
 
 def test_every_option_of_the_optimizer_can_be_set():
     parameters = set(inspect.signature(NewtonOptimizer).parameters)
-    assert parameters - {"model", "exchange", "param_groups", "training_samples"} == set(OPTIMIZER_OPTIONS)
+    assert parameters - {"model", "exchange", "param_groups", "training_samples", "state"} == set(OPTIMIZER_OPTIONS)
 
 
 def test_settings_are_written_as_in_flwr_run():
