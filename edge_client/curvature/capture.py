@@ -28,7 +28,8 @@ class Use:
 
     forward_pass: ForwardPass
     x: Tensor
-    output: GradientEdge
+    output: GradientEdge | None
+    """Where `sample_gradients` takes the gradient; None where a hook does."""
     gradient: Tensor | None = None
 
 
@@ -97,18 +98,19 @@ class LayerCapture:
         forward_pass = self._current_pass()
         if forward_pass is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        use = Use(forward_pass, args[0].detach(), get_gradient_edge(output))
+        use = Use(forward_pass, args[0].detach(), None if self._takes_backward else get_gradient_edge(output))
         self.uses.append(use)
         if self._takes_backward:
+            # The hook holds the use; if the use held the output too, neither would ever be freed.
             output.register_hook(partial(_note_gradient, use))  # type: ignore[no-untyped-call]
 
 
 def sample_gradients(captures: Sequence[LayerCapture], loss: Tensor) -> None:
     """Set the gradients of all captured uses to those of `loss`, and keep its graph for the user's own backward."""
-    uses = [use for capture in captures for use in capture.uses if use.gradient is None]
-    gradients = torch.autograd.grad(loss, [use.output for use in uses], retain_graph=True, allow_unused=True)
-    for use, gradient in zip(uses, gradients, strict=True):
-        use.gradient = gradient
+    uses = {use.output: use for capture in captures for use in capture.uses if use.output is not None}
+    gradients = torch.autograd.grad(loss, list(uses), retain_graph=True, allow_unused=True)
+    for use, gradient in zip(uses.values(), gradients, strict=True):
+        use.gradient, use.output = gradient, None
 
 
 def _note_gradient(use: Use, gradient: Tensor) -> None:

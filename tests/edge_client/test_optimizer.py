@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -358,6 +359,24 @@ def test_a_gradient_that_is_not_finite_names_device_layer_and_step():
     with pytest.raises(NonFiniteGradientError, match=r"device 'gateway-7', step 1: the .*'2.*not finite"):
         step(model, optimizer, x=X * float("nan"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "sampled"])
+def test_nothing_of_a_batch_outlives_its_step(fisher):
+    model = small_model()
+    seen = []
+    model[2].register_forward_pre_hook(lambda module, args: seen.append(weakref.ref(args[0])))
+    optimizer = NewtonOptimizer(model, fisher=fisher)
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = model(X)
+        if fisher == "sampled":
+            optimizer.sample_fisher(nn.functional.cross_entropy(outputs, sample_targets(outputs)))
+        nn.functional.cross_entropy(outputs, Y).backward()
+        optimizer.step()
+        del outputs
+    assert len(seen) == 3
+    assert all(reference() is None for reference in seen)
 
 
 def test_closure_gives_the_loss():
