@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edge_client import NewtonOptimizer
-from edge_client.curvature import ESTIMATORS
+from edge_client.curvature import ESTIMATORS, capture
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import InProcessExchange, NonFiniteGradientError
 
@@ -362,10 +362,16 @@ def test_a_gradient_that_is_not_finite_names_device_layer_and_step():
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "sampled"])
-def test_nothing_of_a_batch_outlives_its_step(fisher):
-    model = small_model()
+def test_nothing_of_a_batch_outlives_its_step(fisher, monkeypatch):
     seen = []
-    model[2].register_forward_pre_hook(lambda module, args: seen.append(weakref.ref(args[0])))
+
+    class Tracked(capture.Use):
+        def __init__(self, *args):
+            super().__init__(*args)
+            seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(capture, "Use", Tracked)
+    model = small_model()
     optimizer = NewtonOptimizer(model, fisher=fisher)
     for _ in range(3):
         optimizer.zero_grad()
@@ -375,7 +381,7 @@ def test_nothing_of_a_batch_outlives_its_step(fisher):
         nn.functional.cross_entropy(outputs, Y).backward()
         optimizer.step()
         del outputs
-    assert len(seen) == 3
+    assert len(seen) == 6
     assert all(reference() is None for reference in seen)
 
 
