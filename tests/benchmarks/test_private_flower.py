@@ -8,6 +8,14 @@ from benchmarks import private_flower as module
 from benchmarks.private_flower import FlowerError, PrivateFlower, private_flower
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """Undo that a shell lets what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def started(monkeypatch, tmp_path):
     """Return a function that gives the command lines of the processes that this test started and that are alive."""
