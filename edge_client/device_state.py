@@ -1,13 +1,12 @@
 """A device's own checkpoint: one file from which it takes its place again after a restart."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from edge_client.files import write_atomically
 from edge_client.replica import dump_state, load_state
 
 FORMAT = "edgenewton-device-state"
@@ -29,16 +28,7 @@ class DeviceState:
     def save(self, path: Path) -> None:
         """Write the file; a crash at any time leaves either the old file or the new one."""
         data = dump_state({"format": FORMAT, "session": self.session, "model": self.model, "optimizer": self.optimizer})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        write_atomically(path, data, mode=0o600)
 
     @classmethod
     def load(cls, path: Path, session: str) -> "DeviceState | None":
