@@ -15,7 +15,7 @@ import typer
 from edgenewton.failpoints import COORDINATOR_FAILPOINTS, DEVICE_FAILPOINTS
 from rich.console import Console
 
-from benchmarks.fleet import Fault, Fleet, FleetSettings, Outcome
+from benchmarks.faults_fleet import Fault, Fleet, FleetSettings, Outcome
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -25,7 +25,7 @@ from coordinator.watch import follow
 SESSION = "faults"
 CONTEXT = mp.get_context("forkserver")
 # A child imports its parent's main module anew: what that imports is there already.
-CONTEXT.set_forkserver_preload(["benchmarks.fleet_processes", "benchmarks.results", "matplotlib.pyplot"])
+CONTEXT.set_forkserver_preload(["benchmarks.faults_processes", "benchmarks.results", "matplotlib.pyplot"])
 _POLL_S = 0.02
 _MAX_RESTARTS = 5
 
@@ -150,7 +150,7 @@ class Fleet:
     # ------------------------------------------------------------------ inner workings
 
     def _start_coordinator(self, failpoint: str) -> None:
-        from benchmarks import fleet_processes
+        from benchmarks import faults_processes
 
         settings = self.settings
         options = {
@@ -172,15 +172,15 @@ class Fleet:
             arguments.append("--resume")
         log = self.folder / "coordinator.log"
         self.coordinator = CONTEXT.Process(
-            target=fleet_processes.run_coordinator, args=(arguments, failpoint, str(log)), daemon=True
+            target=faults_processes.run_coordinator, args=(arguments, failpoint, str(log)), daemon=True
         )
         self.coordinator.start()
 
     def _start_device(self, index: int, *, first: bool) -> Any:
-        from benchmarks import fleet_processes
+        from benchmarks import faults_processes
 
         is_victim = first and index == 1
-        job = fleet_processes.DeviceJob(
+        job = faults_processes.DeviceJob(
             index=index,
             address=self.proxies[index].address,
             session=SESSION,
@@ -194,7 +194,7 @@ class Fleet:
             slow_steps=self.fault.slow_steps if is_victim else (0, 0),
             diverge_at=self.fault.diverge_at if is_victim else -1,
         )
-        process = CONTEXT.Process(target=fleet_processes.run_device, args=(job,), daemon=True)
+        process = CONTEXT.Process(target=faults_processes.run_device, args=(job,), daemon=True)
         process.start()
         return process
 
