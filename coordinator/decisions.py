@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Self
 
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.members import Member
 from coordinator.refusal import Status
-from coordinator.step import Contribution, Evaluation
+from coordinator.step import Contribution, Evaluation, Step
 
 
 class Phase(Enum):
@@ -40,6 +41,22 @@ class StepCommitted:
     loss: float
     evaluation: Evaluation | None
     seconds: float
+
+    @classmethod
+    def of(cls, step: Step, left_out: tuple[str, ...], now: float) -> Self:
+        """Sum up a complete step."""
+        contributions = list(step.contributions.values())
+        samples = sum(contribution.samples for contribution in contributions)
+        evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
+        return cls(
+            step=step.number,
+            samples=samples,
+            devices=len(contributions),
+            left_out=left_out,
+            loss=sum(c.loss * c.samples for c in contributions) / samples,
+            evaluation=Evaluation.union(evaluations),
+            seconds=now - (step.began_at if step.began_at is not None else now),
+        )
 
 
 @dataclass(frozen=True)

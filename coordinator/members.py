@@ -10,6 +10,11 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
 
+from coordinator.refusal import RefusedError, Status, invalid
+
+MAX_SAMPLES = 1 << 20
+"""Largest batch that a device may claim; see `edgenewton.v1.framing.MAX_MAGNITUDE`."""
+
 
 @dataclass(frozen=True)
 class Joining:
@@ -65,3 +70,33 @@ class Member:
         """Forget what belongs to the step before."""
         self.sent = set()
         self.samples = None
+
+    def is_in_time(self, step: int, current: int) -> bool:
+        """Tell whether what it sent for a step counts, and does not come too late for the step that is on.
+
+        Raises:
+            RefusedError: it is for a step to come, or for one that the device completed.
+
+        """
+        if step > current or (step <= self.completed and step != current):
+            raise RefusedError(
+                Status.INVALID_ARGUMENT,
+                f"device {self.device!r} sent a frame of step {step}; the session is at step {current}",
+            )
+        if step == self.completed:
+            raise invalid(self.device, step, "completed its contribution twice")
+        return step == current
+
+    def claim(self, samples: int, step: int) -> None:
+        """Note the size of its batch.
+
+        Raises:
+            RefusedError: it is impossible, or not what the device said before in the same step.
+
+        """
+        if not 1 <= samples <= MAX_SAMPLES:
+            reason = f"claims a batch of {samples} samples; 1 to {MAX_SAMPLES} are possible"
+            raise invalid(self.device, step, reason)
+        if self.samples not in (None, samples):
+            raise invalid(self.device, step, f"claims {samples} samples after {self.samples} in the same step")
+        self.samples = samples

@@ -25,3 +25,8 @@ class RefusedError(Exception):
         super().__init__(reason)
         self.status = status
         self.reason = reason
+
+
+def invalid(device: str, step: int, reason: str) -> RefusedError:
+    """Return the refusal of what a device sent in a step."""
+    return RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {step}: {reason}")

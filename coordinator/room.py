@@ -135,7 +135,7 @@ class Room:
         session = self.session
         if device not in session.members:
             return
-        session.heard(device, now)
+        session.members.heard(device, now)
         try:
             frame, slices = parse_frame(data, self.layout)
         except ValueError as error:
@@ -190,14 +190,14 @@ class Room:
 
     def find_donor(self, now: float) -> None:
         """Ask a live member for its state if somebody needs one and none is under way."""
-        in_need = self.session.standing(Standing.HEALING)
+        in_need = self.session.members.standing(Standing.HEALING)
         if not in_need:
-            if not self.session.lost:
+            if not self.session.members.lost:
                 self.desk.drop()
             return
         if self.usable_step() is not None or self.desk.is_waiting(now, self.session.settings.lease_s):
             return
-        donors = [n for n in self.session.standing(Standing.ACTIVE) if self.session.members[n].is_connected]
+        donors = [n for n in self.session.members.standing(Standing.ACTIVE) if self.session.members[n].is_connected]
         last = self.desk.donor
         if donors:
             # One that was asked and did not answer is asked again only if there is no other.

@@ -141,7 +141,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         except RefusedError as error:
             await _abort(context, error)
         outbox.stream = context
-        room.session.connected(device, time.monotonic())
+        room.session.members.connected(device, time.monotonic())
         room.find_donor(time.monotonic())
         reader = asyncio.create_task(self._read_frames(room, device, outbox, request_iterator))
         try:
@@ -164,14 +164,14 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             # Only a stream that broke finds its device still in the session here.
             if room.outboxes.get(device) is outbox and not self.is_suspended:
                 outbox.stream = None
-                room.session.disconnected(device, time.monotonic())
+                room.session.members.disconnected(device, time.monotonic())
 
     async def UploadSnapshot(
         self, request_iterator: AsyncIterator[pb.SnapshotChunk], context: _Context
     ) -> pb.SnapshotReceipt:
         try:
             room, device = self._authenticate(context)
-            if room.desk.donor != device and not room.session.is_last_with_state(device):
+            if room.desk.donor != device and not room.session.members.is_last_with_state(device):
                 raise RefusedError(
                     Status.FAILED_PRECONDITION, f"device {device!r} hands in a state that nobody asked for"
                 )
@@ -207,7 +207,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         if not request.finished:
             room.remove(request.device, request.reason or "it left", time.monotonic())
             return pb.LeaveReply()
-        if room.session.is_last_with_state(request.device) and room.usable_step() != room.session.step.number:
+        if room.session.members.is_last_with_state(request.device) and room.usable_step() != room.session.step.number:
             return pb.LeaveReply(snapshot_wanted=True)
         room.session.finish(request.device, time.monotonic())
         room.carry_out()

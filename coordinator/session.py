@@ -9,7 +9,6 @@ Every call may leave decisions behind, which the caller takes and carries out in
 A member is ACTIVE, LAGGING or HEALING (see `coordinator.members.Standing`); docs/exchange.md has the diagram.
 """
 
-from collections import Counter
 from dataclasses import replace
 
 from edgenewton.v1.codecs import Float32Array
@@ -31,9 +30,10 @@ from coordinator.decisions import (
     StepSet,
 )
 from coordinator.members import Joining, Member, Standing
-from coordinator.refusal import RefusedError, Status
+from coordinator.refusal import RefusedError, Status, invalid
+from coordinator.roster import Roster, outvoted
 from coordinator.settings import SessionSettings
-from coordinator.step import Contribution, Evaluation, Step, check_samples
+from coordinator.step import Contribution, Step
 
 
 class Session:
@@ -44,11 +44,9 @@ class Session:
         self.settings = settings
         self.phase = Phase.GATHERING
         self.reason = ""
-        self.members: dict[str, Member] = {}
+        self.members = Roster()
         self.admission = Admission(name, settings)
         self.step = Step(settings.first_step)
-        self.lost: dict[str, float] = {}
-        """Devices that were members, have not finished, and are expected back; and since when they are missing."""
         self._expected = settings.devices
         self._is_resumed = False
         self._weights_digest = b""
@@ -73,10 +71,6 @@ class Session:
         """Return what is to be carried out since the last call, in order."""
         decisions, self._decisions = self._decisions, []
         return decisions
-
-    def standing(self, *standings: Standing) -> list[str]:
-        """Return the members with one of these standings."""
-        return [device for device, member in self.members.items() if member.standing in standings]
 
     # ------------------------------------------------------------------ membership
 
@@ -103,14 +97,18 @@ class Session:
         self.admission.check(joining, self.members)
         if not self.fingerprint:
             self.admission.adopt(joining)
-        before = self.members.get(joining.device)
-        oldest = self.step.number if replayable_from is None else replayable_from
-        standing = self._standing_when_gathering(joining) if self.phase is Phase.GATHERING else Standing.HEALING
-        if self.phase is Phase.TRAINING:
-            standing = self._standing_when_training(joining, before, oldest)
+        if self.phase is Phase.GATHERING:
+            standing = self._standing_when_gathering(joining)
+        elif joining.next_step is None:
+            is_at_start = self.step.number == self.settings.first_step
+            is_same = is_at_start and joining.weights_digest == self._weights_digest
+            standing = Standing.LAGGING if is_same else Standing.HEALING
+        else:
+            oldest = self.step.number if replayable_from is None else replayable_from
+            standing = self.members.standing_of_returning(joining, oldest, self.step.number)
         member = Member(joining, standing, now)
         self.members[joining.device] = member
-        self.lost.pop(joining.device, None)
+        self.members.lost.pop(joining.device, None)
         if self._gathering_since is None:
             self._gathering_since = now
         self._active_at = now
@@ -122,24 +120,6 @@ class Session:
             self._begin(f"all {len(self.members)} devices have joined", now)
         self._watch_quorum(now)
         return member
-
-    def connected(self, device: str, now: float) -> None:
-        """Note that a member's stream is open."""
-        self.members[device].is_connected = True
-        self.members[device].heard_at = now
-
-    def disconnected(self, device: str, now: float) -> None:
-        """Note that a member's stream broke; it keeps its place until its lease ends."""
-        member = self.members.get(device)
-        if member is not None:
-            member.is_connected = False
-            member.heard_at = now
-
-    def heard(self, device: str, now: float) -> None:
-        """Note a sign of life."""
-        member = self.members.get(device)
-        if member is not None:
-            member.heard_at = now
 
     def healed(self, device: str, step: int) -> None:
         """Note that a member has a snapshot of a step, and sees all steps from it on."""
@@ -165,12 +145,6 @@ class Session:
                 f"device {device!r} is not in session {self.name!r}; join it first",
             )
 
-    def is_last_with_state(self, device: str) -> bool:
-        """Whether somebody may still need the state that this member alone holds."""
-        others = set(self.standing(Standing.ACTIVE)) - {device}
-        in_need = bool(self.standing(Standing.HEALING)) or bool(self.lost)
-        return in_need and not others and self.members[device].standing is not Standing.HEALING
-
     def finish(self, device: str, now: float) -> None:
         """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
         if self.members.pop(device, None) is None:
@@ -189,7 +163,7 @@ class Session:
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, status, reason))
-        self.lost[device] = now
+        self.members.lost[device] = now
         if self.phase is Phase.TRAINING:
             self._left_out.append(device)
             self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
@@ -214,7 +188,7 @@ class Session:
             return False
         if key in member.sent:
             spec = self.fingerprint[key.tensor]
-            raise self._invalid(device, step, f"the {spec}: sent the slice at {key.offset} twice")
+            raise invalid(device, step, f"the {spec}: sent the slice at {key.offset} twice")
         member.sent.add(key)
         return not self.step.has(device, key)
 
@@ -234,7 +208,7 @@ class Session:
             return
         differing = self.step.complete(device, contribution)
         if differing is not None:
-            raise self._invalid(
+            raise invalid(
                 device,
                 step,
                 f"it and the first complete device differ in whether they sent the "
@@ -251,10 +225,9 @@ class Session:
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""
         settings = self.settings
-        for device, member in list(self.members.items()):
-            if now >= member.heard_at + settings.lease_s:
-                reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
-                self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
+        for device in self.members.silent(settings.lease_s, now):
+            reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
+            self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
         if self.phase is Phase.GATHERING and self._gathering_since is not None:
             if now >= self._gathering_since + settings.join_deadline_s:
                 self._close_gathering(now)
@@ -293,12 +266,9 @@ class Session:
                 Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
             )
 
-    def _invalid(self, device: str, step: int, reason: str) -> RefusedError:
-        return RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {step}: {reason}")
-
     def _standing_when_gathering(self, joining: Joining) -> Standing:
         """Return a device's standing; the one that is furthest has the state of the session."""
-        is_first = not self.standing(Standing.ACTIVE)
+        is_first = not self.members.standing(Standing.ACTIVE)
         if joining.next_step is None and self.step.number != self.settings.first_step:
             return Standing.HEALING
         step = self.settings.first_step if joining.next_step is None else joining.next_step
@@ -316,17 +286,6 @@ class Session:
         digests = {joining.weights_digest, self._weights_digest} - {b""}
         is_same = step == self.step.number and len(digests) < 2
         return Standing.ACTIVE if is_same else Standing.HEALING
-
-    def _standing_when_training(self, joining: Joining, before: Member | None, oldest: int) -> Standing:
-        if joining.next_step is None:
-            is_at_start = self.step.number == self.settings.first_step
-            is_same = is_at_start and joining.weights_digest == self._weights_digest
-            return Standing.LAGGING if is_same else Standing.HEALING
-        if not oldest <= joining.next_step <= self.step.number:
-            return Standing.HEALING
-        if before is not None and before.token == joining.token:
-            return Standing.ACTIVE if before.standing is Standing.ACTIVE else Standing.LAGGING
-        return Standing.LAGGING
 
     def _begin(self, reason: str, now: float) -> None:
         self._enter(Phase.TRAINING, reason)
@@ -368,28 +327,15 @@ class Session:
         self._active_at = now
         if member.standing is Standing.HEALING:
             return None
-        if step > self.step.number or (step <= member.completed and step != self.step.number):
-            raise RefusedError(
-                Status.INVALID_ARGUMENT,
-                f"device {device!r} sent a frame of step {step}; the session is at step {self.step.number}",
-            )
-        if step < self.step.number:
+        if not member.is_in_time(step, self.step.number):
             return None
-        if step == member.completed:
-            raise self._invalid(device, step, "completed its contribution twice")
         if self._someone_finished and len(self.members) < self.settings.required:
             raise RefusedError(
                 Status.ABORTED,
                 f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must "
                 "take the same number of steps",
             )
-        try:
-            check_samples(samples)
-        except RefusedError as error:
-            raise self._invalid(device, step, error.reason) from None
-        if member.samples not in (None, samples):
-            raise self._invalid(device, step, f"claims {samples} samples after {member.samples} in the same step")
-        member.samples = samples
+        member.claim(samples, step)
         self.step.begin(now)
         if member.standing is Standing.LAGGING:
             member.standing = Standing.ACTIVE
@@ -397,7 +343,7 @@ class Session:
         return member
 
     def _advance(self, now: float) -> None:
-        active = self.standing(Standing.ACTIVE)
+        active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
             return
         for key, values in self.step.ready(active):
@@ -407,20 +353,7 @@ class Session:
 
     def _commit(self, now: float) -> None:
         step = self.step
-        contributions = list(step.contributions.values())
-        samples = sum(contribution.samples for contribution in contributions)
-        evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
-        self._decide(
-            StepCommitted(
-                step=step.number,
-                samples=samples,
-                devices=len(contributions),
-                left_out=tuple(self._left_out),
-                loss=sum(c.loss * c.samples for c in contributions) / samples,
-                evaluation=_add_up(evaluations),
-                seconds=now - (step.began_at if step.began_at is not None else now),
-            )
-        )
+        self._decide(StepCommitted.of(step, tuple(self._left_out), now))
         self._left_out = []
         self._compare_digests(step)
         self.step = Step(step.number + 1)
@@ -430,25 +363,22 @@ class Session:
     def _compare_digests(self, step: Step) -> None:
         """Send those to heal whose weights are not those of most."""
         digests = {d: c.weights_digest for d, c in step.contributions.items() if c.weights_digest and d in self.members}
-        if len(set(digests.values())) < 2:
-            return
-        ((most, _),) = Counter(digests.values()).most_common(1)
-        for device, digest in digests.items():
-            if digest != most:
-                member = self.members[device]
-                member.standing = Standing.HEALING
-                member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
-                reason = f"device {device!r} diverged: its weights before step {step.number} were not those of most"
-                self._decide(DeviceHealing(device, step.number, reason, must_be_told=True))
+        for device in outvoted(digests):
+            member = self.members[device]
+            member.standing = Standing.HEALING
+            member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
+            reason = f"device {device!r} diverged: its weights before step {step.number} were not those of most"
+            self._decide(DeviceHealing(device, step.number, reason, must_be_told=True))
 
     def _close_late_step(self, now: float) -> None:
         settings = self.settings
-        late = [d for d in self.standing(Standing.ACTIVE) if d not in self.step.contributions]
+        late = [d for d in self.members.standing(Standing.ACTIVE) if d not in self.step.contributions]
         wait = f"{settings.step_deadline_s:g} s"
         if len(self.step.contributions) < settings.required:
             patience = (self.step.began_at or now) + settings.step_deadline_s + settings.rejoin_deadline_s
             if now >= patience:
-                missing = sorted({*late, *self.standing(Standing.LAGGING, Standing.HEALING), *self.lost})
+                behind = self.members.standing(Standing.LAGGING, Standing.HEALING)
+                missing = sorted({*late, *behind, *self.members.lost})
                 self._finish(
                     Phase.ABORTED,
                     f"step {self.step.number}: {len(self.step.contributions)} devices contributed within {wait} where "
@@ -466,13 +396,12 @@ class Session:
         """Go back to the furthest state that anybody still has, once nobody has the session's."""
         if self.phase is not Phase.TRAINING or len(self.members) < self.settings.required or self._someone_finished:
             return
-        if self.standing(Standing.ACTIVE, Standing.LAGGING):
+        if self.members.standing(Standing.ACTIVE, Standing.LAGGING):
             return
-        states = [m for m in self.members.values() if m.joining.next_step is not None]
-        if not states:
+        furthest = self.members.furthest()
+        if furthest is None:
             self._finish(Phase.ABORTED, "no device has the session's state any more")
             return
-        furthest = max(states, key=lambda member: member.joining.next_step or 0)
         self.step = Step(furthest.joining.next_step or 0)
         furthest.standing = Standing.LAGGING
         self._decide(StepSet(self.step.number))
@@ -481,15 +410,6 @@ class Session:
         """End the session when all have finished and nobody is expected back."""
         if self.members or not self._someone_finished or self.is_over:
             return
-        patience = self.settings.rejoin_deadline_s
-        self.lost = {device: since for device, since in self.lost.items() if now < since + patience}
-        if not self.lost:
+        self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
+        if not self.members.lost:
             self._finish(Phase.ENDED, "all devices have finished")
-
-
-def _add_up(evaluations: list[Evaluation]) -> Evaluation | None:
-    samples = sum(evaluation.samples for evaluation in evaluations)
-    if not samples:
-        return None
-    loss = sum(evaluation.loss * evaluation.samples for evaluation in evaluations) / samples
-    return Evaluation(sum(evaluation.correct for evaluation in evaluations), samples, loss)

@@ -7,10 +7,6 @@ from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.aggregation import WeightedMean
-from coordinator.refusal import RefusedError, Status
-
-MAX_SAMPLES = 1 << 20
-"""Largest batch that a device may claim; see `edgenewton.v1.framing.MAX_MAGNITUDE`."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +16,15 @@ class Evaluation:
     correct: int
     samples: int
     loss: float
+
+    @classmethod
+    def union(cls, evaluations: Collection["Evaluation"]) -> "Evaluation | None":
+        """Return how it did on the samples of all of them together, or None if there are none."""
+        samples = sum(evaluation.samples for evaluation in evaluations)
+        if not samples:
+            return None
+        loss = sum(evaluation.loss * evaluation.samples for evaluation in evaluations) / samples
+        return cls(sum(evaluation.correct for evaluation in evaluations), samples, loss)
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,3 @@ class Step:
     def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""
         return all(member in self.contributions for member in members)
-
-
-def check_samples(samples: int) -> None:
-    """Check the number of samples that a device claims.
-
-    Raises:
-        RefusedError: it is none, or too many.
-
-    """
-    if not 1 <= samples <= MAX_SAMPLES:
-        raise RefusedError(
-            Status.INVALID_ARGUMENT, f"claims a batch of {samples} samples; 1 to {MAX_SAMPLES} are possible"
-        )

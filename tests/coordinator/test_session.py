@@ -31,7 +31,7 @@ def begun(*devices: str, **settings) -> Session:
     session = Session("leaves", SessionSettings(devices=len(devices), **(SETTINGS | settings)))
     for device in devices:
         session.join(joining(device), now=0.0)
-        session.connected(device, now=0.0)
+        session.members.connected(device, now=0.0)
     session.take_decisions()
     return session
 
@@ -133,7 +133,7 @@ def test_any_interleaving_gives_the_mean_of_all(data):
 def test_joins_that_do_not_fit_are_refused(device, changes, status, message):
     session = Session("leaves", SessionSettings(devices=2))
     session.join(joining("a"), 0.0)
-    session.connected("a", 0.0)
+    session.members.connected("a", 0.0)
     with pytest.raises(RefusedError, match=message) as refusal:
         session.join(joining(device, **changes), 0.0)
     assert refusal.value.status is status
@@ -315,7 +315,7 @@ def test_a_straggler_is_not_waited_for_until_it_is_in_time_again():
 
 def test_silence_ends_a_lease_and_a_sign_of_life_renews_it():
     session = begun("a", "b", quorum=1, lease_s=20)
-    session.heard("a", 15.0)
+    session.members.heard("a", 15.0)
     session.tick(19.9)
     assert session.members.keys() == {"a", "b"}
     session.tick(20.0)
@@ -330,7 +330,7 @@ def test_silence_ends_a_lease_and_a_sign_of_life_renews_it():
 def test_a_broken_connection_keeps_its_place_and_counts_nothing_twice():
     session = begun("a", "b")
     send(session, "a", 0, 1, W, np.full(4, 1.0, np.float32), 1.0)
-    session.disconnected("a", 2.0)
+    session.members.disconnected("a", 2.0)
     token = session.members["a"].token
     assert session.join(joining("a", next_step=0, token=token, weights_digest=b""), 3.0).standing is Standing.ACTIVE
     contribute(session, "a", value=1.0, now=3.0)  # all frames anew
@@ -345,7 +345,7 @@ def test_a_device_that_missed_a_commit_sees_the_step_again_on_its_new_stream():
     token = session.members["a"].token
     for device in "ab":
         contribute(session, device)
-    session.disconnected("a", 2.0)
+    session.members.disconnected("a", 2.0)
     back = session.join(joining("a", next_step=0, token=token), 3.0, replayable_from=0)
     assert back.standing is Standing.ACTIVE
     contribute(session, "a", step=0, now=3.0)  # what it sends again comes too late, and is no error
@@ -358,7 +358,7 @@ def test_a_restarted_device_heals_and_takes_part_at_the_next_step():
     for step in range(3):
         for device in "ab":
             contribute(session, device, step=step)
-    session.disconnected("b", 2.0)
+    session.members.disconnected("b", 2.0)
     assert session.join(joining("b"), 3.0, replayable_from=2).standing is Standing.HEALING
     contribute(session, "a", step=3, now=3.0)
     assert session.step.number == 4  # the others went on
@@ -375,7 +375,7 @@ def test_a_checkpoint_within_the_kept_steps_needs_no_snapshot():
     for step in range(3):
         for device in "ab":
             contribute(session, device, step=step)
-    session.disconnected("b", 2.0)
+    session.members.disconnected("b", 2.0)
     assert session.join(joining("b", next_step=2), 3.0, replayable_from=1).standing is Standing.LAGGING
 
 
@@ -441,13 +441,13 @@ def test_a_diverged_device_is_named_and_sent_to_heal():
     (healing,) = of_type(session, d.DeviceHealing)
     assert (healing.device, healing.must_be_told) == ("c", True)
     assert "device 'c' diverged: its weights before step 0" in healing.reason
-    assert session.standing(Standing.HEALING) == ["c"]
+    assert session.members.standing(Standing.HEALING) == ["c"]
 
 
 def test_the_last_device_with_the_state_is_asked_for_it_before_it_goes():
     session = begun("a", "b", quorum=1, rejoin_deadline_s=30)
     session.remove("b", "killed", 10.0)
-    assert session.is_last_with_state("a")
+    assert session.members.is_last_with_state("a")
     session.finish("a", 11.0)
     session.tick(12.0)
     assert session.phase is d.Phase.TRAINING  # b may come back for the result

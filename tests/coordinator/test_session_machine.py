@@ -114,9 +114,9 @@ class SessionMachine(RuleBasedStateMachine):
         device.sent.clear()
         device.means.clear()
         joining = Joining(name, SPECS, {}, b"", next_step=len(device.history), token=device.token)
-        self.session.disconnected(name, self.now)
+        self.session.members.disconnected(name, self.now)
         member = self.session.join(joining, self.now, self.log.oldest_step)
-        self.session.connected(name, self.now)
+        self.session.members.connected(name, self.now)
         self.carry_out()
         device.is_member, device.token = True, member.token
         device.position = None
@@ -126,8 +126,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def heal(self, name: str) -> None:
-        donors = self.session.standing(Standing.ACTIVE)
-        if name not in self.session.standing(Standing.HEALING) or not donors:
+        donors = self.session.members.standing(Standing.ACTIVE)
+        if name not in self.session.members.standing(Standing.HEALING) or not donors:
             return
         self.receive(donors[0])
         if donors[0] not in self.session.members:
@@ -179,13 +179,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def drop(self, name: str) -> None:
-        self.session.disconnected(name, self.now)
+        self.session.members.disconnected(name, self.now)
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 21.0]), alive=st.sets(names))
     def wait(self, seconds: float, alive: set[str]) -> None:
         self.now += seconds
         for name in alive:
-            self.session.heard(name, self.now)
+            self.session.members.heard(name, self.now)
         self.session.tick(self.now)
         self.carry_out()
 
@@ -206,13 +206,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def devices_that_applied_a_step_applied_the_same(self) -> None:
-        members = [self.devices[name] for name in self.session.standing(Standing.ACTIVE, Standing.LAGGING)]
+        members = [self.devices[name] for name in self.session.members.standing(Standing.ACTIVE, Standing.LAGGING)]
         for step in range(min((len(member.history) for member in members), default=0)):
             assert len({member.history[step] for member in members}) == 1
 
     @invariant()
     def nobody_is_ahead_of_the_session(self) -> None:
-        for name in self.session.standing(Standing.ACTIVE, Standing.LAGGING):
+        for name in self.session.members.standing(Standing.ACTIVE, Standing.LAGGING):
             assert len(self.devices[name].history) <= self.session.step.number
 
     @invariant()
