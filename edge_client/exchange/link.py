@@ -5,11 +5,10 @@ hands frames in and waits for news; `changed` guards what both touch.
 """
 
 import asyncio
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +18,15 @@ from edgenewton.v1 import exchange_pb2 as pb
 
 from edge_client.exchange.assembly import Assembly
 from edge_client.exchange.backoff import backoff
+from edge_client.exchange.snapshots import Metadata, download, upload
+from edge_client.exchange.status import (
+    RETRIED,
+    RETRIED_DOWNLOADS,
+    RETRIED_JOINS,
+    LostError,
+    StreamEndedError,
+    describe,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +41,6 @@ _OPTIONS = [
 ]
 _EXCHANGE = "/edgenewton.v1.GradientExchange/Exchange"
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
-_CHUNK_BYTES = 1 << 20
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 CALL_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 2.0
@@ -41,18 +48,6 @@ MAX_WAITING_STEPS = 8
 """So many committed steps may wait to be applied; then the stream is not read on, and flow control holds it."""
 MAX_HEALINGS = 5
 """So many snapshots in a row may come damaged or too late."""
-
-_RETRIED = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    # Its lease ended, or it read too slowly: it can take its place again.
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
-_RETRIED_JOINS = _RETRIED | {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS}
-_RETRIED_DOWNLOADS = _RETRIED | {grpc.StatusCode.PERMISSION_DENIED}
 
 T = TypeVar("T")
 
@@ -206,15 +201,15 @@ class Link:
             while not self._is_closed:
                 try:
                     await self._run_stream()
-                    raise _LostError("the coordinator ended the stream")
-                except (grpc.RpcError, _LostError) as error:
+                    raise LostError("the coordinator ended the stream")
+                except (grpc.RpcError, LostError) as error:
                     if self._is_closed or self._is_leaving:
                         return
-                    if isinstance(error, grpc.RpcError) and error.code() not in _RETRIED:
+                    if isinstance(error, grpc.RpcError) and error.code() not in RETRIED:
                         raise
-                    log.warning("connection to %s lost, joining again: %s", self.address, _describe(error))
+                    log.warning("connection to %s lost, joining again: %s", self.address, describe(error))
                 await self._join_again()
-        except (grpc.RpcError, ValueError, _LostError) as error:
+        except (grpc.RpcError, ValueError, LostError) as error:
             self._fail(error)
         except Exception as error:
             log.exception("the exchange with %s failed", self.address)
@@ -235,7 +230,7 @@ class Link:
             try:
                 reply = await self._join(self._request)
             except grpc.RpcError as error:
-                if error.code() not in _RETRIED_JOINS or time.monotonic() > deadline:
+                if error.code() not in RETRIED_JOINS or time.monotonic() > deadline:
                     raise
                 continue
             if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
@@ -245,8 +240,7 @@ class Link:
     async def _run_stream(self) -> None:
         """Run the stream until it ends; raises why."""
         settings = self._reply.settings
-        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
-        call = self._channel.stream_stream(_EXCHANGE)(metadata=metadata)
+        call = self._channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
         self._call = call
         self._heard_at = time.monotonic()
         with self.changed:
@@ -264,9 +258,9 @@ class Link:
                 await self._wait_for_room()
             code, details = await call.code(), await call.details()
             if code is not grpc.StatusCode.OK:
-                raise _StreamEndedError(code, details)
+                raise StreamEndedError(code, details)
         except asyncio.CancelledError:
-            raise _LostError("the stream was cancelled") from None
+            raise LostError("the stream was cancelled") from None
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -345,8 +339,11 @@ class Link:
     async def _heal(self, call: Any) -> None:
         """Fetch the state of a live member; the stream then carries all steps from it on."""
         try:
-            header, data = await self._download()
-            if header.size and hashlib.sha256(data).digest() != header.sha256:
+            settings = self._reply.settings
+            timeout_s = settings.join_deadline_s + settings.rejoin_deadline_s + CALL_TIMEOUT_S
+            snapshot = await download(self._stub, self._metadata, timeout_s)
+            self.bytes_received += len(snapshot.data)
+            if not snapshot.is_intact:
                 self._healings += 1
                 if self._healings == MAX_HEALINGS:
                     raise ValueError(f"{MAX_HEALINGS} snapshots in a row arrived damaged")
@@ -355,47 +352,27 @@ class Link:
                 return
             with self.changed:
                 self._healings = 0
-                self._require_assembly().rebase(header.step)
-                if header.size:
-                    self.snapshot = (header.step, data)
+                self._require_assembly().rebase(snapshot.step)
+                if snapshot.data:
+                    self.snapshot = (snapshot.step, snapshot.data)
                 # Else this device's own state has become that of the session.
                 self.is_healing = False
                 self.changed.notify_all()
             self._wake.set()
         except grpc.RpcError as error:
-            if error.code() in _RETRIED_DOWNLOADS:
+            if error.code() in RETRIED_DOWNLOADS:
                 call.cancel()  # the stream is lost too, or will be: joining again begins anew
             else:
                 self._fail(error)
         except ValueError as error:
             self._fail(error)
 
-    async def _download(self) -> tuple[pb.SnapshotHeader, bytes]:
-        settings = self._reply.settings
-        timeout = settings.join_deadline_s + settings.rejoin_deadline_s + CALL_TIMEOUT_S
-        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
-        header = pb.SnapshotHeader()
-        data = bytearray()
-        async for chunk in self._stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=metadata, timeout=timeout):
-            if chunk.HasField("header"):
-                header = chunk.header
-            data += chunk.data
-            self.bytes_received += len(chunk.data)
-        return header, bytes(data)
-
     async def _upload(self, step: int, state: bytes) -> None:
-        async def chunks() -> AsyncIterator[pb.SnapshotChunk]:
-            header = pb.SnapshotHeader(step=step, size=len(state), sha256=hashlib.sha256(state).digest())
-            yield pb.SnapshotChunk(header=header)
-            for begin in range(0, len(state), _CHUNK_BYTES):
-                yield pb.SnapshotChunk(data=state[begin : begin + _CHUNK_BYTES])
-
-        metadata = ((TOKEN_METADATA_KEY, self._reply.token),)
         try:
-            await self._stub.UploadSnapshot(chunks(), metadata=metadata, timeout=60.0)
+            await upload(self._stub, self._metadata, step, state)
             self.bytes_sent += len(state)
         except grpc.RpcError as error:
-            log.warning("this device's state could not be handed in: %s", _describe(error))
+            log.warning("this device's state could not be handed in: %s", describe(error))
 
     # ------------------------------------------------------------------ inner workings
 
@@ -407,6 +384,10 @@ class Link:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close()
+
+    @property
+    def _metadata(self) -> Metadata:
+        return ((TOKEN_METADATA_KEY, self._reply.token),)
 
     def _fail(self, error: Exception) -> None:
         with self.changed:
@@ -425,27 +406,3 @@ class Link:
         task = self._loop.create_task(make())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _LostError(Exception):
-    """The stream ended without a status of its own."""
-
-
-class _StreamEndedError(grpc.RpcError):
-    """The coordinator ended the stream with a status."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self._code, self._details = code, details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, grpc.RpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error)
