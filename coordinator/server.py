@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from edgenewton.memory import keep_freed_memory
 from edgenewton.v1 import MAX_MESSAGE_BYTES, TRANSPORT_OPTIONS, exchange_pb2, exchange_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -77,6 +78,7 @@ class CoordinatorServer:
             OSError: the address cannot be listened on.
 
         """
+        keep_freed_memory()
         self._server.add_generic_rpc_handlers((_handlers(self.service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 from edgenewton.failpoints import failpoint
+from edgenewton.memory import keep_freed_memory
 from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, TRANSPORT_OPTIONS, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
 
@@ -62,6 +63,7 @@ class Link:
     """
 
     def __init__(self, address: str, reconnect_deadline_s: float) -> None:
+        keep_freed_memory()
         self.address = address
         self.changed = threading.Condition()
         self.failure: Exception | None = None
