@@ -1,4 +1,4 @@
-"""How fast the exchange is: against gloo's all_reduce, raw gRPC and raw TCP, for every codec and up to 64 devices.
+"""How fast the exchange is: against gloo's all_reduce, Flower's rounds, raw gRPC and raw TCP; up to 64 devices.
 
 Everything is measured in one run on one machine, with processes on loopback; ratios are gloo's time over ours.
 """
@@ -11,6 +11,7 @@ import typer
 from edgenewton.v1.codecs import CODEC_NUMBERS
 from rich.console import Console
 
+from benchmarks.exchange_flower import flower_round_times
 from benchmarks.exchange_hidden import hidden_fraction
 from benchmarks.exchange_ours import measure
 from benchmarks.exchange_peers import gloo_times, quantile, raw_grpc_rate, raw_tcp_rate
@@ -102,7 +103,12 @@ def main(
     console.print(f"raw loopback: gRPC {rates['grpc_GB_s']:.2f} GB/s each way, TCP {rates['tcp_GB_s']:.2f} GB/s")
     hidden = hidden_fraction(batches=5 if quick else 30)
     console.print(f"communication hidden behind backward: {hidden.fraction:.0%} of {hidden.alone_ms:.1f} ms")
-    one_megabyte = quantile(measure(4, 1_000_000, steps=steps).times, 0.5)
+    one_megabyte = 1e3 * quantile(measure(4, 1_000_000, steps=steps).times, 0.5)
+    flower = {
+        engine: 1e3 * quantile(flower_round_times(4, 1_000_000, supernodes=engine == "deployment"), 0.5)
+        for engine in ("simulation", "deployment")
+    }
+    console.print(f"4 devices, 1 MB: ours {one_megabyte:.1f} ms; a Flower round {flower}")
     profiles = {size: measure(4, SIZES[size], profile=True, steps=10).profile for size in ("400kB", "40MB")}
 
     def ratio(size: str, codec: str) -> float:
@@ -112,6 +118,7 @@ def main(
         "gloo_ratio_400kB_n4": ratio("400kB", "fp32"),
         "gloo_ratio_40MB_fp32_n4": ratio("40MB", "fp32"),
         "gloo_ratio_40MB_bf16_n4": ratio("40MB", "bf16"),
+        "flower_deployment_ratio_1MB": flower["deployment"] / one_megabyte,
         "hidden_communication_fraction": hidden.fraction,
     }
     header = ["members", "size", "codec", "gloo ms", "ours ms", "p99 ms", "ratio", "coordinator CPU ms", "peak MiB"]
@@ -127,7 +134,8 @@ def main(
         "scaling": scaling,
         "raw_rates": rates,
         "hidden": asdict(hidden),
-        "ours_1MB_ms": 1e3 * one_megabyte,
+        "ours_1MB_ms": one_megabyte,
+        "flower_round_1MB_ms": flower,
         "coordinator_profile": {size: text.splitlines() for size, text in profiles.items()},
     }
     console.print(f"results: {save_results('exchange', headline, figures)}")

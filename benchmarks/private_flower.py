@@ -52,20 +52,23 @@ def interrupts_held_off() -> Iterator[None]:
 
 
 class PrivateFlower:
-    """A SuperLink on Flower's simulation engine that serves between `start` and `stop`.
+    """A SuperLink, with SuperNodes or on Flower's simulation engine, that serves between `start` and `stop`.
 
     Its FLWR_HOME is a temporary folder that no other run shares.
 
     Args:
         folder: where its log `superlink.log` stays.
+        supernodes: so many processes, each a node of the deployment engine; 0 for the simulation engine.
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, supernodes: int = 0) -> None:
         self.log_path = folder.resolve() / "superlink.log"
         self.port = free_port()
+        self.supernodes = supernodes
         self._root: Path | None = None
         self._superlink: subprocess.Popen[bytes] | None = None
+        self._nodes: list[subprocess.Popen[bytes]] = []
         self._environment: dict[str, str] = {}
 
     def start(self) -> None:
@@ -79,30 +82,35 @@ class PrivateFlower:
         with interrupts_held_off():  # or a process or folder could be made that `stop` does not know of
             self._root = Path(tempfile.mkdtemp(prefix="edgenewton-"))
             self._prepare(self._root)
-            command = [flower_command("flower-superlink"), "--insecure", "--simulation"]
-            with self.log_path.open("wb") as log:
-                self._superlink = subprocess.Popen(
-                    [*command, "--host=127.0.0.1", f"--port={self.port}"],
-                    env=self._environment,
-                    cwd=self._root,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            engine = [] if self.supernodes else ["--simulation"]
+            self._superlink = self._spawn(
+                "flower-superlink", "--insecure", *engine, "--host=127.0.0.1", f"--port={self.port}"
+            )
         self._wait_until_up(self._superlink)
+        for index in range(self.supernodes):
+            with interrupts_held_off():
+                node = self._spawn(
+                    "flower-supernode",
+                    "--insecure",
+                    f"--superlink=127.0.0.1:{self.port}",
+                    f"--port={free_port()}",
+                    f"--node-config=partition-id={index} num-partitions={self.supernodes}",
+                )
+                self._nodes.append(node)
 
-    def run(self, settings: Mapping[str, object], devices: int) -> "subprocess.Popen[str]":
-        """Start `flwr run` with run config `settings`; the process ends with the run and prints its log.
+    def run(self, settings: Mapping[str, object], devices: int, app: Path = PROJECT) -> "subprocess.Popen[str]":
+        """Start `flwr run` of an app with run config `settings`; the process ends with the run and prints its log.
 
         Its exit status does not say whether the run succeeded.
         """
         config = " ".join(f"{name}={_toml(value)}" for name, value in settings.items())
-        resources = f"num-supernodes={devices} client-resources-num-cpus=1 init-args-num-cpus={devices}"
-        command = [flower_command("flwr"), "run", str(PROJECT), "private", "--stream"]
+        command = [flower_command("flwr"), "run", str(app), "private", "--stream"]
+        if not self.supernodes:
+            resources = f"num-supernodes={devices} client-resources-num-cpus=1 init-args-num-cpus={devices}"
+            command += ["--federation-config", resources]
         with interrupts_held_off():
             return subprocess.Popen(
-                [*command, "--federation-config", resources, "-c", config],
+                [*command, "-c", config],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -151,10 +159,24 @@ class PrivateFlower:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
 
+    def _spawn(self, command: str, *options: str) -> "subprocess.Popen[bytes]":
+        """Start one of Flower's servers; all of them write into the same log."""
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [flower_command(command), *options],
+                env=self._environment,
+                cwd=self._root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
     def _groups(self) -> set[int]:
         """Return the process groups that live in this FLWR_HOME: whatever Flower and Ray started for it."""
         # Asking for its status also takes a SuperLink that ended off the list of processes.
-        groups = {self._superlink.pid} if self._superlink is not None and self._superlink.poll() is None else set()
+        servers = [*([self._superlink] if self._superlink is not None else []), *self._nodes]
+        groups = {server.pid for server in servers if server.poll() is None}
         marker = f"FLWR_HOME={self._environment.get('FLWR_HOME')}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
