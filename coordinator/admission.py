@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1.codecs import CODEC_NUMBERS
 from edgenewton.v1.fingerprint import TensorSpec, first_difference, first_option_difference
 
@@ -28,16 +27,10 @@ class Admission:
         """Check that a device may join.
 
         Raises:
-            RefusedError: the id is taken, no place is left, or version, model, options or codecs do not suit.
+            RefusedError: the id is taken, no place is left, or model, options or codecs do not suit.
 
         """
         who = f"device {joining.device!r} cannot join session {self.session!r}"
-        if joining.protocol_version != PROTOCOL_VERSION:
-            raise RefusedError(
-                Status.FAILED_PRECONDITION,
-                f"{who}: it speaks protocol version {joining.protocol_version} and the coordinator version "
-                f"{PROTOCOL_VERSION}; install the same release on both",
-            )
         if CODEC_NUMBERS[self.settings.codec] not in joining.codecs:
             raise RefusedError(
                 Status.FAILED_PRECONDITION,

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
@@ -25,7 +24,6 @@ class Joining:
     options: Mapping[str, str]
     weights_digest: bytes
     training_samples: int = 0
-    protocol_version: int = PROTOCOL_VERSION
     software: str = ""
     codecs: Collection[int] = (pb.CODEC_FP32, pb.CODEC_FP16, pb.CODEC_BF16)
     next_step: int | None = None

@@ -2,6 +2,7 @@
 
 import time
 
+from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
@@ -11,6 +12,9 @@ from coordinator.members import Joining, Standing
 from coordinator.refusal import RefusedError, Status
 from coordinator.session import Session
 from coordinator.step import Contribution, Evaluation
+
+MAX_ID_LENGTH = 128
+"""Characters of a device's id."""
 
 PHASES = {
     d.Phase.GATHERING: pb.PHASE_GATHERING,
@@ -29,11 +33,24 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     """Return what a device says of itself.
 
     Raises:
-        RefusedError: the device id is empty or the fingerprint is wrong.
+        RefusedError: the device id, the version or the fingerprint is wrong.
 
     """
     if not request.device:
         raise RefusedError(Status.INVALID_ARGUMENT, "a device needs an id to join")
+    if len(request.device) > MAX_ID_LENGTH or not request.device.isprintable():
+        shown = request.device[:MAX_ID_LENGTH]
+        raise RefusedError(
+            Status.INVALID_ARGUMENT,
+            f"a device's id has up to {MAX_ID_LENGTH} printable characters; this one begins {shown!r}",
+        )
+    # Before anything that another version may have changed.
+    if request.protocol_version != PROTOCOL_VERSION:
+        raise RefusedError(
+            Status.FAILED_PRECONDITION,
+            f"device {request.device!r} speaks protocol version {request.protocol_version} and the coordinator version "
+            f"{PROTOCOL_VERSION}; install the same release on both",
+        )
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
     except ValueError as error:
@@ -44,7 +61,6 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         options=dict(request.options),
         weights_digest=request.weights_digest,
         training_samples=request.training_samples,
-        protocol_version=request.protocol_version,
         software=request.software,
         codecs=tuple(request.codecs) or (pb.CODEC_FP32, pb.CODEC_FP16, pb.CODEC_BF16),
         next_step=request.next_step if request.HasField("next_step") else None,

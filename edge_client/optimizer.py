@@ -278,7 +278,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._load_averages(result)
         names = self._synchroniser.names
         gradients: dict[Tensor, Tensor] = {
-            p: result.tensors["gradient", name] for p, name in names.items() if ("gradient", name) in result.tensors
+            p: result.tensors["gradient", name].to(p.device)
+            for p, name in names.items()
+            if ("gradient", name) in result.tensors
         }
         if not gradients:
             return
@@ -301,7 +303,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
             for layer in self._preconditioner.layers:
                 # Not this device's own: it may not have taken part in the step.
                 layer.statistics = (
-                    {name: result.tensors[layer.key(name)] for name in layer.estimator.statistic_shapes}
+                    {
+                        name: result.tensors[layer.key(name)].to(layer.layer.weight.device)
+                        for name in layer.estimator.statistic_shapes
+                    }
                     if is_due(result.step, self._factor_every, self._warmup_steps)
                     else None
                 )

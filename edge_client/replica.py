@@ -37,15 +37,15 @@ def dump_state(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def load_state(data: bytes) -> dict[str, Any]:
-    """Return the state in bytes that `dump_state` gave; bytes that would run code are refused.
+def load_state(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return the state in bytes that `dump_state` gave, on a device; bytes that would run code are refused.
 
     Raises:
         ValueError: they are no such state.
 
     """
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
     except Exception as error:  # damaged bytes make torch's reader fail in any way
         raise ValueError(f"the state cannot be read: {error}") from None
     return state
@@ -98,7 +98,7 @@ class ModelReplica:
             ValueError: it is no such state, or belongs to another model.
 
         """
-        state = load_state(data)
+        state = load_state(data, next(self._model.parameters()).device)
         try:
             self._model.load_state_dict(state["model"])
         except (KeyError, RuntimeError) as error:

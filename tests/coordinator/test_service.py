@@ -59,7 +59,14 @@ def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
     [
         (join_request("a"), grpc.StatusCode.ALREADY_EXISTS, "'a' cannot join session 's': a live device with this id"),
         (join_request("b", version=9), grpc.StatusCode.FAILED_PRECONDITION, "protocol version 9"),
+        (
+            join_request("b", TensorSpec("w", (1 << 40, 1 << 40)), version=9),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "version 9",
+        ),
         (join_request(""), grpc.StatusCode.INVALID_ARGUMENT, "needs an id"),
+        (join_request("b" * 129), grpc.StatusCode.INVALID_ARGUMENT, "up to 128 printable characters"),
+        (join_request("b\x1b[31m"), grpc.StatusCode.INVALID_ARGUMENT, "this one begins 'b\\x1b[31m'"),
         (
             join_request("b", TensorSpec("fc.weight", (2, 4))),
             grpc.StatusCode.FAILED_PRECONDITION,

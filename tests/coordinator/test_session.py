@@ -125,7 +125,6 @@ def test_any_interleaving_gives_the_mean_of_all(data):
     ("device", "changes", "status", "message"),
     [
         ("a", {}, Status.ALREADY_EXISTS, "a live device with this id"),
-        ("b", {"protocol_version": 7}, Status.FAILED_PRECONDITION, "speaks protocol version 7 and the coordinator"),
         ("b", {"fingerprint": (SPECS[0], TensorSpec("b", (3,)))}, Status.FAILED_PRECONDITION, "'b', 2 float32 where"),
         ("b", {"options": {"lr": "0.2"}}, Status.FAILED_PRECONDITION, "'lr' is 0.1 in the session but 0.2"),
     ],
@@ -148,6 +147,17 @@ def test_no_place_is_left_and_nobody_joins_what_has_ended():
     session.abort("the operator said so")
     with pytest.raises(RefusedError, match="is aborted: the operator said so"):
         session.join(joining("c"), 0.0)
+
+
+def test_devices_that_come_later_take_places_up_to_max_devices():
+    session = begun("a", "b", max_devices=3)
+    session.join(joining("c"), 1.0)
+    with pytest.raises(RefusedError, match="all its 3 places are taken") as refusal:
+        session.join(joining("d"), 1.0)
+    assert refusal.value.status is Status.RESOURCE_EXHAUSTED
+    session.remove("b", "it left", 2.0)
+    session.join(joining("d"), 2.0)
+    assert list(session.members) == ["a", "c", "d"]
 
 
 def test_a_model_over_the_limit_is_refused():

@@ -9,6 +9,7 @@ from edge_client import NewtonOptimizer
 from edge_client.curvature import ESTIMATORS, capture
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import InProcessExchange, NonFiniteGradientError
+from edge_client.replica import ModelReplica
 
 _GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=_GENERATOR)
@@ -311,6 +312,37 @@ def test_adaptive_damping_follows_the_quadratic_model():
     loss().backward()
     with pytest.raises(ValueError, match=r"optimizer.report\(loss\) and optimizer.step\(reevaluate"):
         optimizer.step()
+
+
+def test_a_device_that_takes_over_a_state_goes_on_with_its_damping():
+    def take(model, optimizer):
+        def loss():
+            return nn.functional.cross_entropy(model(X), Y)
+
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.report(value.item())
+        optimizer.step(reevaluate=lambda: loss().item())
+
+    def replica(model, optimizer):
+        return ModelReplica(model, optimizer, next_step=None, is_shared=True, apply=lambda _: None, buffers=dict)
+
+    options = {"adaptive_damping": True, "adapt_every": 1}
+    donor = small_model()
+    optimizer = NewtonOptimizer(donor, **options)
+    for _ in range(6):
+        take(donor, optimizer)
+    assert optimizer.state_dict()["damping_factor"] != 1.0
+    healed = small_model()
+    healed_optimizer = NewtonOptimizer(healed, **options)
+    replica(healed, healed_optimizer).load(replica(donor, optimizer).dump())
+    for _ in range(3):
+        take(donor, optimizer)
+        take(healed, healed_optimizer)
+        assert healed_optimizer.state_dict()["damping_factor"] == optimizer.state_dict()["damping_factor"]
+    for name, weights in donor.state_dict().items():
+        assert torch.equal(weights, healed.state_dict()[name])
 
 
 def test_frozen_and_unused_parameters():
