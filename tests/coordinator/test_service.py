@@ -112,7 +112,7 @@ def test_a_bad_frame_costs_only_its_sender_the_session(coordinator, stub, frame,
 
 
 def test_a_message_over_the_limit_is_refused_and_the_others_go_on(coordinator, stub):
-    coordinator.create_session("s", SessionSettings(devices=2, quorum=1, **IMPATIENT))
+    coordinator.create_session("s", SessionSettings(devices=2, quorum=1, **IMPATIENT | {"lease_s": 2.0}))
     a, b = Device(stub, "a"), Device(stub, "b")
     b.beat(every_s=0.1)
     a.send(pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(data=bytes(MAX_MESSAGE_BYTES + 1))]))
