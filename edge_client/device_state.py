@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgenewton.files import write_atomically
 from torch import Tensor
 
-from edge_client.files import write_atomically
 from edge_client.replica import dump_state, load_state
 
 FORMAT = "edgenewton-device-state"

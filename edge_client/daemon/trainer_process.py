@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from edgenewton.files import write_atomically
 
 from edge_client.daemon.logs import set_up_log
 from edge_client.daemon.messages import (
@@ -31,7 +32,6 @@ from edge_client.daemon.messages import (
     TrainMessage,
 )
 from edge_client.exchange import ExchangeError
-from edge_client.files import write_atomically
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.jobs import DeviceData, TrainJob, evaluate_weights, initial_weights, read_weights, train
 from edge_client.jobs import dump_weights as dump

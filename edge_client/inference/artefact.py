@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from edgenewton.files import write_atomically
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from edge_client.files import write_atomically
 from edge_client.tasks import Task, load_task
 
 FORMAT = "edgenewton-model"

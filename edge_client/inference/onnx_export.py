@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgenewton.files import write_atomically
 from torch import Tensor, nn
 
-from edge_client.files import write_atomically
 from edge_client.inference.artefact import Artefact
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal

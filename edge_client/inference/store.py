@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from edge_client.files import sync_folder, write_atomically
+from edgenewton.files import sync_folder, write_atomically
+
 from edge_client.inference.artefact import Artefact, ArtefactError
 
 log = logging.getLogger(__name__)

@@ -3,14 +3,14 @@
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from edgenewton.files import write_atomically
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -81,23 +81,9 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
-        _write(path, tensors)
+        write_atomically(path, dump_tensors(tensors, {_DIGEST: _digest(tensors)}))
     except (OSError, SafetensorError) as error:
         log.warning("%s cannot be written and will be made anew the next time: %s", path, error)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file; a crash at any time leaves either the old one or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        save_file(tensors, temporary, {_DIGEST: _digest(tensors)})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
