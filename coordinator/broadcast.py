@@ -6,6 +6,14 @@ that has to heal.
 """
 
 from collections import deque
+from typing import NamedTuple
+
+
+class LoggedFrame(NamedTuple):
+    """A frame, and how many bytes the codec saved in it."""
+
+    data: bytes
+    saved: int
 
 
 class BroadcastLog:
@@ -13,7 +21,7 @@ class BroadcastLog:
 
     def __init__(self, budget_bytes: int, step: int) -> None:
         self._budget = budget_bytes
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[LoggedFrame] = deque()
         self._first = 0
         self._size = 0
         self._starts: dict[int, int] = {step: 0}
@@ -28,9 +36,9 @@ class BroadcastLog:
         """Bytes that are kept."""
         return self._size
 
-    def append(self, frame: bytes) -> None:
+    def append(self, frame: bytes, saved: int = 0) -> None:
         """Add a frame of the step that is on."""
-        self._frames.append(frame)
+        self._frames.append(LoggedFrame(frame, saved))
         self._size += len(frame)
 
     def begin_step(self, step: int) -> None:
@@ -51,7 +59,7 @@ class BroadcastLog:
         """Return where a step begins, or None if its frames are not all here."""
         return self._starts.get(step)
 
-    def read(self, position: int) -> bytes | None:
+    def read(self, position: int) -> LoggedFrame | None:
         """Return the frame at a position, or None if it is still to come.
 
         Raises:
@@ -65,5 +73,5 @@ class BroadcastLog:
 
     def _drop_before(self, position: int) -> None:
         while self._first < position:
-            self._size -= len(self._frames.popleft())
+            self._size -= len(self._frames.popleft().data)
             self._first += 1

@@ -17,9 +17,12 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import TensorSpec, fingerprint_from_proto
 
 from coordinator.decisions import Phase
+from coordinator.history import SCHEMA as HISTORY_SCHEMA
+from coordinator.history import History, StepRecord
 from coordinator.settings import SessionSettings
+from coordinator.statistics import SessionStatistics
 
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -77,8 +80,9 @@ class Record:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version > FORMAT:
                 raise RecordError(f"{path} was written by a newer release; install that one")
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(_SCHEMA + HISTORY_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {FORMAT}")
+            self.history = History(self._database)
         except (OSError, sqlite3.Error) as error:
             raise RecordError(f"{path} cannot be used as the coordinator's record: {error}") from None
 
@@ -87,6 +91,7 @@ class Record:
         with self._database:
             self._database.execute("BEGIN")
             self._database.execute("DELETE FROM devices WHERE session = ?", (name,))
+            self.history.forget(name)
             self._database.execute(
                 "INSERT OR REPLACE INTO sessions (name, settings, phase, updated_s) VALUES (?, ?, ?, ?)",
                 (name, settings.model_dump_json(), Phase.GATHERING.value, time.time()),
@@ -107,15 +112,34 @@ class Record:
             (phase.value, reason, time.time(), name),
         )
 
-    def set_committed(self, name: str, step: int) -> None:
-        """Record that a step is committed."""
-        self._database.execute(
-            "UPDATE sessions SET committed = ?, updated_s = ? WHERE name = ?", (step, time.time(), name)
-        )
+    def set_committed(self, name: str, step: StepRecord) -> None:
+        """Record that a step is committed, with what people want to know of it."""
+        with self._database:
+            self._database.execute("BEGIN")
+            self._database.execute(
+                "UPDATE sessions SET committed = ?, updated_s = ? WHERE name = ?", (step.step, step.time_s, name)
+            )
+            self.history.add(name, step)
 
     def set_device(self, session: str, device: str, state: str) -> None:
         """Record where a device stands: "member", "lost" or "finished"."""
         self._database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (session, device, state))
+
+    def set_statistics(self, statistics: SessionStatistics) -> None:
+        """Record a session's statistics."""
+        self.history.set_statistics(statistics)
+
+    def statistics(self, name: str) -> SessionStatistics:
+        """Return a session's statistics as they were recorded last; empty ones for a new session.
+
+        Raises:
+            RecordError: they cannot be read.
+
+        """
+        try:
+            return self.history.statistics(name)
+        except ValueError as error:
+            raise RecordError(f"{self.path} is damaged: {error}") from None
 
     def resumable(self) -> list[SessionRecord]:
         """Return the sessions that have not ended.

@@ -1,6 +1,11 @@
 """Why the coordinator refuses something, in words and as a status."""
 
+from collections import Counter, deque
+from dataclasses import dataclass
 from enum import Enum, auto
+
+MAX_REFUSALS = 100
+MAX_TEXT = 500
 
 
 class Status(Enum):
@@ -30,3 +35,30 @@ class RefusedError(Exception):
 def invalid(device: str, step: int, reason: str) -> RefusedError:
     """Return the refusal of what a device sent in a step."""
     return RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {step}: {reason}")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A refused request."""
+
+    time_s: float
+    """Seconds since the Unix epoch."""
+    session: str
+    device: str
+    status: Status
+    reason: str
+
+
+class RefusalLog:
+    """The latest refused requests of a coordinator, and how many there were in all."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Status] = Counter()
+        self.latest: deque[Refusal] = deque(maxlen=MAX_REFUSALS)
+
+    def add(self, error: RefusedError, session: str, device: str, time_s: float) -> None:
+        """Note a refusal; whose it was may be unknown, and is what the sender said."""
+        self.counts[error.status] += 1
+        self.latest.append(
+            Refusal(time_s, session[:MAX_TEXT], device[:MAX_TEXT], error.status, error.reason[:MAX_TEXT])
+        )

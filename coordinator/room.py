@@ -1,10 +1,9 @@
-"""A session with what surrounds it: its streams, its record, its events. Carries out what the state machine decides.
+"""A session with what surrounds it: its streams, and its chronicle. Carries out what the state machine decides.
 
 Everything runs on one event loop, so there are no locks.
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ from edgenewton.v1.framing import FramePacker, Layout, Slice, SliceKey, check_va
 
 from coordinator import decisions as d
 from coordinator.broadcast import BroadcastLog
-from coordinator.events import EventLog
+from coordinator.chronicle import Chronicle
+from coordinator.link_use import LinkUse, saved_bytes
 from coordinator.members import Joining, Member, Standing
 from coordinator.record import Record
 from coordinator.refusal import RefusedError, Status
 from coordinator.session import Session
 from coordinator.snapshots import SnapshotDesk
-from coordinator.translation import commit_to_proto, contribution_from_proto, event_for
-
-log = logging.getLogger(__name__)
+from coordinator.translation import commit_to_proto, contribution_from_proto
 
 MAX_TOKENS = 10_000
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
@@ -42,8 +40,7 @@ class Outbox:
     stream: object | None = None
     """The stream that reads it; a device that joins again brings a new one."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    bytes_received: int = 0
-    bytes_sent: int = 0
+    use: LinkUse = field(default_factory=LinkUse)
 
     def close(self, status: Status, reason: str) -> None:
         """End the stream."""
@@ -54,18 +51,17 @@ class Outbox:
 class Room:
     """One session and its devices' streams."""
 
-    def __init__(self, session: Session, announce: Callable[[pb.SessionEvent], None], record: Record | None) -> None:
+    def __init__(self, session: Session, publish: Callable[[pb.SessionEvent], None], record: Record | None) -> None:
         self.session = session
-        self.events = EventLog()
+        self.chronicle = Chronicle(session, publish, record)
         self.outboxes: dict[str, Outbox] = {}
         self.devices_by_token: dict[str, str] = {}
         """Former members are still known, so that they are told how the session ended."""
         self.desk = SnapshotDesk()
         self.log = BroadcastLog(session.settings.replay_bytes, session.step.number)
-        self._announce_to_all = announce
-        self._record = record
         self._layout: Layout | None = None
         self._encoders: dict[SliceKey, Encoder] = {}
+        self._saved = 0
 
     @property
     def layout(self) -> Layout:
@@ -86,12 +82,12 @@ class Room:
         """
         is_first = not self.session.fingerprint
         member = self.session.join(joining, now, self.log.oldest_step)
-        if is_first and self._record is not None:
-            self._record.set_model(self.session.name, self.session.fingerprint, self.session.admission.options)
+        if is_first:
+            self.chronicle.adopt_model()
         before = self.outboxes.get(joining.device)
         outbox = Outbox()
         if before is not None:
-            outbox.bytes_received, outbox.bytes_sent = before.bytes_received, before.bytes_sent
+            outbox.use = before.use
             before.close(Status.ABORTED, f"device {joining.device!r} has joined again")
         self.outboxes[joining.device] = outbox
         self._remember(member)
@@ -123,7 +119,8 @@ class Room:
             if frame is None:
                 return
             outbox.position += 1
-            yield frame
+            outbox.use.saved += frame.saved
+            yield frame.data
 
     def take_frame(self, device: str, data: bytes, now: float) -> None:
         """Take a frame of a member in.
@@ -143,7 +140,10 @@ class Room:
             raise RefusedError(Status.INVALID_ARGUMENT, f"{where}: {error}") from None
         if frame.HasField("heartbeat"):
             self.send(device, _HEARTBEAT)
+        outbox = self.outboxes.get(device)
         for piece, payload in slices:
+            if outbox is not None:
+                outbox.use.saved += saved_bytes(piece, payload)
             if session.wants(device, frame.step, frame.samples, piece.key, now):
                 try:
                     values = piece.decode(payload)
@@ -230,7 +230,9 @@ class Room:
                     packer = packer or FramePacker(step, 0, self.layout.frame_bytes)
                     piece = self._slice(key)
                     check_values(piece.spec, values)
-                    for frame in packer.add(piece, self._encoder(piece).encode(values)):
+                    data = self._encoder(piece).encode(values)
+                    self._saved += saved_bytes(piece, data)
+                    for frame in packer.add(piece, data):
                         self._broadcast(frame)
                 case d.StepCommitted():
                     self._commit(packer or FramePacker(decision.step, 0, self.layout.frame_bytes), decision)
@@ -247,14 +249,14 @@ class Room:
 
     def _commit(self, packer: FramePacker, decision: d.StepCommitted) -> None:
         failpoint("before-commit", decision.step)
-        if self._record is not None:
-            self._record.set_committed(self.session.name, decision.step)
+        self.chronicle.commit(decision)
         failpoint("after-commit", decision.step)
         self._broadcast(packer.take(pb.Frame(commit=commit_to_proto(decision))))
         self.log.begin_step(decision.step + 1)
 
     def _broadcast(self, frame: bytes) -> None:
-        self.log.append(frame)
+        self.log.append(frame, self._saved)
+        self._saved = 0
         for outbox in self.outboxes.values():
             outbox.wake.set()
 
@@ -273,45 +275,14 @@ class Room:
                 if self.desk.donor == device:
                     self.desk.donor = None
             case d.PhaseChanged() if self.session.is_over:
-                self.events.close()
+                self.chronicle.close()
                 self.desk.wake()
 
     def _announce(self, decision: d.Decision) -> None:
         outbox = None
         if isinstance(decision, d.DeviceReported | d.DeviceRemoved):
             outbox = self.outboxes.get(decision.device)
-        event = event_for(
-            self.session,
-            decision,
-            bytes_received=outbox.bytes_received if outbox else 0,
-            bytes_sent=outbox.bytes_sent if outbox else 0,
-        )
-        if event is not None:
-            self.events.append(event)
-            self._announce_to_all(event)
-        self._write_down(decision)
-
-    def _write_down(self, decision: d.Decision) -> None:
-        """Log what an operator should know, and keep the record."""
-        name, record = self.session.name, self._record
-        match decision:
-            case d.DeviceJoined(member):
-                log.info("session %r: device %r joined", name, member.device)
-                if record is not None:
-                    record.set_device(name, member.device, "member")
-            case d.DeviceRemoved(device, status, reason):
-                level = logging.INFO if status is Status.OK else logging.WARNING
-                log.log(level, "session %r: device %r left: %s", name, device, reason)
-                if record is not None:
-                    record.set_device(name, device, "finished" if reason == "finished" else "lost")
-            case d.DeviceHealing(device, step, reason):
-                log.warning("session %r, step %d: device %r heals: %s", name, step, device, reason)
-            case d.DeviceRecovered(device, step):
-                log.info("session %r: device %r takes part again from step %d on", name, device, step)
-            case d.PhaseChanged(phase, reason):
-                log.info("session %r: %s: %s", name, phase.value, reason)
-                if record is not None:
-                    record.set_phase(name, phase, reason)
+        self.chronicle.note(decision, outbox.use if outbox is not None else None)
 
     def _slice(self, key: SliceKey) -> Slice:
         return self.layout.slices(key.tensor)[key.offset // self.layout.slice_length]

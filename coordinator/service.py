@@ -13,17 +13,16 @@ from edgenewton.v1 import PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grp
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.admission import Admission
-from coordinator.decisions import Phase, PhaseChanged
 from coordinator.events import EventLog
 from coordinator.members import Standing
 from coordinator.record import Record, SessionRecord
-from coordinator.refusal import RefusedError, Status
+from coordinator.refusal import RefusalLog, RefusedError, Status
 from coordinator.registry import SessionRegistry
 from coordinator.room import Outbox, Room
 from coordinator.session import Session
 from coordinator.settings import SessionSettings
 from coordinator.snapshots import collect_snapshot
-from coordinator.translation import SNAPSHOT_ACTIONS, event_for, joining_from_proto
+from coordinator.translation import SNAPSHOT_ACTIONS, joining_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +44,21 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         self.registry = SessionRegistry()
         self.is_suspended = False
         self._record = record
+        self.refusals = RefusalLog()
         self._rooms: dict[str, Room] = {}
         self._all_events = EventLog()
 
     # ------------------------------------------------------------------ sessions
+
+    @property
+    def rooms(self) -> list[Room]:
+        """The sessions that are known, the oldest first."""
+        return list(self._rooms.values())
+
+    @property
+    def all_events(self) -> EventLog:
+        """What happens in all sessions."""
+        return self._all_events
 
     def create_session(self, name: str, settings: SessionSettings) -> Session:
         """Create a session that devices can join.
@@ -100,7 +110,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         for room in self._rooms.values():
             for outbox in room.outboxes.values():
                 outbox.close(Status.UNAVAILABLE, reason)
-            room.events.close()
+            room.chronicle.close()
         self._all_events.close()
 
     async def watch_deadlines(self) -> None:
@@ -120,8 +130,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             room = self._room(request.session)
             member = room.join(joining_from_proto(request), time.monotonic())
         except RefusedError as error:
-            log.warning("refused: %s", error.reason)
-            await _abort(context, error)
+            await self._refuse(context, error, request.session, request.device)
         return pb.JoinReply(
             protocol_version=PROTOCOL_VERSION,
             first_step=room.session.step.number if member.joining.next_step is None else member.joining.next_step,
@@ -139,7 +148,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             if outbox.stream is not None:
                 raise RefusedError(Status.ALREADY_EXISTS, f"device {device!r} has a stream already")
         except RefusedError as error:
-            await _abort(context, error)
+            await self._refuse(context, error)
         outbox.stream = context
         room.session.members.connected(device, time.monotonic())
         room.find_donor(time.monotonic())
@@ -148,7 +157,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             while outbox.end is None:
                 outbox.wake.clear()
                 for frame in room.frames_for(outbox):
-                    outbox.bytes_sent += len(frame)
+                    outbox.use.sent += len(frame)
                     yield frame
                     failpoint("mid-broadcast", room.session.step.number - 1)
                 if outbox.end is None:
@@ -158,7 +167,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 await _abort(context, RefusedError(status, reason))
         except RefusedError as error:
             room.remove(device, error.reason, time.monotonic(), error.status)
-            await _abort(context, error)
+            await self._refuse(context, error, room.session.name, device)
         finally:
             reader.cancel()
             # Only a stream that broke finds its device still in the session here.
@@ -177,7 +186,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 )
             snapshot = await collect_snapshot(device, request_iterator, room.session.settings.max_snapshot_bytes)
         except RefusedError as error:
-            await _abort(context, error)
+            await self._refuse(context, error)
+        self._count(room, device, received=len(snapshot.data))
         room.desk.put(snapshot)
         return pb.SnapshotReceipt(size=len(snapshot.data))
 
@@ -186,7 +196,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             room, device = self._authenticate(context)
             step = await self._wait_for_snapshot(room, device)
         except RefusedError as error:
-            await _abort(context, error)
+            await self._refuse(context, error)
         snapshot = room.desk.snapshot
         if step is None or snapshot is None:  # meanwhile its own state became that of the session
             yield pb.SnapshotChunk(header=pb.SnapshotHeader(step=room.session.step.number))
@@ -194,6 +204,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         # From here on the log keeps the device's place; it reads while it loads.
         room.healed(device, step)
         for chunk in snapshot.chunks():
+            self._count(room, device, sent=len(chunk.data))
             yield chunk
         room.find_donor(time.monotonic())
 
@@ -203,7 +214,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             return pb.LeaveReply()
         if room.session.members[request.device].token != request.token:
             reason = f"the token sent for device {request.device!r} is not its own"
-            await _abort(context, RefusedError(Status.PERMISSION_DENIED, reason))
+            await self._refuse(context, RefusedError(Status.PERMISSION_DENIED, reason), request.session, request.device)
         if not request.finished:
             room.remove(request.device, request.reason or "it left", time.monotonic())
             return pb.LeaveReply()
@@ -215,9 +226,9 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
         try:
-            events = self._room(request.session).events if request.session else self._all_events
+            events = self._room(request.session).chronicle.events if request.session else self._all_events
         except RefusedError as error:
-            await _abort(context, error)
+            await self._refuse(context, error, request.session)
         async for event in events.follow():
             yield event
 
@@ -227,10 +238,25 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         room = Room(session, self._all_events.append, self._record)
         self._rooms[session.name] = room
         self._rooms = {known.name: self._rooms[known.name] for known in self.registry}
-        event = event_for(session, PhaseChanged(Phase.GATHERING, reason))
-        if event is not None:
-            room.events.append(event)
-            self._all_events.append(event)
+        room.chronicle.open(reason)
+
+    async def _refuse(self, context: _Context, error: RefusedError, session: str = "", device: str = "") -> NoReturn:
+        self._note_refusal(error, session, device)
+        await _abort(context, error)
+
+    def _note_refusal(self, error: RefusedError, session: str, device: str) -> None:
+        log.warning("refused: %s", error.reason)
+        now = time.time()
+        self.refusals.add(error, session, device, now)
+        room = self._rooms.get(session)
+        if room is not None:
+            room.chronicle.statistics.refuse(device, error.status.name, error.reason, now)
+
+    def _count(self, room: Room, device: str, received: int = 0, sent: int = 0) -> None:
+        outbox = room.outboxes.get(device)
+        if outbox is not None:
+            outbox.use.received += received
+            outbox.use.sent += sent
 
     def _room(self, name: str) -> Room:
         if self.is_suspended:
@@ -255,12 +281,12 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             async for frame in frames:
                 if room.outboxes.get(device) is not outbox:
                     return  # it joined again meanwhile
-                outbox.bytes_received += len(frame)
+                outbox.use.received += len(frame)
                 room.take_frame(device, frame, time.monotonic())
             # Its connection broke, or it closed its side: it keeps its place for its lease.
             outbox.close(Status.OK, "the stream was closed by the device")
         except RefusedError as error:
-            log.warning("refused: %s", error.reason)
+            self._note_refusal(error, room.session.name, device)
             room.remove(device, error.reason, time.monotonic(), error.status)
         except Exception as error:
             if room.outboxes.get(device) is not outbox or outbox.end is not None:

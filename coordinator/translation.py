@@ -6,6 +6,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
 from coordinator import decisions as d
+from coordinator.link_use import LinkUse
 from coordinator.members import Joining, Standing
 from coordinator.refusal import RefusedError, Status
 from coordinator.session import Session
@@ -82,13 +83,12 @@ def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
     )
 
 
-def event_for(
-    session: Session, decision: d.Decision, bytes_received: int = 0, bytes_sent: int = 0
-) -> pb.SessionEvent | None:
+def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None) -> pb.SessionEvent | None:
     """Return what user interfaces are told of a decision, if anything.
 
-    `bytes_received` and `bytes_sent` are what the coordinator has exchanged with the device that it is about.
+    `use` is that of the link to the device that it is about.
     """
+    use = use or LinkUse()
     event = pb.SessionEvent(time_s=time.time(), session=session.name)
     match decision:
         case d.DeviceJoined(member):
@@ -96,9 +96,16 @@ def event_for(
             event.joined.device = joining.device
             event.joined.training_samples = joining.training_samples
             event.joined.software = joining.software
-        case d.DeviceRemoved(device, _, reason):
+        case d.DeviceRemoved(device, status, reason):
             event.left.CopyFrom(
-                pb.DeviceLeft(device=device, reason=reason, bytes_received=bytes_received, bytes_sent=bytes_sent)
+                pb.DeviceLeft(
+                    device=device,
+                    reason=reason,
+                    bytes_received=use.received,
+                    bytes_sent=use.sent,
+                    bytes_saved=use.saved,
+                    status=status.name,
+                )
             )
         case d.DeviceReported(device, step, contribution):
             event.report.CopyFrom(
@@ -107,8 +114,9 @@ def event_for(
                     step=step,
                     samples=contribution.samples,
                     contribution=contribution_to_proto(contribution),
-                    bytes_received=bytes_received,
-                    bytes_sent=bytes_sent,
+                    bytes_received=use.received,
+                    bytes_sent=use.sent,
+                    bytes_saved=use.saved,
                 )
             )
         case d.StepCommitted():

@@ -88,7 +88,7 @@ class SessionMachine(RuleBasedStateMachine):
             if frame is None:
                 break
             device.position += 1
-            step, what, *value = frame.decode().split()
+            step, what, *value = frame.data.decode().split()
             if what != "commit":
                 means[int(what)] = float(value[0])
                 continue

@@ -338,16 +338,20 @@ class DeviceJoined(_message.Message):
     def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
-    __slots__ = ("device", "reason", "bytes_received", "bytes_sent")
+    __slots__ = ("device", "reason", "bytes_received", "bytes_sent", "bytes_saved", "status")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SAVED_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     device: str
     reason: str
     bytes_received: int
     bytes_sent: int
-    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+    bytes_saved: int
+    status: str
+    def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ..., status: _Optional[str] = ...) -> None: ...
 
 class DeviceHealing(_message.Message):
     __slots__ = ("device", "step", "reason")
@@ -368,20 +372,22 @@ class DeviceRecovered(_message.Message):
     def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent")
+    __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent", "bytes_saved")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SAVED_FIELD_NUMBER: _ClassVar[int]
     device: str
     step: int
     samples: int
     contribution: Contribution
     bytes_received: int
     bytes_sent: int
-    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., samples: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+    bytes_saved: int
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., samples: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ...) -> None: ...
 
 class StepCommitted(_message.Message):
     __slots__ = ("step", "commit", "evaluation", "seconds")

@@ -1,4 +1,4 @@
-"""The operator's command `edge-coordinator`."""
+"""`edge-coordinator serve`: one session on one address, until it is stopped."""
 
 import asyncio
 import contextlib
@@ -6,30 +6,18 @@ import ipaddress
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-import grpc
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
 
+from coordinator.cli.console import err, fail
 from coordinator.decisions import Phase
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
 from coordinator.settings import SessionSettings
-from coordinator.watch import SessionView, follow
-
-app = typer.Typer(
-    help="Synchronises the gradients of edge devices that train one model together.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-)
-_err = Console(stderr=True, highlight=False)
 
 
-@app.command()
 def serve(
     session: Annotated[str, typer.Option(help="Name of the session that devices join.")] = "default",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -71,7 +59,7 @@ def serve(
     With --record a session survives its coordinator: stop or kill it, start it with --resume, and the devices go on.
     """
     if resume and record is None:
-        _fail("--resume needs --record, the file to go on from", code=2)
+        fail("--resume needs --record, the file to go on from", code=2)
     try:
         settings = SessionSettings.model_validate(
             {
@@ -93,42 +81,24 @@ def serve(
     except ValidationError as error:
         for problem in error.errors():
             option = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
-            _fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
+            fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
     if not _is_loopback(host):
         if not insecure:
-            _fail(
+            fail(
                 f"{host} can be reached from other machines, and the link is plaintext: add --insecure",
                 code=2,
             )
-        _err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
+        err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         book = Record(record) if record is not None else None
         resumed = book.resumable() if book is not None and resume else []
     except RecordError as error:
-        _fail(str(error))
+        fail(str(error))
     if resume and not resumed:
-        _err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
+        err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
     phase = asyncio.run(_serve(session, host, port, settings, once=once, record=book, resumed=resumed))
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
-
-
-@app.command()
-def watch(
-    address: Annotated[str, typer.Argument(help="Address of the coordinator, host:port.")] = "127.0.0.1:50051",
-    session: Annotated[str, typer.Option(help="Session to watch; all of them unless given.")] = "",
-) -> None:
-    """Show what happens in a session, as it happens, until it is over."""
-    view = SessionView()
-    try:
-        with Live(view, refresh_per_second=8):
-            for event in follow(address, session):
-                view.apply(event)
-    except grpc.RpcError as error:
-        details = error.details() if isinstance(error, grpc.Call) else str(error)
-        _fail(f"cannot watch {address}: {details}")
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 async def _serve(
@@ -150,7 +120,7 @@ async def _serve(
             session = server.service.create_session(name, settings)
         await server.start()
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     waits = f"resumes at step {session.step.number}" if resumed else f"waits for {session.settings.devices} devices"
     typer.echo(f"coordinator listens on {server.address}; session {session.name!r} {waits}")
     stop = asyncio.Event()
@@ -171,13 +141,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    _err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def main() -> None:
-    """Run the command."""
-    app()

@@ -1,0 +1,27 @@
+"""`edge-coordinator watch`: what happens in a session, in a terminal."""
+
+from typing import Annotated
+
+import grpc
+import typer
+from rich.live import Live
+
+from coordinator.cli.console import fail
+from coordinator.watch import SessionView, follow
+
+
+def watch(
+    address: Annotated[str, typer.Argument(help="Address of the coordinator, host:port.")] = "127.0.0.1:50051",
+    session: Annotated[str, typer.Option(help="Session to watch; all of them unless given.")] = "",
+) -> None:
+    """Show what happens in a session, as it happens, until it is over."""
+    view = SessionView()
+    try:
+        with Live(view, refresh_per_second=8):
+            for event in follow(address, session):
+                view.apply(event)
+    except grpc.RpcError as error:
+        details = error.details() if isinstance(error, grpc.Call) else str(error)
+        fail(f"cannot watch {address}: {details}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
