@@ -30,7 +30,6 @@ class Curve:
         if len(self._points) > self._limit:
             self._points = self._points[::2]
             self._stride *= 2
-            self._count = self._stride * len(self._points)
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         yield from self._points
