@@ -155,7 +155,7 @@ async def _run(pipe: Any, settings: SessionSettings, profile: cProfile.Profile |
     text = io.StringIO()
     if profile is not None:
         profile.disable()
-        pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(18)
+        pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(18)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pipe.send((time.process_time() - before, peak, text.getvalue()))
     await server.stop("measured")

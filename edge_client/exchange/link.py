@@ -8,11 +8,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import grpc
 from edgenewton.failpoints import failpoint
+from edgenewton.loop_thread import LoopThread
 from edgenewton.memory import keep_freed_memory
 from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, TRANSPORT_OPTIONS, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
@@ -23,6 +24,7 @@ from edge_client.exchange.snapshots import Metadata, download, upload
 from edge_client.exchange.status import (
     RETRIED,
     RETRIED_DOWNLOADS,
+    RETRIED_FIRST_JOINS,
     RETRIED_JOINS,
     LostError,
     StreamEndedError,
@@ -86,15 +88,12 @@ class Link:
         self._healings = 0
         self._is_closed = False
         self._is_leaving = False
-        self._call: Any = None
+        self._stream: Any = None
         self._stub: Any
         self._channel: Any = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = LoopThread("exchange")
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="exchange", daemon=True)
-        self._thread.start()
 
     # ------------------------------------------------------------------ called by the device's thread
 
@@ -105,23 +104,23 @@ class Link:
             TimeoutError: nothing answers in time.
 
         """
-        self.call(self._connect(timeout_s))
+        self._call(self._connect(timeout_s))
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """Take a place.
+        """Take a place; a coordinator that goes down meanwhile has the time of a reconnection to come back.
 
         Raises:
             grpc.RpcError: the coordinator refuses it or is gone.
 
         """
         self._request = request
-        return self.call(self._join(request))
+        return self._call(self._join_first(request), self._reconnect_deadline_s + 2 * CALL_TIMEOUT_S)
 
     def start(self, assembly: Assembly) -> None:
         """Open the stream, and keep it open from now on."""
         self.assembly = assembly
         self.is_healing = self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
-        self._spawn_from_outside(self._keep_connected())
+        self._loop.spawn(self._keep_connected())
 
     def begin_step(self, step: int) -> None:
         """Forget the frames of the step before."""
@@ -133,16 +132,16 @@ class Link:
         with self.changed:
             self._frames.append(frame)
             self._has_last = is_last
-        self._loop.call_soon_threadsafe(self._wake.set)
+        self._loop.call_soon(self._wake.set)
 
     def upload(self, step: int, state: bytes) -> None:
         """Hand this device's state in, in the background."""
         self.is_state_wanted = False
-        self._spawn_from_outside(self._upload(step, state))
+        self._loop.spawn(self._upload(step, state))
 
     def made_room(self) -> None:
         """Note that steps were taken out of the assembly."""
-        self._loop.call_soon_threadsafe(self._room.set)
+        self._loop.call_soon(self._room.set)
 
     def leave(self, session: str, device: str, failure: str) -> bool:
         """Give the place back; return whether this device's state is wanted first.
@@ -155,11 +154,11 @@ class Link:
         request = pb.LeaveRequest(
             session=session, device=device, token=self._reply.token, reason=failure, finished=not failure
         )
-        return self.call(self._leave(request))
+        return self._call(self._leave(request))
 
     def upload_now(self, step: int, state: bytes) -> None:
         """Hand this device's state in, and wait until it has arrived."""
-        self.call(self._upload(step, state), timeout_s=60.0)
+        self._call(self._upload(step, state), timeout_s=60.0)
 
     def close(self) -> None:
         """End the stream, the connection and the thread."""
@@ -167,15 +166,13 @@ class Link:
             return
         self._is_closed = True
         try:
-            self.call(self._close(), timeout_s=5.0)
+            self._call(self._close(), timeout_s=5.0)
         except (grpc.RpcError, TimeoutError) as error:
             log.debug("closing the connection to %s: %s", self.address, error)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5.0)
+        self._loop.stop()
 
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float = CALL_TIMEOUT_S + 5.0) -> T:
-        """Run something on the loop and return what it gives."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float = CALL_TIMEOUT_S + 5.0) -> T:
+        return self._loop.call(coroutine, timeout_s)
 
     # ------------------------------------------------------------------ connection
 
@@ -187,6 +184,18 @@ class Link:
         except TimeoutError:
             await self._channel.close()
             raise
+
+    async def _join_first(self, request: pb.JoinRequest) -> pb.JoinReply:
+        deadline = time.monotonic() + self._reconnect_deadline_s
+        pauses = backoff()
+        while True:
+            try:
+                return await self._join(request)
+            except grpc.RpcError as error:
+                if error.code() not in RETRIED_FIRST_JOINS or time.monotonic() > deadline:
+                    raise
+                log.warning("joining at %s failed, trying again: %s", self.address, describe(error))
+            await asyncio.sleep(next(pauses))
 
     async def _join(self, request: pb.JoinRequest) -> pb.JoinReply:
         self._reply = await self._stub.Join(request, timeout=CALL_TIMEOUT_S)
@@ -243,7 +252,7 @@ class Link:
         """Run the stream until it ends; raises why."""
         settings = self._reply.settings
         call = self._channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
-        self._call = call
+        self._stream = call
         self._heard_at = time.monotonic()
         with self.changed:
             self._sent = 0
@@ -379,11 +388,9 @@ class Link:
     # ------------------------------------------------------------------ inner workings
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._call is not None:
-            self._call.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._loop.cancel_tasks()
+        if self._stream is not None:
+            self._stream.cancel()
         if self._channel is not None:
             await self._channel.close()
 
@@ -400,11 +407,3 @@ class Link:
         if self.assembly is None:
             raise RuntimeError("the exchange has not started")
         return self.assembly
-
-    def _spawn_from_outside(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._loop.call_soon_threadsafe(self._spawn, lambda: coroutine)
-
-    def _spawn(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = self._loop.create_task(make())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

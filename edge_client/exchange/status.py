@@ -13,6 +13,13 @@ RETRIED = {
 }
 """A stream that ends so is opened again."""
 
+RETRIED_FIRST_JOINS = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""The coordinator went down while it was asked; it has refused nothing."""
+
 RETRIED_JOINS = RETRIED | {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS}
 RETRIED_DOWNLOADS = RETRIED | {grpc.StatusCode.PERMISSION_DENIED}
 

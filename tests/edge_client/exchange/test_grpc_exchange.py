@@ -11,6 +11,7 @@ import torch
 from edgenewton.v1.fingerprint import TensorSpec
 from torch import nn
 
+from benchmarks.tcp_proxy import TcpProxy
 from coordinator.server import embedded_coordinator
 from coordinator.settings import SessionSettings
 from edge_client import GradientExchange, NewtonOptimizer
@@ -141,6 +142,22 @@ def test_refusals_reach_the_user_in_words(coordinator):
     ]:
         with pytest.raises(ExchangeError, match=message):
             join(coordinator, device, **({"options": {"lr": "0.1"}} | changes))
+
+
+def test_a_coordinator_that_is_lost_during_the_first_join_is_asked_again(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    with TcpProxy(coordinator.address) as proxy:
+        exchange = GradientExchange.join(proxy.address, session="s", device="a")
+        proxy.cut_after_bytes = 50  # of the request
+        exchange.start(SPECS, {}, Weights())
+        exchange.begin(1)
+        exchange.close()
+    with embedded_coordinator() as another:
+        impatient = GradientExchange.join(another.address, session="s", device="b", reconnect_deadline_s=0.2)
+    with pytest.raises(ExchangeError, match="device 'b' lost the coordinator") as failure:
+        impatient.start(SPECS, {}, Weights())
+    assert failure.value.cause is Cause.UNREACHABLE
+    impatient.close()
 
 
 def test_another_protocol_version_is_refused(coordinator, monkeypatch):

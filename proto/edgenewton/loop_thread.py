@@ -1,0 +1,65 @@
+"""An event loop in a thread of its own, for programs that are not asynchronous themselves."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+_STOP_DEADLINE_S = 5.0
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for other threads until it is stopped.
+
+    Args:
+        name: of the thread.
+
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Run a coroutine and return what it gives, or raise what it raises.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`; it is cancelled.
+
+        """
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Let the loop call a function; returns at once."""
+        self._loop.call_soon_threadsafe(function)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Let the loop run a coroutine; returns at once."""
+        self._loop.call_soon_threadsafe(self._start, coroutine)
+
+    async def cancel_tasks(self) -> None:
+        """End what `spawn` has started."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stop(self) -> None:
+        """End the loop and the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_STOP_DEADLINE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
