@@ -54,10 +54,9 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop and the thread."""
+        # The loop is not closed: gRPC's poller, which all loops share, may still call into it.
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_STOP_DEADLINE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
