@@ -3,13 +3,14 @@
 Four devices, as threads of one process, train through a coordinator with one set of defaults; what they send and
 receive is counted on their connections. The first device's model is tried after each batch; in local scope it is the
 mean of all devices' models, and the bytes of the last average are counted too. Federated averaging (Flower's FedAvg and
-FedAdam with 1, 5 and 20 local steps) is tuned as in the convergence benchmark.
+FedAdam with 1, 5 and 20 local steps) is tuned as in the convergence benchmark. It goes on where it was stopped.
 """
 
+import json
 import math
 import statistics
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,14 +149,39 @@ def _mean(task: LearningTask, models: list[nn.Module]) -> nn.Module:
     return mean
 
 
-def compare(coordinator: EmbeddedCoordinator, task_name: str, way: str, codec: str, seeds: int, budget: int) -> Result:
+class RunStore:
+    """Runs on disk, one a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known = {key: Run(**run) for key, run in map(json.loads, lines)}
+
+    def find_or_run(self, key: str, run: Callable[[], Run]) -> Run:
+        """Return the run of a key; run it if it is not there."""
+        if key not in self._known:
+            self._known[key] = run()
+            with self._path.open("a") as file:
+                file.write(json.dumps([key, asdict(self._known[key])]) + "\n")
+        return self._known[key]
+
+
+def compare(
+    coordinator: EmbeddedCoordinator, store: RunStore, task_name: str, way: str, codec: str, seeds: int, budget: int
+) -> Result:
     """Train with all seeds."""
     task = learning_task(task_name)
     runs = []
     for seed in range(seeds):
-        session = f"{task_name}/{way}/{codec}/{seed}"
-        coordinator.create_session(session, SessionSettings.model_validate({"devices": DEVICES, "codec": codec}))
-        runs.append(Training(coordinator.address, session, task, seed, WAYS[way]).run(budget))
+        session = f"{task_name}/{way}/{codec}/{seed}/{budget}"
+
+        def run(session: str = session, seed: int = seed) -> Run:
+            settings = SessionSettings.model_validate({"devices": DEVICES, "codec": codec})
+            coordinator.create_session(session, settings)
+            return Training(coordinator.address, session, task, seed, WAYS[way]).run(budget)
+
+        runs.append(store.find_or_run(session, run))
     result = Result(task_name, way, codec, runs)
     console.print(
         f"{task_name:12} {way:18} {codec:9} {result.batches:5g} batches, "
@@ -174,22 +200,21 @@ def recommended(results: list[Result]) -> Result:
 def main(
     tasks: Annotated[list[str] | None, typer.Option(help="Tasks; all unless given.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds.", min=1)] = 5,
-    budget: Annotated[int, typer.Option(help="Batches after which a training is given up.", min=1)] = 300,
-    folder: Annotated[Path, typer.Option(help="Where the trials of federated averaging are kept.")] = Path(
-        "runs/convergence"
-    ),
+    budget: Annotated[int, typer.Option(help="Batches after which a training is given up.", min=1)] = 250,
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs/codecs"),
     quick: Annotated[bool, typer.Option("--quick", help="Digits, one seed; writes no results.")] = False,
 ) -> None:
     """Count the bytes; write JSON, a table and a plot to benchmarks/results."""
     seeds = 1 if quick else seeds
     chosen = tasks or (["digits"] if quick else [*LABEL_SKEWED, "keywords"])
     torch.set_num_threads(1)
+    store = RunStore(folder / "runs.jsonl")
     results: list[Result] = []
     baselines: list[Study] = []
     with embedded_coordinator() as coordinator:
         for task in chosen:
             for way in WAYS:
-                results += [compare(coordinator, task, way, codec, seeds, budget) for codec in CODEC_NUMBERS]
+                results += [compare(coordinator, store, task, way, codec, seeds, budget) for codec in CODEC_NUMBERS]
     for task in chosen:
         extent = Extent(folder, seeds, learning_task(task).budget, is_stored=False)
         for method in FEDERATED[2:] if quick else FEDERATED:
