@@ -117,21 +117,20 @@ class Curves:
     loss: Curve = field(default_factory=Curve)
     accuracy: Curve = field(default_factory=Curve)
     seconds: Curve = field(default_factory=Curve)
-    received: Curve = field(default_factory=Curve)
-    """Bytes from all devices so far."""
-    sent: Curve = field(default_factory=Curve)
+    wire: Curve = field(default_factory=Curve)
+    """Bytes exchanged with all devices so far."""
+    float32: Curve = field(default_factory=Curve)
+    """What they would be if all tensors travelled in float32."""
 
-    def add(
-        self, step: int, loss: float | None, accuracy: float | None, seconds: float, received: int, sent: int
-    ) -> None:
+    def add(self, step: int, loss: float | None, accuracy: float | None, seconds: float, wire: int, saved: int) -> None:
         """Add a committed step."""
         if loss is not None:
             self.loss.add(step, loss)
         if accuracy is not None:
             self.accuracy.add(step, accuracy)
         self.seconds.add(step, seconds)
-        self.received.add(step, received)
-        self.sent.add(step, sent)
+        self.wire.add(step, wire)
+        self.float32.add(step, wire + saved)
 
 
 @dataclass
@@ -245,7 +244,9 @@ class SessionStatistics:
             self._happened(now, "left out", name, "was not in time", step.step)
         evaluation = step.evaluation
         accuracy = evaluation.correct / evaluation.samples if evaluation.samples else None
-        self.curves.add(step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received, self.sent)
+        self.curves.add(
+            step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received + self.sent, self.saved
+        )
 
     def _apply_left(self, left: pb.DeviceLeft, now: float) -> None:
         device = self._device(left.device)

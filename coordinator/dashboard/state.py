@@ -1,12 +1,11 @@
 """What the page is told of the sessions, as plain data for JSON."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from coordinator.members import Member
 from coordinator.room import Room
-from coordinator.statistics import Curves, DeviceStatistics, Happening
+from coordinator.statistics import Curves, DeviceStatistics
 
 MAX_DEVICES = 200
 """So many devices are shown; those with a place come first, then those that were there last."""
@@ -27,7 +26,8 @@ def describe(room: Room, now: float, since: int | None = None) -> State:
     """
     session, told = room.session, room.chronicle.statistics
     members = session.members
-    shown = sorted(told.devices.values(), key=lambda d: (d.device not in members, -d.seen_at if d.is_gone else 0))
+    present = sorted((d for d in told.devices.values() if d.device in members), key=lambda d: d.device)
+    gone = sorted((d for d in told.devices.values() if d.device not in members), key=lambda d: (-d.seen_at, d.device))
     happenings = sorted((*told.happenings, *told.refused), key=lambda h: h.time_s)[-MAX_HAPPENINGS:]
     return {
         "name": told.name,
@@ -50,9 +50,11 @@ def describe(room: Room, now: float, since: int | None = None) -> State:
         "places": session.settings.capacity,
         "quorum": session.settings.required,
         "members": len(members),
-        "gone": sum(device.is_gone for device in told.devices.values()),
-        "devices": [_device(device, members.get(device.device), told.step, now) for device in shown[:MAX_DEVICES]],
-        "happenings": [_happening(happening) for happening in reversed(happenings)],
+        "gone": len(gone),
+        "devices": [
+            _device(device, members.get(device.device), told.step, now) for device in (*present, *gone)[:MAX_DEVICES]
+        ],
+        "happenings": [asdict(happening) for happening in reversed(happenings)],
         "curves": {name: _points(told.curves, name, since) for name in CURVES},
         "settings": session.settings.model_dump(mode="json"),
         "options": dict(session.admission.options),
@@ -95,7 +97,3 @@ def _standing(device: DeviceStatistics, member: Member | None) -> str:
     if not member.is_connected:
         return "away"
     return member.standing.name.lower()
-
-
-def _happening(happening: Happening) -> Mapping[str, Any]:
-    return asdict(happening)

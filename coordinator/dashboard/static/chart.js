@@ -1,7 +1,7 @@
 // A line chart in SVG: one or two series over the steps, with the value under the pointer.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { left: 52, right: 10, top: 10, bottom: 24 };
+const MARGIN = { left: 58, right: 10, top: 10, bottom: 24 };
 
 function make(name, attributes, text) {
   const node = document.createElementNS(SVG, name);
@@ -18,12 +18,15 @@ function niceStep(span, ticks) {
 }
 
 export class Chart {
-  // figure: holds a figcaption with an output; format: a value as text; top: the largest value, if it is known.
-  constructor(figure, { format, top = null }) {
+  // figure: holds a figcaption with an output; format: a value as text; tick: the same on the axis; top: the largest
+  // value, if it is known; isSpiky: rare values that are much larger than the others are cut off.
+  constructor(figure, { format, tick = format, top = null, isSpiky = false }) {
     this.figure = figure;
     this.output = figure.querySelector("output");
     this.format = format;
+    this.tick = tick;
     this.top = top;
+    this.isSpiky = isSpiky;
     this.series = [];
     this.pointer = null;
     this.svg = make("svg", { class: "chart", role: "img" });
@@ -58,15 +61,15 @@ export class Chart {
     }
     const first = Math.min(...points.map(([step]) => step));
     const last = Math.max(...points.map(([step]) => step), first + 1);
-    const largest = this.top ?? (Math.max(...points.map(([, value]) => value)) || 1);
+    const largest = this.top ?? (this.largest(points.map(([, value]) => value)) || 1);
     const stepY = niceStep(largest, 4);
     const top = this.top ?? Math.ceil((largest / stepY) * 0.999) * stepY;
     const x = (step) => MARGIN.left + ((step - first) / (last - first)) * (width - MARGIN.left - MARGIN.right);
-    const y = (value) => height - MARGIN.bottom - (value / top) * (height - MARGIN.top - MARGIN.bottom);
+    const y = (value) => height - MARGIN.bottom - (Math.min(value, top) / top) * (height - MARGIN.top - MARGIN.bottom);
     const parts = [];
     for (let value = 0; value <= top * 1.001; value += stepY) {
       parts.push(make("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }));
-      parts.push(make("text", { x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, this.format(value)));
+      parts.push(make("text", { x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, this.tick(value)));
     }
     const stepX = Math.max(1, niceStep(last - first, Math.max(2, Math.floor(width / 110))));
     for (let step = Math.ceil(first / stepX) * stepX; step <= last; step += stepX) {
@@ -96,6 +99,13 @@ export class Chart {
     this.output.textContent = this.pointer === null ? values : `step ${count(chosen[0][0])}: ${values}`;
     this.svg.setAttribute("aria-label", `${label} at step ${chosen[0][0]}: ${values}`);
     this.svg.replaceChildren(...parts);
+  }
+
+  largest(values) {
+    const all = Math.max(...values);
+    if (!this.isSpiky) return all;
+    const usual = values.toSorted((a, b) => a - b)[Math.floor(0.95 * (values.length - 1))];
+    return Math.min(all, 2 * usual);
   }
 
   // Of each series, the point under the pointer, or the last one.

@@ -2,20 +2,20 @@
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
-export function bytes(count) {
+export function bytes(count, isCoarse = false) {
   let unit = 0;
   let value = Math.abs(count);
   while (value >= 999.5 && unit < UNITS.length - 1) {
     value /= 1000;
     unit += 1;
   }
-  const digits = unit === 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+  const digits = unit === 0 || isCoarse || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
   return `${count < 0 ? "−" : ""}${value.toFixed(digits)} ${UNITS[unit]}`;
 }
 
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(2);
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(1);
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(digits);
 }
 

@@ -18,9 +18,9 @@ const at = (id) => document.getElementById(id);
 
 const charts = {
   accuracy: new Chart(at("chart-accuracy"), { format: (value) => `${+(100 * value).toFixed(1)} %`, top: 1 }),
-  loss: new Chart(at("chart-loss"), { format: (value) => format.number(value, 2) }),
-  seconds: new Chart(at("chart-seconds"), { format: format.seconds }),
-  bytes: new Chart(at("chart-bytes"), { format: format.bytes }),
+  loss: new Chart(at("chart-loss"), { format: format.number, tick: (value) => `${+value.toPrecision(3)}` }),
+  seconds: new Chart(at("chart-seconds"), { format: format.seconds, isSpiky: true }),
+  bytes: new Chart(at("chart-bytes"), { format: (value) => format.bytes(value), tick: (value) => format.bytes(value, true) }),
 };
 
 // ---------------------------------------------------------------- the feed
@@ -89,7 +89,7 @@ function draw() {
   charts.accuracy.show([session.curves.accuracy]);
   charts.loss.show([session.curves.loss]);
   charts.seconds.show([session.curves.seconds]);
-  charts.bytes.show([session.curves.received, session.curves.sent]);
+  charts.bytes.show([session.curves.wire, session.curves.float32]);
   drawDevices(session);
   drawHappenings(session);
   drawSettings(session);
@@ -124,7 +124,7 @@ function drawFigures(session) {
   setText(at("places"), `of ${session.places} places${left}`);
   const total = session.received + session.sent;
   setText(at("wire"), format.bytes(total));
-  setText(at("directions"), `${format.bytes(session.received)} in, ${format.bytes(session.sent)} out`);
+  setText(at("directions"), `${format.bytes(session.received, true)} in, ${format.bytes(session.sent, true)} out`);
   const saved = Math.max(0, session.saved);
   setText(at("saved"), saved > 0 ? format.bytes(saved) : "–");
   const part = saved > 0 ? `${session.codec}: ${((total + saved) / total).toFixed(1)} times smaller` : session.codec;
