@@ -63,6 +63,7 @@ class Chronicle:
             tried=evaluation.samples if evaluation else None,
             received=self.statistics.received,
             sent=self.statistics.sent,
+            saved=self.statistics.saved,
         )
         self._record.set_committed(self._session.name, step)
 

@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS steps (
     tried INTEGER,
     received INTEGER NOT NULL,   -- bytes from all devices until then
     sent INTEGER NOT NULL,
+    saved INTEGER NOT NULL,      -- by the codec, against float32
     PRIMARY KEY (session, step)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS statistics (
@@ -64,6 +65,7 @@ class StepRecord:
     tried: int | None
     received: int
     sent: int
+    saved: int
 
     @property
     def accuracy(self) -> float | None:
@@ -134,7 +136,7 @@ class History:
             except (TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"the statistics of session {session!r} cannot be read: {error!r}") from None
         for step in self.steps(session):
-            found.curves.add(step.step, step.loss, step.accuracy, step.seconds, step.received, step.sent)
+            found.curves.add(step.step, step.loss, step.accuracy, step.seconds, step.received + step.sent, step.saved)
         return found
 
 

@@ -55,6 +55,7 @@ class SessionRecord:
     name: str
     settings: SessionSettings
     phase: Phase
+    reason: str
     committed: int | None
     fingerprint: tuple[TensorSpec, ...]
     options: Mapping[str, str]
@@ -70,21 +71,37 @@ class Record:
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version > FORMAT:
-                raise RecordError(f"{path} was written by a newer release; install that one")
-            self._database.executescript(_SCHEMA + HISTORY_SCHEMA)
-            self._database.execute(f"PRAGMA user_version = {FORMAT}")
-            self.history = History(self._database)
+            if read_only:
+                self._open_to_read()
+            else:
+                self._open()
         except (OSError, sqlite3.Error) as error:
             raise RecordError(f"{path} cannot be used as the coordinator's record: {error}") from None
+        self.history = History(self._database)
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._check_version()
+        self._database.executescript(_SCHEMA + HISTORY_SCHEMA)
+        self._database.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _open_to_read(self) -> None:
+        # A coordinator may be writing it.
+        self._database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        if self._check_version() < FORMAT:
+            raise RecordError(f"{self.path} was written by an older release, which kept no history")
+
+    def _check_version(self) -> int:
+        version: int = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version > FORMAT:
+            raise RecordError(f"{self.path} was written by a newer release; install that one")
+        return version
 
     def begin_session(self, name: str, settings: SessionSettings) -> None:
         """Record a new session; an old one of the same name is forgotten."""
@@ -138,7 +155,7 @@ class Record:
         """
         try:
             return self.history.statistics(name)
-        except ValueError as error:
+        except (ValueError, sqlite3.Error) as error:
             raise RecordError(f"{self.path} is damaged: {error}") from None
 
     def resumable(self) -> list[SessionRecord]:
@@ -148,13 +165,21 @@ class Record:
             RecordError: an entry cannot be read.
 
         """
-        rows = self._database.execute(
-            "SELECT name, settings, phase, committed, fingerprint, options FROM sessions WHERE phase != ?",
-            (Phase.ENDED.value,),
-        ).fetchall()
+        return [session for session in self.sessions() if session.phase is not Phase.ENDED]
+
+    def sessions(self) -> list[SessionRecord]:
+        """Return all sessions, the oldest first.
+
+        Raises:
+            RecordError: an entry cannot be read.
+
+        """
         try:
+            rows = self._database.execute(
+                "SELECT name, settings, phase, reason, committed, fingerprint, options FROM sessions ORDER BY rowid"
+            ).fetchall()
             return [self._session(*row) for row in rows]
-        except ValueError as error:
+        except (ValueError, sqlite3.Error) as error:
             raise RecordError(f"{self.path} is damaged: {error}") from None
 
     def close(self) -> None:
@@ -162,7 +187,14 @@ class Record:
         self._database.close()
 
     def _session(
-        self, name: str, settings: str, phase: str, committed: int | None, tensors: bytes | None, options: str
+        self,
+        name: str,
+        settings: str,
+        phase: str,
+        reason: str,
+        committed: int | None,
+        tensors: bytes | None,
+        options: str,
     ) -> SessionRecord:
         devices = self._database.execute(
             "SELECT device FROM devices WHERE session = ? AND state != 'finished' ORDER BY device", (name,)
@@ -171,6 +203,7 @@ class Record:
             name=name,
             settings=SessionSettings.model_validate_json(settings),
             phase=Phase(phase),
+            reason=reason,
             committed=committed,
             fingerprint=fingerprint_from_proto(pb.JoinRequest.FromString(tensors).tensors) if tensors else (),
             options=json.loads(options),

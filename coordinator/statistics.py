@@ -16,6 +16,8 @@ MAX_GONE = 500
 """So many devices that are gone are kept."""
 MAX_HAPPENINGS = 200
 MAX_REFUSED = 50
+PACE_STEPS = 32
+"""Latest steps that the pace is taken from."""
 MAX_TEXT = 300
 """Characters of a text that came from a device."""
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -115,21 +117,20 @@ class Curves:
     loss: Curve = field(default_factory=Curve)
     accuracy: Curve = field(default_factory=Curve)
     seconds: Curve = field(default_factory=Curve)
-    received: Curve = field(default_factory=Curve)
-    """Bytes from all devices so far."""
-    sent: Curve = field(default_factory=Curve)
+    wire: Curve = field(default_factory=Curve)
+    """Bytes exchanged with all devices so far."""
+    float32: Curve = field(default_factory=Curve)
+    """What they would be if all tensors travelled in float32."""
 
-    def add(
-        self, step: int, loss: float | None, accuracy: float | None, seconds: float, received: int, sent: int
-    ) -> None:
+    def add(self, step: int, loss: float | None, accuracy: float | None, seconds: float, wire: int, saved: int) -> None:
         """Add a committed step."""
         if loss is not None:
             self.loss.add(step, loss)
         if accuracy is not None:
             self.accuracy.add(step, accuracy)
         self.seconds.add(step, seconds)
-        self.received.add(step, received)
-        self.sent.add(step, sent)
+        self.wire.add(step, wire)
+        self.float32.add(step, wire + saved)
 
 
 @dataclass
@@ -161,6 +162,7 @@ class SessionStatistics:
     """Apart, so that whoever is refused a thousand times hides nothing else."""
     curves: Curves = field(default_factory=Curves)
     _first_report: tuple[int, float] = (-1, 0.0)
+    _commits: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
 
     def apply(self, event: pb.SessionEvent) -> None:
         """Take one event in."""
@@ -193,6 +195,14 @@ class SessionStatistics:
             self.devices[device].fail(reason, now)
         self.refused.append(Happening(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
 
+    def steps_per_s(self, now: float) -> float:
+        """Return the pace of the latest steps; none once no step has come for much longer than they took."""
+        if len(self._commits) < 2 or self.ended_at is not None:
+            return 0.0
+        seconds = self._commits[-1] - self._commits[0]
+        pause_s = max(RATE_S, 3 * seconds / (len(self._commits) - 1))
+        return (len(self._commits) - 1) / seconds if seconds > 0 and now < self._commits[-1] + pause_s else 0.0
+
     # ------------------------------------------------------------------ inner workings
 
     def _apply_phase(self, phase: pb.PhaseChanged, now: float) -> None:
@@ -223,6 +233,7 @@ class SessionStatistics:
         self.step = step.step
         self.steps += 1
         self.samples += step.commit.samples
+        self._commits.append(now)
         self.step_seconds += step.seconds
         self.step_buckets[next((i for i, s in enumerate(STEP_SECONDS) if step.seconds <= s), len(STEP_SECONDS))] += 1
         self.left_out += len(step.commit.left_out)
@@ -233,7 +244,9 @@ class SessionStatistics:
             self._happened(now, "left out", name, "was not in time", step.step)
         evaluation = step.evaluation
         accuracy = evaluation.correct / evaluation.samples if evaluation.samples else None
-        self.curves.add(step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received, self.sent)
+        self.curves.add(
+            step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received + self.sent, self.saved
+        )
 
     def _apply_left(self, left: pb.DeviceLeft, now: float) -> None:
         device = self._device(left.device)

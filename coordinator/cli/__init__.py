@@ -2,6 +2,7 @@
 
 import typer
 
+from coordinator.cli.report import report
 from coordinator.cli.serve import serve
 from coordinator.cli.watch import watch
 
@@ -10,7 +11,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for _command in (serve, watch):
+for _command in (serve, watch, report):
     app.command()(_command)
 
 

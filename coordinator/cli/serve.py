@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 from pydantic import ValidationError
 
 from coordinator.cli.console import err, fail
+from coordinator.dashboard.app import is_loopback
+from coordinator.dashboard.server import DashboardServer
 from coordinator.decisions import Phase
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
 from coordinator.settings import SessionSettings
+from coordinator.tensorboard import TensorBoardError, TensorBoardWriter
 
 
 def serve(
@@ -52,6 +54,16 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
+    page_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of the live page and metrics; 0 takes a free one; none unless given.", min=0, max=65_535
+        ),
+    ] = None,
+    page_host: Annotated[str, typer.Option(help="Address that they listen on.")] = "127.0.0.1",
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder that gets TensorBoard event files; needs the extra 'tensorboard'.")
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when the session is over.")] = False,
 ) -> None:
     """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
@@ -82,13 +94,10 @@ def serve(
         for problem in error.errors():
             option = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
             fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
-    if not _is_loopback(host):
-        if not insecure:
-            fail(
-                f"{host} can be reached from other machines, and the link is plaintext: add --insecure",
-                code=2,
-            )
-        err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
+    if page_host != "127.0.0.1" and page_port is None:
+        fail("--page-host needs --page-port, the port of the page", code=2)
+    for address in {host, page_host}:
+        _check_exposure(address, insecure=insecure)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         book = Record(record) if record is not None else None
@@ -97,32 +106,57 @@ def serve(
         fail(str(error))
     if resume and not resumed:
         err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
-    phase = asyncio.run(_serve(session, host, port, settings, once=once, record=book, resumed=resumed))
+    page = (page_host, page_port) if page_port is not None else None
+    serving = _serve(
+        (host, port), session, settings, page=page, tensorboard=tensorboard, once=once, record=book, resumed=resumed
+    )
+    phase = asyncio.run(serving)
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
 
 
+class Companion(Protocol):
+    """What runs beside the exchange, on its event loop."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self) -> None:
+        """End, after the sessions."""
+
+
 async def _serve(
+    address: tuple[str, int],
     name: str,
-    host: str,
-    port: int,
     settings: SessionSettings,
     *,
+    page: tuple[str, int] | None,
+    tensorboard: Path | None,
     once: bool,
     record: Record | None,
     resumed: list[SessionRecord],
 ) -> Phase:
-    server = CoordinatorServer(host, port, record)
+    server = CoordinatorServer(*address, record)
+    companions: list[Companion] = []
     try:
         # Before it listens: a device that comes back finds its session.
         for known in resumed:
             session = server.service.resume_session(known)
         if not resumed:
             session = server.service.create_session(name, settings)
+        if tensorboard is not None:
+            companions.append(TensorBoardWriter(server.service.all_events, tensorboard))
+        if page is not None:
+            companions.append(DashboardServer(server.service, *page))
+        for companion in companions:
+            await companion.start()
         await server.start()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecordError, TensorBoardError) as error:
         fail(str(error))
     waits = f"resumes at step {session.step.number}" if resumed else f"waits for {session.settings.devices} devices"
     typer.echo(f"coordinator listens on {server.address}; session {session.name!r} {waits}")
+    for companion in companions:
+        if isinstance(companion, DashboardServer):
+            typer.echo(f"page and metrics are at {companion.url}/")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,13 +165,16 @@ async def _serve(
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)
     await server.stop("the coordinator was stopped", suspend=record is not None)
+    for companion in companions:
+        await companion.stop()
     if record is not None:
         record.close()
     return session.phase
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _check_exposure(host: str, *, insecure: bool) -> None:
+    if is_loopback(host):
+        return
+    if not insecure:
+        fail(f"{host} can be reached from other machines, and the link is plaintext: add --insecure", code=2)
+    err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")

@@ -17,7 +17,9 @@ from coordinator.settings import SessionSettings
 
 def step_record(step, **fields):
     usual = {"seconds": 0.25, "samples": 8, "devices": 2, "left_out": 0, "loss": 1.5, "correct": None, "tried": None}
-    return StepRecord(step=step, time_s=100.0 + step, received=10 * step, sent=20 * step, **usual | fields)
+    return StepRecord(
+        step=step, time_s=100.0 + step, received=10 * step, sent=20 * step, saved=5 * step, **usual | fields
+    )
 
 
 SPECS = (TensorSpec("w", (2, 3)), TensorSpec("A", (6,), kind="curvature"))
@@ -50,7 +52,7 @@ record = Record(Path(sys.argv[1]))
 record.begin_session("s", SessionSettings())
 step = 0
 while True:
-    record.set_committed("s", StepRecord(step, 0.0, 0.1, 8, 2, 0, 0.5, None, None, step, step))
+    record.set_committed("s", StepRecord(step, 0.0, 0.1, 8, 2, 0, 0.5, None, None, step, step, 0))
     print(step, flush=True)
     step += 1
 """

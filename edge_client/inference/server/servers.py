@@ -1,14 +1,9 @@
 """Both servers of a service on one event loop: their addresses, health, and orderly stop."""
 
-import asyncio
-import contextlib
-import logging
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc.aio
-import uvicorn
+from edgenewton.http_server import HttpServer
 from edgenewton.inference import open_inference_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -16,8 +11,6 @@ from grpc_reflection.v1alpha import reflection
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,7 @@ class InferenceServers:
         self._addresses = addresses
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         self._grpc: grpc.aio.Server | None = None
-        self._rest: uvicorn.Server | None = None
-        self._rest_task: asyncio.Task[None] | None = None
+        self._rest: HttpServer | None = None
         self.grpc_port: int | None = None
         self.rest_port: int | None = None
 
@@ -66,10 +58,8 @@ class InferenceServers:
         await self._service.stop(timeout_s)
         if self._grpc is not None:
             await self._grpc.stop(grace=timeout_s)
-        if self._rest is not None and self._rest_task is not None:
-            self._rest.should_exit = True
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._rest_task
+        if self._rest is not None:
+            await self._rest.stop()
 
     async def _start_grpc(self, port: int) -> None:
         limit = self._service.limits.max_request_bytes
@@ -96,32 +86,6 @@ class InferenceServers:
         self._grpc = server
 
     async def _start_rest(self, port: int) -> None:
-        host = self._addresses.host
-        try:
-            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port} for REST: {error.strerror or error}") from None
-        # Connections inherit it. Without it, an answer in two pieces waits 40 ms for the client's acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.rest_port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            make_app(self._service),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=5,
-        )
-        self._rest = _QuietServer(config)
-        self._rest_task = asyncio.create_task(self._rest.serve([listener]), name="REST server")
-        while not self._rest.started and not self._rest_task.done():
-            await asyncio.sleep(0.01)
-
-
-class _QuietServer(uvicorn.Server):
-    """Leaves signals to the process that it is a part of."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Do nothing about signals."""
-        yield
+        self._rest = HttpServer(make_app(self._service), self._addresses.host, port, purpose="REST")
+        await self._rest.start()
+        self.rest_port = self._rest.port

@@ -1,0 +1,34 @@
+"""`edge-coordinator report`: a run as one HTML page to send to someone."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from edgenewton.files import write_atomically
+
+from coordinator.cli.console import fail
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Record of `serve --record`, or output folder of a Flower run.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; by default beside the run, named report.html.")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Session to tell of; all of them unless given.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run: plots, devices, bytes, who was left out, settings.
+
+    It refers to nothing outside it. A run that is still on is told of as far as it is recorded.
+    """
+    from coordinator.report.html import render  # brings matplotlib, which no other subcommand needs
+    from coordinator.report.run import ReportError, read_run
+
+    path = output or (run / "report.html" if run.is_dir() else run.with_name("report.html"))
+    try:
+        page = render(read_run(run, session))
+        write_atomically(path, page.encode())
+    except ReportError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"the report could not be written to {path}: {error.strerror or error}")
+    typer.echo(f"report {path}")

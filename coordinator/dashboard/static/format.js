@@ -1,0 +1,40 @@
+// Numbers and times as people read them.
+
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+export function bytes(count, isCoarse = false) {
+  let unit = 0;
+  let value = Math.abs(count);
+  while (value >= 999.5 && unit < UNITS.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  const digits = unit === 0 || isCoarse || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+  return `${count < 0 ? "−" : ""}${value.toFixed(digits)} ${UNITS[unit]}`;
+}
+
+export function number(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(1);
+  return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(digits);
+}
+
+export function count(value) {
+  return value === null || value === undefined ? "–" : value.toLocaleString("en-GB");
+}
+
+export function percent(value) {
+  return value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
+}
+
+export function seconds(value) {
+  if (value < 0.0005) return "0 ms";
+  if (value < 0.9995) return `${(1000 * value).toFixed(0)} ms`;
+  if (value < 120) return `${value.toFixed(1)} s`;
+  if (value < 7200) return `${Math.round(value / 60)} min`;
+  return `${(value / 3600).toFixed(1)} h`;
+}
+
+export function clock(time) {
+  return new Date(1000 * time).toLocaleTimeString("en-GB");
+}

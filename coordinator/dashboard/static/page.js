@@ -1,0 +1,257 @@
+// Shows what the coordinator tells over its feed. Nothing that a device said is ever taken for markup: all of it
+// becomes the text of a node.
+
+import { Chart } from "./chart.js";
+import * as format from "./format.js";
+
+const MAX_POINTS = 2000; // of a curve in this page; then every second one goes
+const OVER = ["ended", "aborted"];
+const RECENT_S = 60; // so long an error counts as news
+
+const sessions = new Map();
+const rows = new Map();
+let chosen = decodeURIComponent(location.hash.slice(1));
+let now = 0;
+let isDrawing = false;
+
+const at = (id) => document.getElementById(id);
+
+const charts = {
+  accuracy: new Chart(at("chart-accuracy"), { format: (value) => `${+(100 * value).toFixed(1)} %`, top: 1 }),
+  loss: new Chart(at("chart-loss"), { format: format.number, tick: (value) => `${+value.toPrecision(3)}` }),
+  seconds: new Chart(at("chart-seconds"), { format: format.seconds, isSpiky: true }),
+  bytes: new Chart(at("chart-bytes"), { format: (value) => format.bytes(value), tick: (value) => format.bytes(value, true) }),
+};
+
+// ---------------------------------------------------------------- the feed
+
+function listen() {
+  const feed = new EventSource("/api/events");
+  feed.addEventListener("everything", (event) => take(JSON.parse(event.data), true));
+  feed.addEventListener("update", (event) => take(JSON.parse(event.data), false));
+  feed.addEventListener("error", () => {
+    setLive("off", "no connection, trying again");
+    if (feed.readyState === EventSource.CLOSED) setTimeout(listen, 3000); // refused; else the browser tries by itself
+  });
+}
+
+function take(told, isEverything) {
+  setLive("on", "live");
+  now = told.now;
+  const names = new Set(told.sessions.map((session) => session.name));
+  for (const name of [...sessions.keys()]) if (!names.has(name)) sessions.delete(name);
+  for (const session of told.sessions) {
+    const known = sessions.get(session.name);
+    if (known !== undefined && !isEverything) {
+      for (const [name, points] of Object.entries(session.curves)) {
+        session.curves[name] = extend(known.curves[name], points);
+      }
+    }
+    sessions.set(session.name, session);
+  }
+  if (!isDrawing) {
+    isDrawing = true;
+    requestAnimationFrame(draw);
+  }
+}
+
+function extend(curve, points) {
+  for (const point of points) {
+    while (curve.length > 0 && curve.at(-1)[0] >= point[0]) curve.pop();
+    curve.push(point);
+  }
+  return curve.length > MAX_POINTS ? curve.filter((_, index) => index % 2 === 0 || index === curve.length - 1) : curve;
+}
+
+function setLive(kind, text) {
+  at("live").className = `live ${kind}`;
+  setText(at("live"), text);
+}
+
+// ---------------------------------------------------------------- the page
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function current() {
+  if (sessions.has(chosen)) return sessions.get(chosen);
+  const all = [...sessions.values()];
+  return all.findLast((session) => !OVER.includes(session.phase)) ?? all.at(-1);
+}
+
+function draw() {
+  isDrawing = false;
+  const session = current();
+  if (session === undefined) return;
+  drawHead(session);
+  drawFigures(session);
+  charts.accuracy.show([session.curves.accuracy]);
+  charts.loss.show([session.curves.loss]);
+  charts.seconds.show([session.curves.seconds]);
+  charts.bytes.show([session.curves.wire, session.curves.float32]);
+  drawDevices(session);
+  drawHappenings(session);
+  drawSettings(session);
+}
+
+function drawHead(session) {
+  document.title = `${session.name}: ${session.phase} – EdgeNewton`;
+  const select = at("session");
+  select.hidden = sessions.size < 2;
+  at("name").hidden = !select.hidden;
+  setText(at("name"), session.name);
+  const names = [...sessions.keys()].reverse();
+  if ([...select.options].map((option) => option.value).join("\n") !== names.join("\n")) {
+    select.replaceChildren(...names.map((name) => new Option(name, name)));
+  }
+  select.value = session.name;
+  setText(at("phase"), session.phase);
+  at("phase").className = `pill ${session.phase}`;
+  setText(at("reason"), session.reason);
+}
+
+function drawFigures(session) {
+  setText(at("step"), format.count(session.step));
+  setText(at("pace"), session.steps_per_s > 0 ? `${session.steps_per_s.toFixed(1)} steps a second` : lasted(session));
+  setText(at("accuracy"), format.percent(session.accuracy));
+  const best = Math.max(...session.curves.accuracy.map(([, value]) => value));
+  setText(at("best"), Number.isFinite(best) ? `best ${format.percent(best)}` : "not tried yet");
+  setText(at("loss"), format.number(session.loss));
+  setText(at("samples"), session.samples > 0 ? `${format.count(session.samples)} samples` : "");
+  setText(at("count"), `${session.members}`);
+  const left = session.left_out > 0 ? `, ${format.count(session.left_out)} times late` : "";
+  setText(at("places"), `of ${session.places} places${left}`);
+  const total = session.received + session.sent;
+  setText(at("wire"), format.bytes(total));
+  setText(at("directions"), `${format.bytes(session.received, true)} in, ${format.bytes(session.sent, true)} out`);
+  const saved = Math.max(0, session.saved);
+  setText(at("saved"), saved > 0 ? format.bytes(saved) : "–");
+  const part = saved > 0 ? `${session.codec}: ${((total + saved) / total).toFixed(1)} times smaller` : session.codec;
+  setText(at("codec"), part);
+}
+
+function lasted(session) {
+  if (session.began_at === null) return "waits for its devices";
+  return `after ${format.seconds((session.ended_at ?? now) - session.began_at)}`;
+}
+
+function drawDevices(session) {
+  const body = at("devices");
+  const names = new Set(session.devices.map((device) => device.device));
+  for (const [name, row] of rows) {
+    if (!names.has(name)) {
+      row.remove();
+      rows.delete(name);
+    }
+  }
+  session.devices.forEach((device, index) => {
+    let row = rows.get(device.device);
+    if (row === undefined) {
+      row = makeRow();
+      rows.set(device.device, row);
+    }
+    if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
+    drawDevice(row, device, session);
+  });
+  at("no-devices").hidden = session.devices.length > 0;
+  const hidden = session.members + session.gone - session.devices.length;
+  at("more-devices").hidden = hidden <= 0;
+  setText(at("more-devices"), `and ${hidden} more`);
+}
+
+function makeRow() {
+  const row = document.createElement("tr");
+  for (const label of ["Device", "State", "Step", "Loss", "Lag", "Link now", "Link in all", "Saved"]) {
+    const cell = document.createElement("td");
+    cell.dataset.label = label;
+    cell.append(document.createElement("span"), document.createElement("small"));
+    row.append(cell);
+  }
+  return row;
+}
+
+function drawDevice(row, device, session) {
+  const isOver = ["finished", "gone"].includes(device.state);
+  row.className = isOver ? "over" : "";
+  const set = (index, text, below = "", kind = "") => {
+    const [main, small] = row.children[index].children;
+    setText(main, text);
+    setText(small, below);
+    small.className = kind;
+  };
+  const isOld = device.last_error_at !== null && now > device.last_error_at + RECENT_S;
+  set(0, device.device, device.last_error, isOld ? "error old" : "error");
+  set(1, device.state, device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "");
+  row.children[1].children[0].className = `state ${device.state}`;
+  set(2, format.count(device.step), device.left_out > 0 ? `late ${format.count(device.left_out)} ×` : "");
+  set(3, format.number(device.loss));
+  const behind = device.lag_steps > 1 ? `${format.count(device.lag_steps)} steps` : format.seconds(device.lag_s);
+  set(4, isOver || device.step === null ? "–" : behind);
+  set(5, isOver ? "–" : `${format.bytes(device.received_per_s)}/s in`, isOver ? "" : `${format.bytes(device.sent_per_s)}/s out`);
+  set(6, `${format.bytes(device.received)} in`, `${format.bytes(device.sent)} out`);
+  set(7, session.saved > 0 ? format.bytes(device.saved) : "–");
+}
+
+function drawHappenings(session) {
+  const list = at("happenings");
+  const key = JSON.stringify(session.happenings);
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  list.replaceChildren(
+    ...session.happenings.map((happening) => {
+      const item = document.createElement("li");
+      const kinds = { "left out": "late", phase: happening.text.split(":")[0] };
+      item.className = kinds[happening.kind] ?? happening.kind;
+      const time = document.createElement("time");
+      time.textContent = format.clock(happening.time_s);
+      const step = document.createElement("span");
+      step.className = "at";
+      step.textContent = happening.step === null ? "" : `step ${format.count(happening.step)}`;
+      const text = document.createElement("span");
+      text.className = "text";
+      text.textContent = sentence(happening);
+      item.append(time, step, text);
+      return item;
+    }),
+  );
+}
+
+function sentence({ kind, device, text }) {
+  if (kind === "phase") return text;
+  const who = device === "" ? "somebody" : device;
+  const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused" };
+  if (kind === "joined") return `${who} joined`;
+  return kind in verbs ? `${who} ${verbs[kind]}: ${text}` : `${who} ${text}`;
+}
+
+function drawSettings(session) {
+  const list = at("settings");
+  const entries = { ...session.settings, ...session.options };
+  const key = JSON.stringify(entries);
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  list.replaceChildren(
+    ...Object.entries(entries).map(([name, value]) => {
+      const entry = document.createElement("div");
+      const term = document.createElement("dt");
+      term.textContent = name.replaceAll("_", " ");
+      const text = document.createElement("dd");
+      text.textContent = value === null ? "–" : String(value);
+      entry.append(term, text);
+      return entry;
+    }),
+  );
+}
+
+at("session").addEventListener("change", (event) => {
+  chosen = event.target.value;
+  location.hash = encodeURIComponent(chosen);
+  draw();
+});
+
+fetch("/api/state")
+  .then((answer) => answer.json())
+  .then((told) => setText(at("version"), `EdgeNewton ${told.version}`))
+  .catch(() => {});
+listen();

@@ -1,0 +1,198 @@
+"""What a report tells of a run, and where it comes from: a coordinator's record, or the output of a Flower run."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgenewton.v1.fingerprint import TensorSpec
+from safetensors import SafetensorError, safe_open
+
+from coordinator.history import StepRecord
+from coordinator.record import Record, RecordError, SessionRecord
+from coordinator.statistics import DeviceStatistics, Happening, SessionStatistics
+
+RECORD_NAME = "record.sqlite"
+"""Name of the record in a Flower run's output."""
+HISTORY_NAME = "history.json"
+
+
+class ReportError(RuntimeError):
+    """There is nothing to report on; the text says why."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a Flower run."""
+
+    number: int
+    step: int
+    train: Mapping[str, float]
+    evaluate: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights in a file."""
+
+    name: str
+    step: str
+    task: str
+    size: int
+
+
+@dataclass
+class Run:
+    """What is known of a run."""
+
+    title: str
+    source: Path
+    sessions: list[str] = field(default_factory=list)
+    phase: str = ""
+    reason: str = ""
+    began_at: float | None = None
+    ended_at: float | None = None
+    steps: list[StepRecord] = field(default_factory=list)
+    """In order; of a long run not all."""
+    committed: int = 0
+    samples: int = 0
+    received: int = 0
+    sent: int = 0
+    saved: int = 0
+    left_out: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    devices: dict[str, DeviceStatistics] = field(default_factory=dict)
+    happenings: list[Happening] = field(default_factory=list)
+    tensors: tuple[TensorSpec, ...] = ()
+    settings: dict[str, object] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    @property
+    def accuracies(self) -> list[tuple[int, float]]:
+        """Accuracy on held-out samples after so many steps."""
+        tried = [(step.step, step.accuracy) for step in self.steps if step.accuracy is not None]
+        rounds = [(r.step, r.evaluate["accuracy"]) for r in self.rounds if "accuracy" in r.evaluate]
+        return sorted([*tried, *rounds])
+
+
+def read_run(source: Path, session: str | None = None) -> Run:
+    """Return what is known of a run.
+
+    Args:
+        source: a record of `edge-coordinator serve`, or the output folder of a Flower run.
+        session: the session to tell of; None for all of them.
+
+    Raises:
+        ReportError: there is no run; the text says why.
+
+    """
+    try:
+        if source.is_dir():
+            return _read_flower(source, session)
+        if not source.exists():
+            raise ReportError(f"{source} does not exist; name a coordinator's record or a Flower run's output folder")
+        run = Run("", source)
+        _read_record(run, source, session)
+    except RecordError as error:
+        raise ReportError(str(error)) from None
+    run.title = run.sessions[0] if len(run.sessions) == 1 else f"{len(run.sessions)} sessions"
+    return run
+
+
+def _read_flower(folder: Path, session: str | None) -> Run:
+    history, record = folder / HISTORY_NAME, folder / RECORD_NAME
+    if not history.exists() and not record.exists():
+        raise ReportError(f"{folder} has neither {HISTORY_NAME} nor {RECORD_NAME}; it is no Flower run's output folder")
+    run = Run(f"Flower run {folder.name}", folder)
+    if record.exists():
+        _read_record(run, record, session)
+    if history.exists():
+        try:
+            content = json.loads(history.read_text())
+            run.settings |= content["config"]
+            run.rounds = [_round(entry) for entry in content["rounds"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReportError(f"{history} is no history of a Flower run: {error!r}") from None
+    run.checkpoints = [_checkpoint(path) for path in folder.glob("round-*.safetensors")]
+    run.checkpoints.sort(key=lambda checkpoint: (len(checkpoint.name), checkpoint.name))
+    if run.rounds:
+        run.committed = max(run.committed, run.rounds[-1].step)
+    return run
+
+
+def _round(entry: Mapping[str, Any]) -> Round:
+    return Round(int(entry["round"]), int(entry["step"]), dict(entry.get("train", {})), dict(entry.get("evaluate", {})))
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        about = {"task": f"damaged: {error}"}
+    return Checkpoint(path.name, about.get("step", "?"), about.get("task", "?"), path.stat().st_size)
+
+
+def _read_record(run: Run, path: Path, session: str | None) -> None:
+    record = Record(path, read_only=True)
+    try:
+        known = record.sessions()
+        found = [entry for entry in known if session in (None, entry.name)]
+        if not found:
+            names = ", ".join(repr(entry.name) for entry in known) or "none"
+            raise ReportError(f"{path} has no session {session!r}; it has {names}" if session else f"{path} is empty")
+        for entry in found:
+            _add_session(run, entry, record.statistics(entry.name), record.history.steps(entry.name))
+    finally:
+        record.close()
+    run.steps.sort(key=lambda step: step.step)
+    run.happenings.sort(key=lambda happening: happening.time_s)
+
+
+def _add_session(run: Run, entry: SessionRecord, told: SessionStatistics, steps: list[StepRecord]) -> None:
+    # Bytes are counted for each session; the curve is of all.
+    offset = (run.received, run.sent, run.saved)
+    run.steps += [
+        replace(step, received=step.received + offset[0], sent=step.sent + offset[1], saved=step.saved + offset[2])
+        for step in steps
+    ]
+    run.sessions.append(entry.name)
+    run.phase, run.reason = entry.phase.value, entry.reason
+    times = [step.time_s for step in steps]
+    began_at = told.began_at if told.began_at is not None else min(times, default=None)
+    ended_at = told.ended_at if told.ended_at is not None else max(times, default=None)
+    run.began_at = min((t for t in (run.began_at, began_at) if t is not None), default=None)
+    run.ended_at = max((t for t in (run.ended_at, ended_at) if t is not None), default=None)
+    run.committed += told.steps
+    run.samples += told.samples
+    run.received += told.received
+    run.sent += told.sent
+    run.saved += told.saved
+    run.left_out += told.left_out
+    run.refusals += told.refusals
+    for device in told.devices.values():
+        _add_device(run, device)
+    run.happenings += [*told.happenings, *told.refused]
+    run.tensors = entry.fingerprint or run.tensors
+    run.settings |= entry.settings.model_dump(mode="json")
+    run.options |= entry.options
+
+
+def _add_device(run: Run, device: DeviceStatistics) -> None:
+    before = run.devices.get(device.device)
+    if before is not None:
+        device = replace(
+            device,
+            batches=before.batches + device.batches,
+            received=before.received + device.received,
+            sent=before.sent + device.sent,
+            saved=before.saved + device.saved,
+            left_out=before.left_out + device.left_out,
+            healings=before.healings + device.healings,
+            last_error=device.last_error or before.last_error,
+        )
+    run.devices[device.device] = device
