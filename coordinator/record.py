@@ -142,7 +142,7 @@ class Record:
             raise RecordError(f"{self.path} is damaged: {error}") from None
 
     def resumable(self) -> list[SessionRecord]:
-        """Return the sessions that have not ended.
+        """Return the sessions that have not ended, but for those that ended with the run that had opened them.
 
         Raises:
             RecordError: an entry cannot be read.
@@ -153,9 +153,10 @@ class Record:
             (Phase.ENDED.value,),
         ).fetchall()
         try:
-            return [self._session(*row) for row in rows]
+            sessions = [self._session(*row) for row in rows]
         except ValueError as error:
             raise RecordError(f"{self.path} is damaged: {error}") from None
+        return [s for s in sessions if s.phase is not Phase.ABORTED or s.settings.owner_lease_s is None]
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,4 @@
-"""`edge-coordinator serve`: one session on one address, until it is stopped."""
+"""`edge-coordinator serve`: one session, or those that runs open, on one address, until it is stopped."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from coordinator.cli.console import err, fail
 from coordinator.decisions import Phase
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
+from coordinator.session import Session
 from coordinator.settings import SessionSettings
 
 
@@ -43,6 +44,13 @@ def serve(
     heartbeat_s: Annotated[float, typer.Option(help="Seconds between two signs of life of an idle device.")] = 5.0,
     lease_s: Annotated[float, typer.Option(help="Seconds of silence after which a device loses its place.")] = 20.0,
     digest_every: Annotated[int, typer.Option(help="Steps between two comparisons of the devices' weights.")] = 50,
+    on_demand: Annotated[
+        bool,
+        typer.Option(
+            "--on-demand",
+            help="Begin without a session: Flower runs open theirs, with settings of their own.",
+        ),
+    ] = False,
     record: Annotated[
         Path | None, typer.Option(help="File that records the session, so that it outlives this process.")
     ] = None,
@@ -56,10 +64,13 @@ def serve(
 ) -> None:
     """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
 
+    With --on-demand it serves the sessions that Flower runs open, which name it: flwr run -c 'coordinator="host:port"'.
     With --record a session survives its coordinator: stop or kill it, start it with --resume, and the devices go on.
     """
     if resume and record is None:
         fail("--resume needs --record, the file to go on from", code=2)
+    if once and on_demand:
+        fail("--once ends with the session, and --on-demand begins without one: give one of them", code=2)
     try:
         settings = SessionSettings.model_validate(
             {
@@ -88,21 +99,23 @@ def serve(
                 f"{host} can be reached from other machines, and the link is plaintext: add --insecure",
                 code=2,
             )
-        err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
+        danger = "anybody who reaches this port can join, read and open sessions."
+        err.print(f"[bold red]WARNING[/]: plaintext on {host}: {danger}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         book = Record(record) if record is not None else None
         resumed = book.resumable() if book is not None and resume else []
     except RecordError as error:
         fail(str(error))
-    if resume and not resumed:
+    if resume and not resumed and not on_demand:
         err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
-    phase = asyncio.run(_serve(session, host, port, settings, once=once, record=book, resumed=resumed))
+    name = None if on_demand else session
+    phase = asyncio.run(_serve(name, host, port, settings, once=once, record=book, resumed=resumed))
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
 
 
 async def _serve(
-    name: str,
+    name: str | None,
     host: str,
     port: int,
     settings: SessionSettings,
@@ -110,30 +123,38 @@ async def _serve(
     once: bool,
     record: Record | None,
     resumed: list[SessionRecord],
-) -> Phase:
-    server = CoordinatorServer(host, port, record)
+) -> Phase | None:
+    """Serve until a signal comes, or until the session is over; return its phase."""
+    server = CoordinatorServer(host, port, record, is_controlled=True)
+    session: Session | None = None
     try:
         # Before it listens: a device that comes back finds its session.
         for known in resumed:
             session = server.service.resume_session(known)
-        if not resumed:
+        if not resumed and name is not None:
             session = server.service.create_session(name, settings)
         await server.start()
     except (OSError, ValueError) as error:
         fail(str(error))
-    waits = f"resumes at step {session.step.number}" if resumed else f"waits for {session.settings.devices} devices"
-    typer.echo(f"coordinator listens on {server.address}; session {session.name!r} {waits}")
+    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    while not stop.is_set() and not (once and session.is_over):
+    while not stop.is_set() and not (once and session is not None and session.is_over):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)
     await server.stop("the coordinator was stopped", suspend=record is not None)
     if record is not None:
         record.close()
-    return session.phase
+    return session.phase if session is not None else None
+
+
+def _plan(session: Session | None, *, is_resumed: bool) -> str:
+    if session is None:
+        return "runs open their sessions"
+    waits = f"resumes at step {session.step.number}" if is_resumed else f"waits for {session.settings.devices} devices"
+    return f"session {session.name!r} {waits}"
 
 
 def _is_loopback(host: str) -> bool:
