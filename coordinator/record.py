@@ -159,13 +159,18 @@ class Record:
             raise RecordError(f"{self.path} is damaged: {error}") from None
 
     def resumable(self) -> list[SessionRecord]:
-        """Return the sessions that have not ended.
+        """Return the sessions that have not ended, but for those that ended with the run that had opened them.
 
         Raises:
             RecordError: an entry cannot be read.
 
         """
-        return [session for session in self.sessions() if session.phase is not Phase.ENDED]
+        return [
+            session
+            for session in self.sessions()
+            if session.phase is not Phase.ENDED
+            and (session.phase is not Phase.ABORTED or session.settings.owner_lease_s is None)
+        ]
 
     def sessions(self) -> list[SessionRecord]:
         """Return all sessions, the oldest first.

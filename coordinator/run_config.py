@@ -30,10 +30,9 @@ class RunConfig(BaseModel):
     """Folder for checkpoints and the history; a relative one begins where the SuperLink was started."""
     codec: CodecName = "fp32"
     """How tensors are written on the wire."""
-    coordinator_host: str = "127.0.0.1"
-    """Address that the embedded coordinator listens on."""
-    coordinator_port: Annotated[int, Field(ge=0, le=65_535)] = 0
-    """Port that it listens on; 0 takes a free one."""
+    coordinator: Annotated[str, Field(pattern=r"^$|^\S+:\d+$")] = ""
+    """Address, host:port, of a coordinator that is a process of its own (`edge-coordinator serve --on-demand`), for the
+    ServerApp and for all devices; empty to run one inside the ServerApp, for devices on the same machine."""
     step_deadline_s: Seconds = 60.0
     """Seconds that a step may take."""
     join_deadline_s: Seconds = 60.0

@@ -10,15 +10,24 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 from edgenewton.memory import keep_freed_memory
-from edgenewton.v1 import MAX_MESSAGE_BYTES, TRANSPORT_OPTIONS, exchange_pb2, exchange_pb2_grpc
+from edgenewton.v1 import (
+    MAX_MESSAGE_BYTES,
+    TRANSPORT_OPTIONS,
+    control_pb2,
+    control_pb2_grpc,
+    exchange_pb2,
+    exchange_pb2_grpc,
+)
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from coordinator.control import ControlService
 from coordinator.record import Record
 from coordinator.service import GradientExchangeService
 from coordinator.settings import SessionSettings
 
 SERVICE_NAME: str = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"].full_name
+CONTROL_NAME: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 T = TypeVar("T")
@@ -56,10 +65,21 @@ def _handlers(service: GradientExchangeService) -> "grpc.GenericRpcHandler[Any, 
 
 
 class CoordinatorServer:
-    """One coordinator, listening on one address. Use it on a running event loop."""
+    """One coordinator, listening on one address. Use it on a running event loop.
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, record: Record | None = None) -> None:
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        record: where its sessions are recorded; None for nowhere.
+        is_controlled: whether runs in other processes may open sessions.
+
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, record: Record | None = None, *, is_controlled: bool = False
+    ) -> None:
         self.service = GradientExchangeService(record)
+        self.is_controlled = is_controlled
         self.host = host
         self.port = port
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
@@ -81,7 +101,10 @@ class CoordinatorServer:
         keep_freed_memory()
         self._server.add_generic_rpc_handlers((_handlers(self.service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self.is_controlled:
+            control_pb2_grpc.add_ControlServicer_to_server(ControlService(self.service), self._server)
+            names.append(CONTROL_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
             self.port = self._server.add_insecure_port(self.address)

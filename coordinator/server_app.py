@@ -1,12 +1,15 @@
-"""Flower's ServerApp: embeds a coordinator, and runs the rounds."""
+"""Flower's ServerApp: embeds a coordinator or asks one that is a process of its own, and runs the rounds."""
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.checkpoint import save_history
+from coordinator.remote import SessionHost, remote_coordinator
 from coordinator.run_config import RunConfig, split_run_config
 from coordinator.server import embedded_coordinator
 from coordinator.strategy import NewtonStrategy
@@ -24,9 +27,8 @@ def main(grid: Grid, context: Context) -> None:
     _show_log()
     config, device_settings = split_run_config(context.run_config)
     _wait_for_nodes(grid, config)
-    with embedded_coordinator(config.coordinator_host, config.coordinator_port) as coordinator:
-        log.info("coordinator listens on %s", coordinator.address)
-        strategy = NewtonStrategy(coordinator, config, device_settings)
+    with _coordinator(config) as coordinator:
+        strategy = NewtonStrategy(coordinator, config, device_settings, run=str(context.run_id))
         try:
             strategy.start(
                 grid=grid,
@@ -37,6 +39,18 @@ def main(grid: Grid, context: Context) -> None:
         finally:
             path = save_history(strategy.history, context.run_config, config.output)
             log.info("history %s", path)
+
+
+@contextmanager
+def _coordinator(config: RunConfig) -> Iterator[SessionHost]:
+    if config.coordinator:
+        with remote_coordinator(config.coordinator) as remote:
+            log.info("coordinator at %s", remote.address)
+            yield remote
+    else:
+        with embedded_coordinator() as embedded:
+            log.info("coordinator listens on %s", embedded.address)
+            yield embedded
 
 
 def _show_log() -> None:

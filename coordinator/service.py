@@ -164,7 +164,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                     await outbox.wake.wait()
             status, reason = outbox.end
             if status is not Status.OK:
-                await _abort(context, RefusedError(status, reason))
+                await abort_call(context, RefusedError(status, reason))
         except RefusedError as error:
             room.remove(device, error.reason, time.monotonic(), error.status)
             await self._refuse(context, error, room.session.name, device)
@@ -242,7 +242,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def _refuse(self, context: _Context, error: RefusedError, session: str = "", device: str = "") -> NoReturn:
         self._note_refusal(error, session, device)
-        await _abort(context, error)
+        await abort_call(context, error)
 
     def _note_refusal(self, error: RefusedError, session: str, device: str) -> None:
         log.warning("refused: %s", error.reason)
@@ -317,6 +317,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 )
 
 
-async def _abort(context: _Context, error: RefusedError) -> NoReturn:
+async def abort_call(context: _Context, error: RefusedError) -> NoReturn:
+    """End a call with the status and the text of a refusal."""
     await context.abort(grpc.StatusCode[error.status.name], error.reason)
     raise AssertionError("abort() does not return")

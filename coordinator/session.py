@@ -52,6 +52,7 @@ class Session:
         self._weights_digest = b""
         self._gathering_since: float | None = None
         self._active_at: float | None = None
+        self._owner_heard_at: float | None = None
         self._short_since: float | None = None
         self._left_out: list[str] = []
         self._someone_finished = False
@@ -169,6 +170,10 @@ class Session:
             self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
             self._advance(now)
 
+    def keep(self, now: float) -> None:
+        """Take a sign of life of whoever opened the session."""
+        self._owner_heard_at = now
+
     def abort(self, reason: str) -> None:
         """End the session early; every device is told why."""
         if not self.is_over:
@@ -225,6 +230,7 @@ class Session:
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""
         settings = self.settings
+        self._watch_owner(now)
         for device in self.members.silent(settings.lease_s, now):
             reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
             self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
@@ -252,6 +258,15 @@ class Session:
         self.phase = phase
         self.reason = reason
         self._decide(PhaseChanged(phase, reason))
+
+    def _watch_owner(self, now: float) -> None:
+        lease_s = self.settings.owner_lease_s
+        if lease_s is None or self.is_over:
+            return
+        if self._owner_heard_at is None:
+            self._owner_heard_at = now
+        elif now >= self._owner_heard_at + lease_s:
+            self._finish(Phase.ABORTED, f"nothing was heard for {lease_s:g} s from the run that opened it")
 
     def _finish(self, phase: Phase, reason: str) -> None:
         status = Status.OK if phase is Phase.ENDED else Status.ABORTED

@@ -43,6 +43,8 @@ class SessionSettings(BaseModel):
     """Seconds without a sign of life, after which a device loses its place."""
     idle_deadline_s: Seconds = 600.0
     """Seconds in which no device contributes anything, after which the session is aborted."""
+    owner_lease_s: Seconds | None = None
+    """Seconds without a sign of life from whoever opened the session, after which it is aborted; None for never."""
     digest_every: Annotated[int, Field(ge=0)] = 50
     """Steps between two comparisons of the devices' weights; 0 for never."""
     first_step: Annotated[int, Field(ge=0)] = 0

@@ -10,8 +10,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from coordinator.checkpoint import save_checkpoint
+from coordinator.remote import SessionHost
 from coordinator.run_config import RunConfig
-from coordinator.server import EmbeddedCoordinator
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,17 @@ class NewtonStrategy(FedAvg):
         coordinator: where the devices exchange their gradients.
         config: how the run is organised.
         device_settings: settings for the devices, which check them.
+        run: id of the run, which tells its sessions from those of others.
 
     """
 
     def __init__(
         self,
-        coordinator: EmbeddedCoordinator,
+        coordinator: SessionHost,
         config: RunConfig,
         device_settings: dict[str, object],
+        *,
+        run: str,
     ) -> None:
         super().__init__(
             min_train_nodes=config.devices,
@@ -50,6 +53,7 @@ class NewtonStrategy(FedAvg):
         self._coordinator = coordinator
         self._config = config
         self._settings_json = json.dumps(device_settings)
+        self._run = run
         self._session = ""
 
     def device_config(self) -> ConfigRecord:
@@ -61,7 +65,7 @@ class NewtonStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Open the round's session and invite the nodes to it."""
         before = self._config.steps_before(server_round)
-        self._session = f"round-{server_round}"
+        self._session = f"run-{self._run}-round-{server_round}"
         config.update(self.device_config())
         config["coordinator"] = self._coordinator.address
         config["session"] = self._session

@@ -1,4 +1,4 @@
-"""`edge-coordinator serve`: one session on one address, until it is stopped."""
+"""`edge-coordinator serve`: one session, or those that runs open, on one address, until it is stopped."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from coordinator.dashboard.server import DashboardServer
 from coordinator.decisions import Phase
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
+from coordinator.session import Session
 from coordinator.settings import SessionSettings
 from coordinator.tensorboard import TensorBoardError, TensorBoardWriter
 
@@ -45,6 +46,13 @@ def serve(
     heartbeat_s: Annotated[float, typer.Option(help="Seconds between two signs of life of an idle device.")] = 5.0,
     lease_s: Annotated[float, typer.Option(help="Seconds of silence after which a device loses its place.")] = 20.0,
     digest_every: Annotated[int, typer.Option(help="Steps between two comparisons of the devices' weights.")] = 50,
+    on_demand: Annotated[
+        bool,
+        typer.Option(
+            "--on-demand",
+            help="Begin without a session: Flower runs open theirs, with settings of their own.",
+        ),
+    ] = False,
     record: Annotated[
         Path | None, typer.Option(help="File that records the session, so that it outlives this process.")
     ] = None,
@@ -68,10 +76,13 @@ def serve(
 ) -> None:
     """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
 
+    With --on-demand it serves the sessions that Flower runs open, which name it: flwr run -c 'coordinator="host:port"'.
     With --record a session survives its coordinator: stop or kill it, start it with --resume, and the devices go on.
     """
     if resume and record is None:
         fail("--resume needs --record, the file to go on from", code=2)
+    if once and on_demand:
+        fail("--once ends with the session, and --on-demand begins without one: give one of them", code=2)
     try:
         settings = SessionSettings.model_validate(
             {
@@ -104,11 +115,12 @@ def serve(
         resumed = book.resumable() if book is not None and resume else []
     except RecordError as error:
         fail(str(error))
-    if resume and not resumed:
+    if resume and not resumed and not on_demand:
         err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
     page = (page_host, page_port) if page_port is not None else None
+    name = None if on_demand else session
     serving = _serve(
-        (host, port), session, settings, page=page, tensorboard=tensorboard, once=once, record=book, resumed=resumed
+        (host, port), name, settings, page=page, tensorboard=tensorboard, once=once, record=book, resumed=resumed
     )
     phase = asyncio.run(serving)
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
@@ -126,7 +138,7 @@ class Companion(Protocol):
 
 async def _serve(
     address: tuple[str, int],
-    name: str,
+    name: str | None,
     settings: SessionSettings,
     *,
     page: tuple[str, int] | None,
@@ -134,14 +146,16 @@ async def _serve(
     once: bool,
     record: Record | None,
     resumed: list[SessionRecord],
-) -> Phase:
-    server = CoordinatorServer(*address, record)
+) -> Phase | None:
+    """Serve until a signal comes, or until the session is over; return its phase."""
+    server = CoordinatorServer(*address, record, is_controlled=True)
+    session: Session | None = None
     companions: list[Companion] = []
     try:
         # Before it listens: a device that comes back finds its session.
         for known in resumed:
             session = server.service.resume_session(known)
-        if not resumed:
+        if not resumed and name is not None:
             session = server.service.create_session(name, settings)
         if tensorboard is not None:
             companions.append(TensorBoardWriter(server.service.all_events, tensorboard))
@@ -152,8 +166,7 @@ async def _serve(
         await server.start()
     except (OSError, ValueError, RecordError, TensorBoardError) as error:
         fail(str(error))
-    waits = f"resumes at step {session.step.number}" if resumed else f"waits for {session.settings.devices} devices"
-    typer.echo(f"coordinator listens on {server.address}; session {session.name!r} {waits}")
+    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     for companion in companions:
         if isinstance(companion, DashboardServer):
             typer.echo(f"page and metrics are at {companion.url}/")
@@ -161,7 +174,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    while not stop.is_set() and not (once and session.is_over):
+    while not stop.is_set() and not (once and session is not None and session.is_over):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 0.1)
     await server.stop("the coordinator was stopped", suspend=record is not None)
@@ -169,7 +182,14 @@ async def _serve(
         await companion.stop()
     if record is not None:
         record.close()
-    return session.phase
+    return session.phase if session is not None else None
+
+
+def _plan(session: Session | None, *, is_resumed: bool) -> str:
+    if session is None:
+        return "runs open their sessions"
+    waits = f"resumes at step {session.step.number}" if is_resumed else f"waits for {session.settings.devices} devices"
+    return f"session {session.name!r} {waits}"
 
 
 def _check_exposure(host: str, *, insecure: bool) -> None:
@@ -177,4 +197,5 @@ def _check_exposure(host: str, *, insecure: bool) -> None:
         return
     if not insecure:
         fail(f"{host} can be reached from other machines, and the link is plaintext: add --insecure", code=2)
-    err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches this port can join and read.")
+    danger = "anybody who reaches this port can join, read and open sessions."
+    err.print(f"[bold red]WARNING[/]: plaintext on {host}: {danger}")

@@ -39,7 +39,7 @@ def test_settings_of_the_devices_are_passed_on():
         ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd' or 'topk' \(it is 'zip'\)"),
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
         ({"step-deadline-s": -1}, "step-deadline-s: "),
-        ({"coordinator-port": 70000}, "coordinator-port: "),
+        ({"coordinator": "gateway"}, "coordinator: .*(it is 'gateway')"),
     ],
 )
 def test_impossible_values_are_named(changes, message):

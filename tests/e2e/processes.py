@@ -16,11 +16,14 @@ IMPATIENT = ("--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0")
 
 
 class Coordinator:
-    """`edge-coordinator serve` on a free port, for the length of a `with` block."""
+    """`edge-coordinator serve` on a free port, for the length of a `with` block.
 
-    def __init__(self, session: str, devices: int, *options: str) -> None:
-        place = f"serve --session {session} --port 0 --devices {devices} --once"
-        self._arguments = [COORDINATOR, *place.split(), *options]
+    Without a session it serves those that runs open.
+    """
+
+    def __init__(self, session: str | None, devices: int = 0, *options: str) -> None:
+        place = f"--session {session} --devices {devices} --once" if session else "--on-demand"
+        self._arguments = [COORDINATOR, "serve", "--port=0", *place.split(), *options]
 
     def __enter__(self) -> "Coordinator":
         self.process = subprocess.Popen(
