@@ -76,7 +76,7 @@ def random_fault(number: int, steps: int) -> Fault:
 
 
 def _cut_mid_frame(fleet: Fleet) -> None:
-    fleet.proxies[1].cut_after_bytes = 3_000
+    fleet.proxies[1].cut_after(3_000)
 
 
 def run(fault: Fault, settings: FleetSettings) -> Outcome:
