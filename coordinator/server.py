@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import Future
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from edgenewton.loop_thread import LoopThread
 from edgenewton.memory import keep_freed_memory
 from edgenewton.v1 import (
     MAX_MESSAGE_BYTES,
@@ -133,9 +132,7 @@ class EmbeddedCoordinator:
     """A coordinator in a thread of its own, for programs that are not asynchronous themselves."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="coordinator", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("coordinator")
         self._server = self._call(self._start(host, port))
 
     @property
@@ -154,9 +151,7 @@ class EmbeddedCoordinator:
     def stop(self, reason: str = "the coordinator stops") -> None:
         """Abort what is running and end the thread."""
         self._call(self._server.stop(reason))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
-        self._loop.close()
+        self._loop.stop()
 
     async def _start(self, host: str, port: int) -> CoordinatorServer:
         server = CoordinatorServer(host, port)
@@ -169,9 +164,8 @@ class EmbeddedCoordinator:
     async def _abort(self, name: str, reason: str) -> None:
         self._server.service.abort(name, reason)
 
-    def _call(self, coroutine: Coroutine[object, object, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        return future.result(timeout=30)
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._loop.call(coroutine, timeout_s=30)
 
 
 @contextlib.contextmanager
