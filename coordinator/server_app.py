@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.checkpoint import save_history
+from coordinator.observer import RunObserver
 from coordinator.remote import SessionHost, remote_coordinator
 from coordinator.run_config import RunConfig, split_run_config
 from coordinator.server import embedded_coordinator
@@ -28,7 +29,8 @@ def main(grid: Grid, context: Context) -> None:
     config, device_settings = split_run_config(context.run_config)
     _wait_for_nodes(grid, config)
     with _coordinator(config) as coordinator:
-        strategy = NewtonStrategy(coordinator, config, device_settings, run=str(context.run_id))
+        observer = RunObserver(config.output)
+        strategy = NewtonStrategy(coordinator, config, device_settings, run=str(context.run_id), observer=observer)
         try:
             strategy.start(
                 grid=grid,
@@ -37,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
                 timeout=config.round_deadline_s,
             )
         finally:
+            observer.close()
             path = save_history(strategy.history, context.run_config, config.output)
             log.info("history %s", path)
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from coordinator.checkpoint import save_checkpoint
+from coordinator.observer import RunObserver
 from coordinator.remote import SessionHost
 from coordinator.run_config import RunConfig
 
@@ -33,6 +34,7 @@ class NewtonStrategy(FedAvg):
         config: how the run is organised.
         device_settings: settings for the devices, which check them.
         run: id of the run, which tells its sessions from those of others.
+        observer: keeps what happens in the rounds; None for nobody.
 
     """
 
@@ -43,6 +45,7 @@ class NewtonStrategy(FedAvg):
         device_settings: dict[str, object],
         *,
         run: str,
+        observer: RunObserver | None = None,
     ) -> None:
         super().__init__(
             min_train_nodes=config.devices,
@@ -52,6 +55,7 @@ class NewtonStrategy(FedAvg):
         self.history: list[dict[str, Any]] = []
         self._coordinator = coordinator
         self._config = config
+        self._observer = observer
         self._settings_json = json.dumps(device_settings)
         self._run = run
         self._session = ""
@@ -71,9 +75,10 @@ class NewtonStrategy(FedAvg):
         config["session"] = self._session
         config["steps"] = self._config.steps_before(server_round + 1) - before
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._coordinator.create_session(
-            self._session, self._config.session_settings(server_round, devices=len(messages))
-        )
+        settings = self._config.session_settings(server_round, devices=len(messages))
+        self._coordinator.create_session(self._session, settings)
+        if self._observer is not None:
+            self._observer.observe(self._coordinator.address, self._session, settings)
         return messages
 
     def aggregate_train(

@@ -28,8 +28,54 @@ class TensorBoardError(RuntimeError):
     """No event files can be written; the text says why."""
 
 
+class EventFiles:
+    """TensorBoard's files of one run.
+
+    Args:
+        folder: gets the files.
+
+    Raises:
+        TensorBoardError: the package is not installed, or the folder cannot be made.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_installed()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TensorBoardError(f"no event files can be written to {folder}: {error.strerror or error}") from None
+        self._folder = folder
+        self._writer: EventFileWriter | None = None
+
+    def write(self, event: pb.SessionEvent, told: SessionStatistics) -> None:
+        """Write a committed step; `told` has taken it in."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(event.step, told)]
+        self._open(event).add_event(Event(wall_time=event.time_s, step=event.step.step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self, event: pb.SessionEvent) -> "EventFileWriter":
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if self._writer is None:
+            self._writer = EventFileWriter(str(self._folder), flush_secs=FLUSH_S)
+            # Steps from this one on are new, also where an earlier process got further before it was killed.
+            begin = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=event.time_s, step=event.step.step, session_log=begin))
+        return self._writer
+
+
 class TensorBoardWriter:
-    """Writes what happens in all sessions into event files. Use it on the event loop of the events.
+    """Writes what happens in all sessions of a coordinator. Use it on the event loop of the events.
 
     It reads the events at its own pace and writes in a thread: a slow disk delays nothing else. Should it fall behind
     the history that is kept, steps are missing in the files.
@@ -39,21 +85,15 @@ class TensorBoardWriter:
         folder: gets a folder for each session.
 
     Raises:
-        TensorBoardError: the package is not installed, or the folder cannot be made.
+        TensorBoardError: the package is not installed.
 
     """
 
     def __init__(self, events: EventLog, folder: Path) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise TensorBoardError("event files need the package tensorboard: pip install 'edgenewton[tensorboard]'")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TensorBoardError(f"no event files can be written to {folder}: {error.strerror or error}") from None
+        check_installed()
         self._events = events
         self._folder = folder
-        self._sessions: dict[str, SessionStatistics] = {}
-        self._writers: dict[str, EventFileWriter] = {}
+        self._sessions: dict[str, tuple[SessionStatistics, EventFiles]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,49 +109,37 @@ class TensorBoardWriter:
     async def _follow(self) -> None:
         try:
             async for event in self._events.follow():
-                told = self._sessions.setdefault(event.session, SessionStatistics(event.session))
+                name = event.session
+                if name not in self._sessions:
+                    files = await asyncio.to_thread(EventFiles, self._folder / _folder_name(name))
+                    self._sessions[name] = SessionStatistics(name), files
+                told, files = self._sessions[name]
                 told.apply(event)
                 if event.WhichOneof("event") == "step":
-                    await asyncio.to_thread(self._write, event, told)
+                    await asyncio.to_thread(files.write, event, told)
                 elif told.ended_at is not None:
-                    await asyncio.to_thread(self._close, event.session)
+                    del self._sessions[name]
+                    await asyncio.to_thread(files.close)
         except Exception:  # the exchange shares this loop, and goes on
             log.exception("no more TensorBoard event files are written")
         finally:
-            await asyncio.to_thread(self._close_all)
+            for _, files in self._sessions.values():
+                await asyncio.to_thread(files.close)
 
-    def _write(self, event: pb.SessionEvent, told: SessionStatistics) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(event.step, told)]
-        self._writer(event).add_event(
-            Event(wall_time=event.time_s, step=event.step.step, summary=Summary(value=values))
-        )
+def check_installed() -> None:
+    """Check that TensorBoard's package is there.
 
-    def _writer(self, event: pb.SessionEvent) -> "EventFileWriter":
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    Raises:
+        TensorBoardError: it is not.
 
-        writer = self._writers.get(event.session)
-        if writer is None:
-            folder = self._folder / (quote(event.session, safe=" ") if event.session.strip(".") else "session")
-            writer = EventFileWriter(str(folder), flush_secs=FLUSH_S)
-            # Steps from this one on are new, also where an earlier process got further before it was killed.
-            begin = SessionLog(status=SessionLog.START)
-            writer.add_event(Event(wall_time=event.time_s, step=event.step.step, session_log=begin))
-            self._writers[event.session] = writer
-        return writer
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise TensorBoardError("event files need the package tensorboard: pip install 'edgenewton[tensorboard]'")
 
-    def _close(self, session: str) -> None:
-        self._sessions.pop(session, None)
-        writer = self._writers.pop(session, None)
-        if writer is not None:
-            writer.close()
 
-    def _close_all(self) -> None:
-        for session in list(self._writers):
-            self._close(session)
+def _folder_name(session: str) -> str:
+    return quote(session, safe=" ") if session.strip(".") else "session"
 
 
 def _scalars(step: pb.StepCommitted, told: SessionStatistics) -> Iterator[tuple[str, float]]:

@@ -11,11 +11,10 @@ from edgenewton.v1.fingerprint import TensorSpec
 from safetensors import SafetensorError, safe_open
 
 from coordinator.history import StepRecord
+from coordinator.observer import RECORD_NAME
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.statistics import DeviceStatistics, Happening, SessionStatistics
 
-RECORD_NAME = "record.sqlite"
-"""Name of the record in a Flower run's output."""
 HISTORY_NAME = "history.json"
 
 

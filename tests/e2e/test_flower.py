@@ -5,10 +5,13 @@ import re
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.demo_results import DemoFailedError, read_rounds
 from benchmarks.private_flower import private_flower
 from benchmarks.union_batch import train_union
+from coordinator.report.html import render
+from coordinator.report.run import read_run
 from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
 from edge_client.settings import TrainSettings
@@ -39,6 +42,16 @@ def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
     assert [(entry["round"], entry["step"]) for entry in history["rounds"]] == [(1, 6), (2, 13)]
     for entry in history["rounds"]:
         assert 0 < entry["evaluate"]["accuracy"] <= 1
+
+    # Every step of both rounds was kept, for the report and for TensorBoard.
+    reported = read_run(tmp_path)
+    assert [step.step for step in reported.steps] == list(range(13))
+    assert all(step.devices == DEVICES for step in reported.steps)
+    assert [checkpoint.step for checkpoint in reported.checkpoints] == ["6", "13"]
+    assert reported.received == sum(device.received for device in reported.devices.values()) > 0
+    assert "<h2>Rounds</h2>" in render(reported)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(13))
 
     # Two rounds, the optimizer's state carried over, are one training on the union batch.
     expected = TrainSettings(steps=13, curvature="eva", batch_size=16)
