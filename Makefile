@@ -2,7 +2,7 @@ BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
 BENCHMARKS := demo convergence overhead drift exchange codecs faults inference
 
-.PHONY: help setup demo test check format proto bench clean distclean
+.PHONY: help setup demo test test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,10 @@ demo: setup ## four devices train a digit recogniser together, then recognise wi
 
 test: setup ## run the tests; ARGS="-k words" picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-docker: setup ## the same on a fleet of containers, for real (ten minutes; starts a Docker Engine if it can)
+	.ci/docker-engine
+	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
 check: setup ## style, types, and generated code
 	$(BIN)/ruff check $(PACKAGES)

@@ -4,7 +4,7 @@
 DOCKER=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-edgenewton}
 export IMAGE=${IMAGE:-edgenewton:latest}
-FLEET=$DOCKER/.fleet/$COMPOSE_PROJECT_NAME # what was made for this fleet
+export FLEET=$DOCKER/.fleet/$COMPOSE_PROJECT_NAME # what was made for this fleet
 
 fail() {
     echo "$(basename "$0"): $*" >&2

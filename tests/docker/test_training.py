@@ -1,0 +1,49 @@
+"""Training on a fleet, without and with faults: a device is killed, and the coordinator is restarted."""
+
+import pytest
+import torch
+from fleet import docker
+
+from edge_client.inference import Artefact
+from edge_client.tasks.digits import DigitsTask
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+
+TARGET = 0.95
+SETTINGS = "steps=30 rounds=1 seed=0"
+TASK = DigitsTask()
+VICTIM = "device-2"
+
+
+def weights(folder):
+    return Artefact.from_checkpoint(folder / "round-1.safetensors").weights
+
+
+def test_the_fleet_trains_to_the_target(faultless):
+    last, _ = faultless
+    assert last["step"] == 30
+    assert last["evaluate"]["accuracy"] >= TARGET
+
+
+@pytest.mark.parametrize("device", [1, 3])
+def test_a_device_recognises_what_the_fleet_has_learnt(fleet, faultless, device, tmp_path):
+    recognised = [fleet.recognise(device, sample) for sample in range(20)]
+    truth = [TASK.save_sample(sample, tmp_path / "sample.png") for sample in range(20)]
+    assert sum(map(str.__eq__, recognised, truth)) >= 18
+
+
+def test_a_killed_device_and_a_restarted_coordinator_change_nothing(fleet, faultless, tmp_path):
+    victim, coordinator = fleet.container(VICTIM), fleet.container("coordinator")
+
+    def kill_and_start() -> None:
+        docker("kill", victim)
+        docker("start", victim)
+
+    last = fleet.train(tmp_path, SETTINGS, {8: kill_and_start, 20: lambda: docker("restart", coordinator)})
+    assert last["step"] == 30
+    assert last["evaluate"]["num-examples"] == faultless[0]["evaluate"]["num-examples"]  # of all devices
+    assert last["evaluate"]["accuracy"] == pytest.approx(faultless[0]["evaluate"]["accuracy"], abs=0.02)
+    for name, tensor in weights(faultless[1]).items():
+        torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=1e-2)
+    # The victim serves what it helped to train.
+    assert fleet.recognise(2, 3) == fleet.recognise(1, 3) == TASK.save_sample(3, tmp_path / "sample.png")
