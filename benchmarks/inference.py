@@ -179,10 +179,10 @@ def measure_training(folder: Path, rounds: int, seconds: float, figures: Figures
             coordinator.create_session(f"round-{number}", SessionSettings(devices=1))
             job = TrainJob(
                 DeviceData(settings, 0, 1),
-                run=f"run-{number}",
                 coordinator=coordinator.address,
                 session=f"round-{number}",
                 device="device",
+                first_step=0,
                 steps=settings.steps,
                 weights=initial_weights(settings),
             )

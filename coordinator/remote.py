@@ -36,6 +36,9 @@ class SessionHost(Protocol):
     def create_session(self, name: str, settings: SessionSettings) -> None:
         """Create a session that devices can join."""
 
+    def is_over(self, name: str) -> bool:
+        """Tell whether a session has ended or was aborted."""
+
     def abort(self, name: str, reason: str) -> None:
         """End a session early and release its devices; nothing happens if it is over."""
 
@@ -72,6 +75,10 @@ class RemoteCoordinator:
             raise CoordinatorError(self._explain(error, f"session {name!r} cannot be opened")) from None
         self._kept |= {name}
 
+    def is_over(self, name: str) -> bool:
+        """Tell whether a session has ended or was aborted; not while the coordinator cannot be asked."""
+        return self._keep(name)
+
     def abort(self, name: str, reason: str) -> None:
         """End a session early and release its devices; a coordinator that is gone ends it by itself."""
         self._kept -= {name}
@@ -91,11 +98,18 @@ class RemoteCoordinator:
     def _keep_alive(self) -> None:
         while not self._is_closed.wait(_KEEP_EVERY_S):
             for name in sorted(self._kept):
-                try:
-                    self._stub.KeepSession(pb.KeepSessionRequest(session=name), timeout=_CALL_TIMEOUT_S)
-                except grpc.RpcError as error:
-                    # One that does not know it has lost it: the devices are told so, and end the round.
-                    log.warning("%s", self._explain(error, f"session {name!r} cannot be kept alive"))
+                self._keep(name)
+
+    def _keep(self, name: str) -> bool:
+        """Give a sign of life for a session; return whether it is over."""
+        try:
+            request = pb.KeepSessionRequest(session=name)
+            reply: pb.KeepSessionReply = self._stub.KeepSession(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            log.warning("%s", self._explain(error, f"session {name!r} cannot be kept alive"))
+            # One that does not know it was started anew without its record.
+            return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND
+        return reply.is_over
 
     def _explain(self, error: grpc.RpcError, what: str) -> str:
         code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))

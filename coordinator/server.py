@@ -144,6 +144,10 @@ class EmbeddedCoordinator:
         """Create a session that devices can join."""
         self._call(self._create_session(name, settings))
 
+    def is_over(self, name: str) -> bool:
+        """Tell whether a session has ended or was aborted."""
+        return self._call(self._is_over(name))
+
     def abort(self, name: str, reason: str) -> None:
         """End a session early and release its devices."""
         self._call(self._abort(name, reason))
@@ -160,6 +164,9 @@ class EmbeddedCoordinator:
 
     async def _create_session(self, name: str, settings: SessionSettings) -> None:
         self._server.service.create_session(name, settings)
+
+    async def _is_over(self, name: str) -> bool:
+        return self._server.service.registry.find(name).is_over
 
     async def _abort(self, name: str, reason: str) -> None:
         self._server.service.abort(name, reason)

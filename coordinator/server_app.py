@@ -1,14 +1,14 @@
 """Flower's ServerApp: embeds a coordinator or asks one that is a process of its own, and runs the rounds."""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.checkpoint import save_history
+from coordinator.checkpoint import CheckpointError, load_checkpoint
+from coordinator.nodes import OpenGrid
 from coordinator.observer import RunObserver
 from coordinator.remote import SessionHost, remote_coordinator
 from coordinator.run_config import RunConfig, split_run_config
@@ -19,29 +19,42 @@ log = logging.getLogger(__name__)
 
 app = ServerApp()
 
-_POLL_S = 0.2
-
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train a model over the nodes of the grid, as the run's config says."""
     _show_log()
     config, device_settings = split_run_config(context.run_config)
-    _wait_for_nodes(grid, config)
+    resumed = load_checkpoint(config.resume) if config.resume is not None else None
+    if resumed is not None and resumed.round >= config.rounds:
+        raise CheckpointError(f"{resumed.path} has {resumed.round} of {config.rounds} rounds behind it: raise rounds")
     with _coordinator(config) as coordinator:
         observer = RunObserver(config.output)
-        strategy = NewtonStrategy(coordinator, config, device_settings, run=str(context.run_id), observer=observer)
+        strategy = NewtonStrategy(
+            coordinator,
+            config,
+            device_settings,
+            context.run_config,
+            run=str(context.run_id),
+            resumed=resumed,
+            observer=observer,
+        )
+        open_grid = OpenGrid(grid, strategy)
         try:
+            arrays = strategy.query(open_grid)
+            if resumed is not None:
+                resumed.check(config.task, arrays)
+                arrays = resumed.arrays
+                log.info("goes on from %s: round %d, step %d", resumed.path, resumed.round + 1, resumed.step)
             strategy.start(
-                grid=grid,
-                initial_arrays=strategy.query(grid),
-                num_rounds=config.rounds,
+                grid=open_grid,
+                initial_arrays=arrays,
+                num_rounds=config.rounds - (resumed.round if resumed is not None else 0),
                 timeout=config.round_deadline_s,
             )
         finally:
             observer.close()
-            path = save_history(strategy.history, context.run_config, config.output)
-            log.info("history %s", path)
+            log.info("history %s", strategy.save_history())
 
 
 @contextmanager
@@ -64,15 +77,3 @@ def _show_log() -> None:
         handler.setFormatter(logging.Formatter("%(levelname)s :      %(message)s"))
         package.addHandler(handler)
         package.setLevel(logging.INFO)
-
-
-def _wait_for_nodes(grid: Grid, config: RunConfig) -> None:
-    deadline = time.monotonic() + config.join_deadline_s
-    while (connected := len(list(grid.get_node_ids()))) < config.devices:
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"{connected} of {config.devices} devices are connected after {config.join_deadline_s:g} s. In the "
-                "simulation engine all must run at once: flwr run . --federation-config "
-                f'"num-supernodes={config.devices} client-resources-num-cpus=1 init-args-num-cpus={config.devices}"'
-            )
-        time.sleep(_POLL_S)

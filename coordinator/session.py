@@ -50,6 +50,8 @@ class Session:
         self._expected = settings.devices
         self._is_resumed = False
         self._weights_digest = b""
+        self._has_past = False
+        """Whether the state that the session begins with has optimizer and curvature of steps before."""
         self._gathering_since: float | None = None
         self._active_at: float | None = None
         self._owner_heard_at: float | None = None
@@ -102,7 +104,7 @@ class Session:
             standing = self._standing_when_gathering(joining)
         elif joining.next_step is None:
             is_at_start = self.step.number == self.settings.first_step
-            is_same = is_at_start and joining.weights_digest == self._weights_digest
+            is_same = is_at_start and not self._has_past and joining.weights_digest == self._weights_digest
             standing = Standing.LAGGING if is_same else Standing.HEALING
         else:
             oldest = self.step.number if replayable_from is None else replayable_from
@@ -284,10 +286,12 @@ class Session:
     def _standing_when_gathering(self, joining: Joining) -> Standing:
         """Return a device's standing; the one that is furthest has the state of the session."""
         is_first = not self.members.standing(Standing.ACTIVE)
+        # A device that only lost its connection sends no digest; what it has is in the session already.
+        has_past = bool(joining.next_step and joining.weights_digest)
         if joining.next_step is None and self.step.number != self.settings.first_step:
             return Standing.HEALING
         step = self.settings.first_step if joining.next_step is None else joining.next_step
-        if is_first or step > self.step.number:
+        if is_first or (step, has_past) > (self.step.number, self._has_past):
             for member in self.members.values():
                 if member.standing is Standing.ACTIVE and member.device != joining.device:
                     member.standing = Standing.HEALING
@@ -295,9 +299,10 @@ class Session:
             if step != self.step.number:
                 self.step = Step(step)
                 self._decide(StepSet(step))
-            self._weights_digest = joining.weights_digest
+            self._weights_digest, self._has_past = joining.weights_digest, has_past
             return Standing.ACTIVE
-        # A device that only lost its connection sends no digest.
+        if self._has_past and joining.next_step is None:
+            return Standing.HEALING
         digests = {joining.weights_digest, self._weights_digest} - {b""}
         is_same = step == self.step.number and len(digests) < 2
         return Standing.ACTIVE if is_same else Standing.HEALING
@@ -310,8 +315,9 @@ class Session:
     def _close_gathering(self, now: float) -> None:
         names = ", ".join(sorted(self.members)) or "none is left"
         wait = f"{self.settings.join_deadline_s:g} s"
-        if self._is_resumed and len(self.members) >= self.settings.required:
-            self._begin(f"{len(self.members)} devices came back within {wait}: {names}", now)
+        quorum = self.settings.required
+        if len(self.members) >= quorum and (self._is_resumed or self._expected > quorum):
+            self._begin(f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}", now)
             return
         self._finish(Phase.ABORTED, f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}")
 

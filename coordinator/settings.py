@@ -7,6 +7,8 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MAX_DEVICES = 10_000
+
 CodecName = Literal["fp32", "bf16", "fp16", "int8", "powersgd", "topk"]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -17,11 +19,11 @@ class SessionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    devices: Annotated[int, Field(ge=1, le=10_000)] = 4
+    devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] = 4
     """The session begins when so many devices have joined."""
     quorum: Annotated[int, Field(ge=1)] | None = None
-    """A step needs so many devices; None means all of them."""
-    max_devices: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """A step needs so many devices, and so does the session to begin at the join deadline; None means all of them."""
+    max_devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = None
     """So many devices may take part at once, those that join later included; None means `devices`."""
     codec: CodecName = "fp32"
     """How gradients are written on the wire."""

@@ -6,7 +6,6 @@ Without one the ClientApp trains in its own process, and the state travels in th
 node.
 """
 
-import io
 import json
 import logging
 import os
@@ -14,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_client import jobs
 from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.daemon.config import SOCKET_VARIABLE
+from edge_client.device_state import DeviceState
 from edge_client.exchange import Evaluation, ExchangeError
 from edge_client.jobs import DeviceData, TrainJob, Weights
 from edge_client.settings import SettingsError, TrainSettings, check_settings
@@ -35,7 +34,9 @@ app = ClientApp()
 
 
 _ERROR_CODE = 1
-_STATE_KEY = "optimizer"
+_RETURN_DEADLINE_S = 60.0
+"""A daemon that dies may come back within so many seconds, and its training goes on."""
+_STATE_KEY = "state"
 
 Handler = Callable[[Message, Context], Message]
 
@@ -79,9 +80,12 @@ class OwnProcess:
 
     def train(self, job: TrainJob) -> tuple[TrainingReport, Weights]:
         """Train a job's steps; return the report and the weights."""
-        outcome = jobs.train(job, _load_state(self._context))
-        _save_state(self._context, outcome.state)
-        return outcome.report, outcome.weights
+        records = self._context.state.config_records
+        kept = records.get(_STATE_KEY)
+        saved = DeviceState.parse(bytes(kept["state"])) if kept is not None else None  # type: ignore[arg-type]
+        outcome = jobs.train(job, saved)
+        self._context.state[_STATE_KEY] = ConfigRecord({"state": outcome.state.dump()})
+        return outcome.report, outcome.state.model
 
     def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
         """Try weights on the device's held-out samples."""
@@ -94,7 +98,7 @@ def _worker(context: Context) -> Iterator[Worker]:
     if not socket:
         yield OwnProcess(context)
         return
-    with DaemonClient(Path(socket)) as daemon:
+    with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon
 
 
@@ -113,13 +117,13 @@ def train(message: Message, context: Context) -> Message:
     """Train a round's batches in step with the other devices."""
     config = message.content.config_records["config"]
     data = _data(message, context)
-    device = f"device-{data.index}"
+    device = str(context.node_config.get("device", f"device-{data.index}"))
     job = TrainJob(
         data=data,
-        run=str(context.run_id),
         coordinator=str(config["coordinator"]),
         session=str(config["session"]),
         device=device,
+        first_step=int(config["first-step"]),  # type: ignore[arg-type]
         steps=int(config["steps"]),  # type: ignore[arg-type]
         weights=_weights(message),
     )
@@ -138,7 +142,7 @@ def train(message: Message, context: Context) -> Message:
         {
             "arrays": ArrayRecord(weights),
             "metrics": metrics,
-            "report": ConfigRecord({"device": device, "weights-digest": report.weights_digest}),
+            "report": ConfigRecord({"device": device, "step": report.step, "weights-digest": report.weights_digest}),
         }
     )
     return Message(content, reply_to=message)
@@ -177,17 +181,3 @@ def _partition(context: Context) -> tuple[int, int]:
         raise SettingsError(
             f"the node's config lacks {error}; start it with --node-config 'partition-id=0 num-partitions=4'"
         ) from None
-
-
-def _load_state(context: Context) -> dict[str, Any] | None:
-    record = context.state.config_records.get(_STATE_KEY)
-    if record is None:
-        return None
-    state: dict[str, Any] = torch.load(io.BytesIO(bytes(record["state"])), weights_only=True)  # type: ignore[arg-type]
-    return state
-
-
-def _save_state(context: Context, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    context.state[_STATE_KEY] = ConfigRecord({"state": buffer.getvalue()})

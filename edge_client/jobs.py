@@ -10,7 +10,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from edge_client.device_state import DeviceState
 from edge_client.exchange import Evaluation, GradientExchange
+from edge_client.replica import tensors_digest
 from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, load_task
 from edge_client.trainer import TrainedStep, Trainer, TrainingReport, build_model, evaluate
@@ -40,14 +42,34 @@ class TrainJob:
     """Some steps in one session of a coordinator."""
 
     data: DeviceData
-    run: str
-    """State of the optimizer goes on within one run, and begins anew in another."""
     coordinator: str
     session: str
     device: str
+    first_step: int
+    """Number of the session's first step."""
     steps: int
+    """Batches that each device trains in the session."""
     weights: Weights
     """To begin with."""
+
+    @property
+    def settings_text(self) -> str:
+        """What a state must have been trained with, to be gone on from."""
+        fixed = self.data.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads"})
+        return json.dumps([fixed, self.data.index, self.data.count])
+
+    def beginning(self, saved: DeviceState | None) -> tuple[Weights, dict[str, Any] | None]:
+        """Return the weights and the optimizer's state to begin with.
+
+        A saved state of this session is gone on from: the device was started again in the middle of it. One of an
+        earlier session gives the optimizer's state if it belongs to the job's weights.
+        """
+        if saved is not None and saved.settings == self.settings_text:
+            if saved.session == self.session:
+                return saved.model, saved.optimizer
+            if saved.step == self.first_step and tensors_digest(saved.model) == tensors_digest(self.weights):
+                return self.weights, saved.optimizer
+        return self.weights, None
 
 
 @dataclass(frozen=True)
@@ -55,27 +77,28 @@ class TrainOutcome:
     """What a job led to."""
 
     report: TrainingReport
-    weights: Weights
-    step: int
-    """Steps behind the weights."""
-    state: dict[str, Any]
-    """Of the optimizer, for the next job of the run."""
+    state: DeviceState
+    """For the next job; it has the weights."""
     evaluation: Evaluation | None = None
 
 
 def train(
     job: TrainJob,
-    state: dict[str, Any] | None,
+    saved: DeviceState | None,
     on_step: Callable[[TrainedStep], None] | None = None,
     *,
+    save: Callable[[DeviceState], None] | None = None,
+    save_every_steps: int = 0,
     evaluates: bool = False,
 ) -> TrainOutcome:
     """Train a job's steps in step with the other devices.
 
     Args:
         job: what to train.
-        state: of the optimizer, after the run's last job.
+        saved: what this device knew last, after another job or in the middle of this one.
         on_step: told of each step.
+        save: takes the state every `save_every_steps` steps.
+        save_every_steps: 0 for never.
         evaluates: whether the model is tried on the device's held-out samples at the end.
 
     Raises:
@@ -87,15 +110,26 @@ def train(
     exchange = GradientExchange.join(job.coordinator, session=job.session, device=job.device)
     try:
         data = job.data
-        trainer = Trainer(data.settings, data.index, data.count, exchange, job.weights, state)
-        report = trainer.train(job.steps, on_step)
+        weights, state = job.beginning(saved)
+        trainer = Trainer(data.settings, data.index, data.count, exchange, weights, state)
+
+        def current() -> DeviceState:
+            return DeviceState(job.session, copy_weights(trainer.model), trainer.state_dict(), job.settings_text)
+
+        def after_step(step: TrainedStep) -> None:
+            if save is not None and save_every_steps and (step.step + 1) % save_every_steps == 0:
+                save(current())
+            if on_step is not None:
+                on_step(step)
+
+        # Whoever came late, or comes back, has fewer left.
+        report = trainer.train(max(0, job.first_step + job.steps - trainer.optimizer.steps), after_step)
     except BaseException as error:
         exchange.close(failure=str(error) or type(error).__name__)
         raise
     exchange.close()
     evaluation = trainer.evaluate() if evaluates else None
-    weights = copy_weights(trainer.model)
-    return TrainOutcome(report, weights, trainer.optimizer.steps, trainer.state_dict(), evaluation)
+    return TrainOutcome(report, current(), evaluation)
 
 
 def evaluate_weights(data: DeviceData, weights: Weights) -> Evaluation:

@@ -13,7 +13,7 @@ from edge_client.curvature.inputs import WeightSharing
 from edge_client.exchange import Evaluation, Exchange, InProcessExchange, StepResult
 from edge_client.preconditioner import Preconditioner
 from edge_client.replica import ModelReplica
-from edge_client.step_control import AdaptiveDamping, is_due
+from edge_client.step_control import AdaptiveDamping
 from edge_client.synchroniser import Synchroniser
 
 CurvatureScope = Literal["shared", "local"]
@@ -133,7 +133,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._update_clip: float = options["update_clip"]
         self._is_local = curvature_scope == "local"
         self._average_every = average_every
-        self._warmup_steps = warmup_steps
         self._factor_every = factor_every
         self._inverse_every = inverse_every
         self._adapt_every = adapt_every
@@ -246,6 +245,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["steps"] = self.steps
+        state["began_at"] = self._synchroniser.began_at
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
         state["promised"] = self._promised
         return state
@@ -259,6 +259,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         state = dict(state_dict)
         curvature, steps = state.pop("curvature", {}), state.pop("steps", 0)
+        self._synchroniser.began_at = state.pop("began_at", 0)
         factor, self._promised = state.pop("damping_factor", 1.0), state.pop("promised", 0.0)
         self._preconditioner.load_state_dict(curvature)
         super().load_state_dict(state)
@@ -307,7 +308,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
                         name: result.tensors[layer.key(name)].to(layer.layer.weight.device)
                         for name in layer.estimator.statistic_shapes
                     }
-                    if is_due(result.step, self._factor_every, self._warmup_steps)
+                    if self._synchroniser.is_due(result.step, self._factor_every)
                     else None
                 )
         groups = self._groups()
@@ -315,7 +316,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._preconditioner.update(
             gradients,
             lambda weight: groups[weight]["damping"] * factor,
-            refreshes=is_due(result.step, self._inverse_every, self._warmup_steps),
+            refreshes=self._synchroniser.is_due(result.step, self._inverse_every),
         )
 
     def _apply(self, gradients: Mapping[Tensor, Tensor]) -> None:

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 def parameters_digest(model: nn.Module) -> bytes:
     """Return the SHA-256 of a model's parameters; its buffers differ between devices while they train."""
-    return _digest(dict(model.named_parameters()))
+    return tensors_digest(dict(model.named_parameters()))
 
 
 def weights_digest(model: nn.Module) -> bytes:
     """Return the SHA-256 of a model's parameters and buffers."""
-    return _digest(model.state_dict())
+    return tensors_digest(model.state_dict())
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the SHA-256 of tensors with their names, types and shapes."""
     data = dump_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
     return hashlib.sha256(data).digest()
 

@@ -31,7 +31,7 @@ class Synchroniser:
         averages_parameters: whether `collect(average=True)` and `average` average the parameters; buffers they
             average in any case.
         factor_every: steps between two captures of the statistics.
-        warmup_steps: first steps, which all capture them.
+        warmup_steps: first steps from `began_at` on, which all capture them.
         samples_fisher: whether the captured gradients are those of `sample_fisher`'s loss, not of the user's own.
 
     """
@@ -59,6 +59,8 @@ class Synchroniser:
         self._factor_every = factor_every
         self._warmup_steps = warmup_steps
         self._samples_fisher = samples_fisher
+        self.began_at: int | None = None
+        """The first step of the curvature, from which its warm-up counts."""
         self._is_sending = True
         self._passes: list[ForwardPass] = []
         self._buffers: dict[str, Tensor] = {}
@@ -92,6 +94,12 @@ class Synchroniser:
 
         """
         self._exchange.start(self._fingerprint(), options, replica, training_samples)
+        if self.began_at is None:
+            self.began_at = self.steps
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that happens every so many steps, and in each of the first ones, happens in a step."""
+        return is_due(step - (self.began_at or 0), every, self._warmup_steps)
 
     @property
     def reported_loss(self) -> float:
@@ -189,7 +197,7 @@ class Synchroniser:
     @property
     def is_factor_step(self) -> bool:
         """Whether the step that is on updates the curvature statistics."""
-        return is_due(self.steps, self._factor_every, self._warmup_steps)
+        return self.is_due(self.steps, self._factor_every)
 
     def _captured_pass(self) -> ForwardPass | None:
         is_wanted = torch.is_grad_enabled() and self.is_factor_step and bool(self._passes)

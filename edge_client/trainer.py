@@ -35,6 +35,9 @@ class TrainingReport:
     """What a device did."""
 
     steps: int
+    """Batches that it trained."""
+    step: int
+    """Number of the step that would come next."""
     samples: int
     loss: float
     bytes_sent: int
@@ -107,7 +110,8 @@ class Trainer:
         if self.optimizer.steps == target:  # else it healed with a state that came after this
             self.optimizer.synchronise()
         return TrainingReport(
-            steps=steps,
+            steps=len(losses),
+            step=self.optimizer.steps,
             samples=len(losses) * self.settings.batch_size,
             loss=sum(losses) / len(losses) if losses else math.nan,
             bytes_sent=self.exchange.traffic.sent,

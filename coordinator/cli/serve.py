@@ -27,7 +27,8 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)] = 50_051,
     devices: Annotated[int, typer.Option(help="The session begins when so many devices have joined.")] = 4,
     quorum: Annotated[
-        int | None, typer.Option(help="It goes on while so many devices are left; all of them unless given.")
+        int | None,
+        typer.Option(help="So many begin at the deadline to join, and go on when others are lost; all unless given."),
     ] = None,
     max_devices: Annotated[
         int | None, typer.Option(help="So many may take part, those that join later included; --devices unless given.")

@@ -1,6 +1,8 @@
 """Asks the daemon of this device, over its socket."""
 
 import json
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +13,12 @@ from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
 from edge_client.exchange import Evaluation
+from edge_client.exchange.backoff import backoff
 from edge_client.jobs import DeviceData, TrainJob, Weights, dump_settings, dump_weights, read_weights
 from edge_client.settings import TrainSettings
 from edge_client.trainer import TrainedStep, TrainingReport
+
+log = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = (1 << 31) - 1
 _CONNECT_DEADLINE_S = 5.0
@@ -25,15 +30,24 @@ class DaemonError(RuntimeError):
     """The daemon does not answer, or refuses; the text says why."""
 
 
+class DaemonUnavailableError(DaemonError):
+    """The daemon or its process that trains has died, or is busy; it may be asked again."""
+
+
 class DaemonClient:
     """A connection to the daemon.
+
+    Args:
+        socket: where it listens.
+        return_deadline_s: seconds in which a training must begin, or go on after the daemon has died; 0 for at once.
 
     Raises:
         DaemonError: no daemon answers there.
 
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, return_deadline_s: float = 0.0) -> None:
+        self._return_deadline_s = return_deadline_s
         size = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(f"unix:{socket.absolute()}", options=size)
         self._stub = device_pb2_grpc.DeviceStub(self._channel)
@@ -56,16 +70,38 @@ class DaemonClient:
     ) -> tuple[TrainingReport, Weights]:
         """Let the daemon train; return its report and the weights.
 
+        A daemon that dies meanwhile is asked again once it is back, and goes on from the state that it saved.
+
         Raises:
             DaemonError: it trains already, or the training failed.
 
         """
+        lost_at: float | None = None
+
+        def note(step: TrainedStep) -> None:
+            nonlocal lost_at
+            lost_at = None
+            if on_step is not None:
+                on_step(step)
+
+        for pause_s in backoff():
+            try:
+                return self._train_once(job, note)
+            except DaemonUnavailableError as error:
+                lost_at = time.monotonic() if lost_at is None else lost_at
+                if time.monotonic() + pause_s > lost_at + self._return_deadline_s:
+                    raise
+                log.warning("%s; asking again in %.1f s", error, pause_s)
+                time.sleep(pause_s)
+        raise AssertionError("the pauses do not end")
+
+    def _train_once(self, job: TrainJob, on_step: Callable[[TrainedStep], None]) -> tuple[TrainingReport, Weights]:
         request = pb.TrainRequest(
             data=_data(job.data),
-            run=job.run,
             coordinator=job.coordinator,
             session=job.session,
             device=job.device,
+            first_step=job.first_step,
             steps=job.steps,
             weights=dump_weights(job.weights),
         )
@@ -74,9 +110,8 @@ class DaemonClient:
                 if event.HasField("result"):
                     report = TrainingReport(**json.loads(event.result.report_json))
                     return report, read_weights(event.result.weights)
-                if on_step is not None:
-                    step = event.progress
-                    on_step(TrainedStep(step.step, step.loss, step.session_loss, step.devices))
+                step = event.progress
+                on_step(TrainedStep(step.step, step.loss, step.session_loss, step.devices))
         raise DaemonError("the daemon ended the training without a result")
 
     def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
@@ -135,5 +170,6 @@ def _explained() -> Iterator[None]:
     except grpc.RpcError as error:
         code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
         if code is grpc.StatusCode.UNAVAILABLE:
-            details = f"the daemon has gone away ({details})"
-        raise DaemonError(str(details)) from None
+            raise DaemonUnavailableError(f"the daemon has gone away ({details})") from None
+        may_be_asked_again = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED)
+        raise (DaemonUnavailableError if may_be_asked_again else DaemonError)(str(details)) from None

@@ -80,6 +80,8 @@ class TrainingConfig(_Table):
     """Threads that training may use, whatever a run asks for."""
     nice: Annotated[int, Field(ge=0, le=19)] = 19
     """Priority of training; 19 is the lowest."""
+    save_every_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps between two savings of the state, from which training goes on after a crash; 0 for only at the end."""
     stop_deadline_s: Seconds = 10.0
     """Seconds that training may take to stop."""
 

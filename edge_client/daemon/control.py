@@ -23,7 +23,7 @@ from edge_client.daemon.messages import (
     Trained,
     TrainMessage,
 )
-from edge_client.daemon.trainer_host import BusyError, JobError
+from edge_client.daemon.trainer_host import BusyError, JobError, TrainerDiedError
 from edge_client.exchange import Evaluation
 from edge_client.inference import ArtefactError
 from edge_client.inference.store import StoreError
@@ -94,10 +94,10 @@ class DeviceServicer(device_pb2_grpc.DeviceServicer):
     async def Train(self, request: pb.TrainRequest, context: Context) -> AsyncIterator[pb.TrainEvent]:
         job = TrainMessage(
             data=_data(request.data),
-            run=request.run,
             coordinator=request.coordinator,
             session=request.session,
             device=request.device,
+            first_step=request.first_step,
             steps=request.steps,
             weights=request.weights,
             serving=self._daemon.path_to_compare(),
@@ -180,7 +180,13 @@ class DeviceServicer(device_pb2_grpc.DeviceServicer):
 
 
 async def _refuse(context: Context, error: BusyError | JobError) -> NoReturn:
-    code = grpc.StatusCode.ABORTED if isinstance(error, BusyError) else grpc.StatusCode.FAILED_PRECONDITION
+    match error:
+        case BusyError():
+            code = grpc.StatusCode.ABORTED
+        case TrainerDiedError():
+            code = grpc.StatusCode.INTERNAL
+        case _:
+            code = grpc.StatusCode.FAILED_PRECONDITION
     await context.abort(code, str(error))
     raise AssertionError("abort does not return")
 

@@ -64,7 +64,7 @@ class Daemon:
         )
         self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
         limits = config.training
-        start = Start(config.state_dir, limits.threads, limits.nice, config.log)
+        start = Start(config.state_dir, limits.threads, limits.nice, limits.save_every_steps, config.log)
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
         self._control = ControlServer(self, config.socket_path)

@@ -16,6 +16,7 @@ class Start:
     state_dir: Path
     threads: int
     nice: int
+    save_every_steps: int
     log: LogConfig
 
 
@@ -33,10 +34,10 @@ class TrainMessage:
     """A `TrainJob` on its way."""
 
     data: DataMessage
-    run: str
     coordinator: str
     session: str
     device: str
+    first_step: int
     steps: int
     weights: bytes
     serving: Path | None

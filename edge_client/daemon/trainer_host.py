@@ -24,6 +24,10 @@ class JobError(RuntimeError):
     """A job failed; the text says why."""
 
 
+class TrainerDiedError(JobError):
+    """The process that trains has died; the next job gets another."""
+
+
 class TrainerHost:
     """Runs jobs in a process of their own, which is started when it is first needed, and again if it has died."""
 
@@ -40,6 +44,7 @@ class TrainerHost:
         Raises:
             BusyError: another job is on.
             JobError: the job failed.
+            TrainerDiedError: the process that trains has died.
 
         """
         if self._is_busy:
@@ -58,7 +63,9 @@ class TrainerHost:
         except (EOFError, OSError):
             code = await asyncio.to_thread(self._end)
             is_over = True
-            raise JobError(f"the process that trains has died (exit status {code}); it is started anew") from None
+            raise TrainerDiedError(
+                f"the process that trains has died (exit status {code}); it is started anew"
+            ) from None
         finally:
             if not is_over:
                 # The process interrupts the job when its socket closes; the next job takes a new process.

@@ -1,11 +1,10 @@
 """The process that trains, beside the daemon: at low priority, with few threads, and with a Python of its own.
 
-The daemon starts it, sends it jobs over an inherited socket, one at a time, and ends one by SIGINT. It keeps the
-optimizer's state (momentum, curvature) between the jobs of a run, in memory and on disk. When the daemon is gone the
-socket closes, and it ends.
+The daemon starts it, sends it jobs over an inherited socket, one at a time, and ends one by SIGINT. It writes
+its state (weights, momentum, curvature) to disk after each job, and every few steps in between. When the daemon is
+gone the socket closes, and it ends.
 """
 
-import io
 import logging
 import os
 import queue
@@ -14,10 +13,8 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
-from edgenewton.files import write_atomically
 
 from edge_client.daemon.logs import set_up_log
 from edge_client.daemon.messages import (
@@ -31,6 +28,7 @@ from edge_client.daemon.messages import (
     Trained,
     TrainMessage,
 )
+from edge_client.device_state import DeviceState
 from edge_client.exchange import ExchangeError
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.jobs import DeviceData, TrainJob, evaluate_weights, initial_weights, read_weights, train
@@ -49,7 +47,6 @@ class Worker:
         self._start = start
         self._connection = connection
         self._state_path = start.state_dir / "trainer.pt"
-        self._kept: dict[str, Any] = self._load_state()
 
     def do(self, job: Job) -> Result:
         """Return what a job leads to."""
@@ -71,24 +68,28 @@ class Worker:
 
     def _train(self, message: TrainMessage) -> Trained:
         data = self._data(message.data)
-        fixed = data.settings.model_dump(exclude={"steps", "evaluate_every", "threads"})
-        identity = {"run": message.run, "settings": fixed, "index": data.index, "count": data.count}
-        goes_on = self._kept.get("identity") == identity
         job = TrainJob(
             data=data,
-            run=message.run,
             coordinator=message.coordinator,
             session=message.session,
             device=message.device,
+            first_step=message.first_step,
             steps=message.steps,
             weights=read_weights(message.weights),
         )
-        outcome = train(job, self._kept["state"] if goes_on else None, self._tell_step, evaluates=True)
-        self._kept = {"identity": identity, "state": outcome.state}
-        self._save_state()
+        outcome = train(
+            job,
+            self._load_state(),
+            self._tell_step,
+            save=self._save,
+            save_every_steps=self._start.save_every_steps,
+            evaluates=True,
+        )
+        self._save(outcome.state)
+        weights = outcome.state.model
         task = load_task(data.settings.task)
         artefact = Artefact(
-            data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.step, outcome.weights
+            data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )
         path = self._start.state_dir / "trained.pt"
         artefact.save(path)
@@ -96,7 +97,7 @@ class Worker:
         assert evaluation is not None  # evaluates=True
         return Trained(
             report=outcome.report,
-            weights=dump(outcome.weights),
+            weights=dump(weights),
             model=path,
             accuracy=evaluation.correct / evaluation.samples,
             serving_accuracy=self._accuracy_of(message.serving, data),
@@ -119,20 +120,15 @@ class Worker:
         threads = min(settings.threads or self._start.threads, self._start.threads)
         return DeviceData(settings.model_copy(update={"threads": threads}), message.index, message.count)
 
-    def _load_state(self) -> dict[str, Any]:
+    def _load_state(self) -> DeviceState | None:
         try:
-            kept: dict[str, Any] = torch.load(self._state_path, weights_only=True)
-        except FileNotFoundError:
-            return {}
-        except Exception as error:  # damaged bytes make torch's reader fail in any way
-            log.warning("%s cannot be read, so the optimizer begins anew: %s", self._state_path, error)
-            return {}
-        return kept
+            return DeviceState.read(self._state_path)
+        except ValueError as error:
+            log.warning("the optimizer begins anew: %s", error)
+            return None
 
-    def _save_state(self) -> None:
-        buffer = io.BytesIO()
-        torch.save(self._kept, buffer)
-        write_atomically(self._state_path, buffer.getvalue(), mode=0o600)
+    def _save(self, state: DeviceState) -> None:
+        state.save(self._state_path)
 
 
 def _receive(connection: Connection, jobs: "queue.Queue[Job]") -> None:

@@ -23,7 +23,14 @@ def test_rounds_divide_the_steps_evenly():
     config = RunConfig(task="digits", devices=2, steps=10, rounds=4)
     borders = [config.steps_before(number) for number in range(1, 6)]
     assert borders == [0, 2, 5, 7, 10]
-    assert config.session_settings(3, devices=2).first_step == 5
+
+
+def test_a_rounds_session_has_the_quorum_of_those_that_it_chose():
+    config = RunConfig(task="digits", devices=4, steps=10, rounds=4, quorum=3, lease_s=2, fraction_train=0.5)
+    settings = config.session_settings(first_step=5, devices=2)
+    assert (settings.first_step, settings.devices, settings.quorum, settings.lease_s) == (5, 2, 2, 2)
+    assert config.session_settings(0, devices=4).quorum == 3
+    assert RunConfig(**VALUES).session_settings(0, devices=4).required == 4
 
 
 def test_settings_of_the_devices_are_passed_on():
@@ -37,6 +44,8 @@ def test_settings_of_the_devices_are_passed_on():
     [
         ({"devices": 0}, r"devices: .*greater than or equal to 1 \(it is 0\)"),
         ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd' or 'topk' \(it is 'zip'\)"),
+        ({"quorum": 5}, "quorum 5 is more than the run's 4 devices"),
+        ({"fraction-train": 0}, "fraction-train: "),
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
         ({"step-deadline-s": -1}, "step-deadline-s: "),
         ({"coordinator": "gateway"}, "coordinator: .*(it is 'gateway')"),

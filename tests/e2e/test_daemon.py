@@ -134,13 +134,13 @@ def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
     ]
 
 
-def job(coordinator, session, weights, steps, run="run-1", settings=SETTINGS):
+def job(coordinator, session, weights, steps, first_step=0, settings=SETTINGS):
     return TrainJob(
         data=DeviceData(settings, 0, 1),
-        run=run,
         coordinator=coordinator.address,
         session=session,
         device="d0",
+        first_step=first_step,
         steps=steps,
         weights=weights,
     )
@@ -169,7 +169,7 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
         coordinator.create_session("second", SessionSettings(devices=1, first_step=4))
         with daemon.client() as client:
             assert client.status().model.version == 2
-            report, _ = client.train(job(coordinator, "second", weights, 2))
+            report, _ = client.train(job(coordinator, "second", weights, 2, first_step=4))
             assert report.weights_digest == weights_digest(alone.model).hex()
             evaluation = client.evaluate(DeviceData(SETTINGS, 0, 1), alone.model.state_dict())
         assert evaluation == alone.evaluate()
@@ -229,9 +229,7 @@ def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         with pytest.raises(DaemonError, match="no coordinator answers at 127.0.0.1:9"):
-            client.train(
-                TrainJob(DeviceData(SETTINGS, 0, 1), "r", "127.0.0.1:9", "s", "d", 1, initial_weights(SETTINGS))
-            )
+            client.train(TrainJob(DeviceData(SETTINGS, 0, 1), "127.0.0.1:9", "s", "d", 0, 1, initial_weights(SETTINGS)))
         with pytest.raises(DaemonError, match="the weights do not fit the model of task 'digits'"):
             client.evaluate(DeviceData(SETTINGS, 0, 1), {})
         with pytest.raises(DaemonError, match="task 'trees' is unknown"):
@@ -241,10 +239,10 @@ def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
 def request_of(given: TrainJob) -> pb.TrainRequest:
     return pb.TrainRequest(
         data=_data(given.data),
-        run=given.run,
         coordinator=given.coordinator,
         session=given.session,
         device=given.device,
+        first_step=given.first_step,
         steps=given.steps,
         weights=dump_weights(given.weights),
     )

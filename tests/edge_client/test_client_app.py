@@ -41,7 +41,8 @@ def rounds(given):
     with embedded_coordinator() as coordinator:
         for session, first, steps in (("round-1", 0, 3), ("round-2", 3, 2)):
             coordinator.create_session(session, SessionSettings(devices=1, first_step=first))
-            reply = ask("train", given, weights, coordinator=coordinator.address, session=session, steps=steps)
+            place = {"coordinator": coordinator.address, "session": session, "first-step": first, "steps": steps}
+            reply = ask("train", given, weights, **place)
             assert not reply.has_error(), reply.error.reason
             weights = reply.content.array_records["arrays"].to_torch_state_dict()
     evaluation = ask("evaluate", given, weights).content.metric_records["metrics"]

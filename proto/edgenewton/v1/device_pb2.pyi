@@ -17,22 +17,22 @@ class DeviceData(_message.Message):
     def __init__(self, settings_json: _Optional[str] = ..., index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("data", "run", "coordinator", "session", "device", "steps", "weights")
+    __slots__ = ("data", "first_step", "coordinator", "session", "device", "steps", "weights")
     DATA_FIELD_NUMBER: _ClassVar[int]
-    RUN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     data: DeviceData
-    run: str
+    first_step: int
     coordinator: str
     session: str
     device: str
     steps: int
     weights: bytes
-    def __init__(self, data: _Optional[_Union[DeviceData, _Mapping]] = ..., run: _Optional[str] = ..., coordinator: _Optional[str] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., steps: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, data: _Optional[_Union[DeviceData, _Mapping]] = ..., first_step: _Optional[int] = ..., coordinator: _Optional[str] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., steps: _Optional[int] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class TrainEvent(_message.Message):
     __slots__ = ("progress", "result")
