@@ -1,5 +1,6 @@
 """NewtonOptimizer: a torch optimizer whose step is the inverse Hessian times the gradient of all devices together."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -153,6 +154,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
             samples_fisher=fisher == "sampled",
         )
         self.last_result: StepResult | None = None
+        self.exchange_s = 0.0
+        """Seconds that the last step waited for the other devices, after its own backward."""
+        self.curvature_s = 0.0
+        """Seconds that the last step took to update and invert the curvature."""
         if state is not None:
             self.load_state_dict(state)
         replica = ModelReplica(
@@ -202,7 +207,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
             # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
             self._synchroniser.add_scalar(_DECREASE, self._promised, replaces=False)
         averages = self._is_local and self.steps > 0 and self.steps % self._average_every == 0
+        began = time.perf_counter()
         result = self._synchroniser.collect(average=averages)
+        self.exchange_s, self.curvature_s = time.perf_counter() - began, 0.0
         if not result.is_healed:
             self._take(result)
         self.last_result = result
@@ -286,7 +293,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if not gradients:
             return
         self._adapt_damping(result)
+        began = time.perf_counter()
         self._update_curvature(result, gradients)
+        self.curvature_s += time.perf_counter() - began
         self._apply(gradients)
 
     def _load_averages(self, result: StepResult) -> None:

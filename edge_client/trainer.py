@@ -28,6 +28,13 @@ class TrainedStep:
     session_loss: float
     """The same over the batches of all devices."""
     devices: int
+    exchange_s: float = 0.0
+    """Seconds that it waited for the other devices, after its own backward."""
+    curvature_s: float = 0.0
+    """Seconds that it took to update and invert the curvature."""
+    bytes_sent: int = 0
+    """In the session so far."""
+    bytes_received: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,17 @@ class Trainer:
         result = self.optimizer.last_result
         if result is None:
             raise RuntimeError("the optimizer's step left no result")
-        return TrainedStep(step, loss.item(), result.loss, result.devices)
+        traffic = self.exchange.traffic
+        return TrainedStep(
+            step=step,
+            loss=loss.item(),
+            session_loss=result.loss,
+            devices=result.devices,
+            exchange_s=self.optimizer.exchange_s,
+            curvature_s=self.optimizer.curvature_s,
+            bytes_sent=traffic.sent,
+            bytes_received=traffic.received,
+        )
 
     def evaluate(self) -> Evaluation:
         """Try the model on this device's held-out samples."""

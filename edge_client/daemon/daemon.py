@@ -16,8 +16,9 @@ import torch
 from edge_client.daemon.config import DaemonConfig
 from edge_client.daemon.control import ControlServer
 from edge_client.daemon.messages import Job, Result, Start, Trained, TrainMessage
+from edge_client.daemon.metrics import TrainingMetrics
 from edge_client.daemon.notify import notify, watchdog_interval_s
-from edge_client.daemon.trainer_host import TrainerHost
+from edge_client.daemon.trainer_host import BusyError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.errors import OverloadedError
 from edge_client.inference.gate import AccuracyGate
@@ -63,6 +64,7 @@ class Daemon:
             Limits(server.max_batch, server.max_waiting, int(server.max_request_mb * 1e6), server.request_deadline_s),
         )
         self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
+        self._metrics = TrainingMetrics(self.service.metrics.registry)
         limits = config.training
         start = Start(config.state_dir, limits.threads, limits.nice, limits.save_every_steps, config.log)
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
@@ -168,24 +170,31 @@ class Daemon:
     async def run_job(self, job: Job) -> AsyncGenerator[TrainedStep | Result, None]:
         """Yield the steps and the result of a job; see `TrainerHost.run`."""
         is_training = isinstance(job, TrainMessage)
+        is_busy = has_failed = False
         async with aclosing(self.trainer.run(job)) as messages:
             try:
                 async for message in messages:
                     if isinstance(message, TrainedStep) and isinstance(job, TrainMessage):
+                        self._metrics.observe(message)
                         self.training.session = job.session
                         self.training.step, self.training.loss = message.step, message.loss
                     elif isinstance(message, Trained):
                         self.training.last = f"{message.report.steps} steps, accuracy {message.accuracy:.1%}"
                         log.info("trained %s", self.training.last)
                     yield message
+            except BusyError:  # with another training, which goes on
+                is_busy = True
+                raise
             except BaseException as error:
+                has_failed = True
                 if is_training:
                     self.training.last = f"failed: {error or 'it was stopped'}"
                     log.warning("training %s", self.training.last)
                 raise
             finally:
-                if is_training:
+                if is_training and not is_busy:
                     self.training.session = ""
+                    self._metrics.end(has_failed=has_failed)
 
     def path_to_compare(self) -> Path | None:
         """Return the serving model's file, if the gate wants a comparison."""

@@ -20,6 +20,7 @@ import tritonclient.grpc as triton
 from daemons import CLIENT, TASK, Daemon, artefact
 from edgenewton.v1 import device_pb2 as pb
 from processes import IMPATIENT, Coordinator
+from prometheus_client.parser import text_string_to_metric_families
 
 sys.path.append(str(Path(__file__).parents[1] / "edge_client"))
 from test_client_app import context, rounds
@@ -146,6 +147,12 @@ def job(coordinator, session, weights, steps, first_step=0, settings=SETTINGS):
     )
 
 
+def training_metrics(daemon):
+    families = text_string_to_metric_families(httpx.get(f"http://{daemon.rest}/metrics").text)
+    samples = (sample for family in families for sample in family.samples if "training" in sample.name)
+    return {" ".join((s.name, *(v for k, v in s.labels.items() if k != "le"))): s.value for s in samples}
+
+
 def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
     alone = Trainer(SETTINGS, 0, 1)
     alone.train(6)
@@ -162,6 +169,13 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
         assert "4 steps, accuracy" in status.training.last
         assert (status.model.version, status.model.step) == (2, 4)
 
+        measured = training_metrics(daemon)
+        assert measured["edgenewton_training"] == 0  # none is on
+        assert measured["edgenewton_training_steps_total"] == 4
+        assert measured["edgenewton_training_exchange_seconds_count"] == 4
+        assert 0 < measured["edgenewton_training_curvature_seconds_sum"] <= report.seconds
+        assert 0 < measured["edgenewton_training_bytes_total sent"] <= report.bytes_sent
+        assert measured["edgenewton_training_failures_total"] == 0
         daemon.process.kill()
         daemon.process.communicate()
         assert daemon.socket.exists()  # nothing was tidied up
