@@ -96,6 +96,11 @@ class Assembly:
         """Drop what belongs to a step that is on: its means come anew."""
         self._steps = {number: step for number, step in self._steps.items() if step.commit is not None}
 
+    def begin_healing(self) -> None:
+        """Keep whatever comes until `rebase`: the steps after a snapshot may arrive before it, and be earlier ones."""
+        self.forget_uncommitted()
+        self.received_until = 0
+
     def rebase(self, next_step: int) -> None:
         """Go on from a state before `next_step`; what came of it and later steps stays."""
         self._steps = {number: step for number, step in self._steps.items() if number >= next_step}

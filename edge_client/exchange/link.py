@@ -119,7 +119,8 @@ class Link:
     def start(self, assembly: Assembly) -> None:
         """Open the stream, and keep it open from now on."""
         self.assembly = assembly
-        self.is_healing = self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+        if self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
+            self._begin_healing()
         self._loop.spawn(self._keep_connected())
 
     def begin_step(self, step: int) -> None:
@@ -345,6 +346,7 @@ class Link:
         with self.changed:
             self.is_healing = True
             self.is_state_wanted = False
+            self._require_assembly().begin_healing()
             self.changed.notify_all()
 
     async def _heal(self, call: Any) -> None:
