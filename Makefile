@@ -1,6 +1,6 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
-BENCHMARKS := demo convergence overhead drift exchange codecs faults inference
+BENCHMARKS := demo fleet convergence overhead drift exchange codecs faults inference
 
 .PHONY: help setup demo test test-docker check format proto bench clean distclean
 
