@@ -167,10 +167,10 @@ async def _serve(
         await server.start()
     except (OSError, ValueError, RecordError, TensorBoardError) as error:
         fail(str(error))
-    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     for companion in companions:
         if isinstance(companion, DashboardServer):
             typer.echo(f"page and metrics are at {companion.url}/")
+    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -51,6 +51,7 @@ class HttpServer:
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                ws="none",
                 server_header=False,
                 limit_concurrency=max_connections,
                 timeout_graceful_shutdown=drain_s,
