@@ -21,7 +21,7 @@ def fleet(image):
         yield fleet
 
 
-SETTINGS = "steps=30 rounds=1 seed=0"
+SETTINGS = "steps=30 rounds=1 seed=0 curvature='gradients'"
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from edge_client.tasks.digits import DigitsTask
 DOCKER = Path(__file__).parents[2] / "docker"
 IMAGE = "edgenewton:latest"
 DEVICES = 4
-DEADLINE_S = 300
+DEADLINE_S = 600
 
 Action = Callable[[], object]
 

@@ -10,7 +10,7 @@ from edge_client.tasks.digits import DigitsTask
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 TARGET = 0.95
-SETTINGS = "steps=30 rounds=1 seed=0"
+SETTINGS = "steps=30 rounds=1 seed=0 curvature='gradients'"
 TASK = DigitsTask()
 VICTIM = "device-2"
 
