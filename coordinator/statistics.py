@@ -240,7 +240,8 @@ class SessionStatistics:
         for name in step.commit.left_out:
             device = self._device(name)
             device.left_out += 1
-            device.fail(f"not in time for step {step.step}", now)
+            if not device.is_gone:  # else it is known why
+                device.fail(f"not in time for step {step.step}", now)
             self._happened(now, "left out", name, "was not in time", step.step)
         evaluation = step.evaluation
         accuracy = evaluation.correct / evaluation.samples if evaluation.samples else None

@@ -91,6 +91,14 @@ def test_steps_losses_and_accuracy():
     assert statistics.devices["b"].last_error == "not in time for step 1"
 
 
+def test_of_a_device_that_is_gone_the_reason_stays():
+    statistics = told(
+        joined("a"), left("a", 1.0, "DEADLINE_EXCEEDED", "nothing was heard"), committed(0, 2.0, left_out=["a"])
+    )
+    assert statistics.devices["a"].last_error == "nothing was heard"
+    assert statistics.devices["a"].left_out == 1
+
+
 def test_numbers_that_are_none_are_not_shown():
     statistics = told(report("a", 0, 1.0, loss=math.nan), committed(0, 2.0, loss=math.inf))
     assert statistics.devices["a"].loss is None

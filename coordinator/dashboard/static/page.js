@@ -120,7 +120,7 @@ function drawFigures(session) {
   setText(at("loss"), format.number(session.loss));
   setText(at("samples"), session.samples > 0 ? `${format.count(session.samples)} samples` : "");
   setText(at("count"), `${session.members}`);
-  const left = session.left_out > 0 ? `, ${format.count(session.left_out)} times late` : "";
+  const left = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
   setText(at("places"), `of ${session.places} places${left}`);
   const total = session.received + session.sent;
   setText(at("wire"), format.bytes(total));
