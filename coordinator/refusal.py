@@ -21,6 +21,7 @@ class Status(Enum):
     DEADLINE_EXCEEDED = auto()
     ABORTED = auto()
     UNAVAILABLE = auto()
+    UNAUTHENTICATED = auto()
 
 
 class RefusedError(Exception):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import grpc
+from edgenewton.tls import TlsFiles, open_channel
+from edgenewton.tls_diagnosis import diagnose
 from edgenewton.v1 import control_pb2 as pb
 from edgenewton.v1 import control_pb2_grpc
 
@@ -51,9 +53,10 @@ class RemoteCoordinator:
 
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: TlsFiles | None = None) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address)
+        self._tls = tls
+        self._channel = open_channel(address, tls)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
         self._kept: frozenset[str] = frozenset()
         self._is_closed = threading.Event()
@@ -114,6 +117,9 @@ class RemoteCoordinator:
     def _explain(self, error: grpc.RpcError, what: str) -> str:
         code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            advice = diagnose(self.address, self._tls)
+            if advice:
+                return f"{what}: something answers at {self.address}, but {advice}"
             return (
                 f"{what}: no coordinator answers at {self.address}. Is the address right, and "
                 f"`edge-coordinator serve --on-demand` running there? ({details})"
@@ -124,9 +130,9 @@ class RemoteCoordinator:
 
 
 @contextlib.contextmanager
-def remote_coordinator(address: str) -> Iterator[RemoteCoordinator]:
+def remote_coordinator(address: str, tls: TlsFiles | None = None) -> Iterator[RemoteCoordinator]:
     """Use a coordinator for the length of a `with` block; sessions that are left are aborted."""
-    coordinator = RemoteCoordinator(address)
+    coordinator = RemoteCoordinator(address, tls)
     try:
         yield coordinator
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from edgenewton.failpoints import failpoint
+from edgenewton.identity import Identity
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Encoder
 from edgenewton.v1.framing import FramePacker, Layout, Slice, SliceKey, check_values, parse_frame
@@ -39,6 +40,8 @@ class Outbox:
     """How its stream ends, once it does."""
     stream: object | None = None
     """The stream that reads it; a device that joins again brings a new one."""
+    identity: Identity | None = None
+    """Whose certificate the device joined with; None in plaintext."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     use: LinkUse = field(default_factory=LinkUse)
 

@@ -21,6 +21,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.control import ControlService
+from coordinator.identity.calls import CallGuard
+from coordinator.identity.gate import Gate
+from coordinator.identity.limits import Limits
 from coordinator.record import Record
 from coordinator.service import GradientExchangeService
 from coordinator.settings import SessionSettings
@@ -32,7 +35,6 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 T = TypeVar("T")
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A port in use is an error, not a second coordinator behind the same address.
     ("grpc.so_reuseport", 0),
@@ -71,19 +73,36 @@ class CoordinatorServer:
         port: port to listen on; 0 takes a free one.
         record: where its sessions are recorded; None for nowhere.
         is_controlled: whether runs in other processes may open sessions.
+        gate: knows who may do what; plaintext for everybody unless given.
+        limits: of each identity; those that suit any device unless given.
 
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, record: Record | None = None, *, is_controlled: bool = False
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        record: Record | None = None,
+        *,
+        is_controlled: bool = False,
+        gate: Gate | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        self.service = GradientExchangeService(record)
+        self.service = GradientExchangeService(record, gate)
+        limits = limits or Limits()
+        self._tls = self.service.gate.tls
+        self._guard: CallGuard | None = None
+        if self._tls is not None:
+            self._guard = CallGuard(self.service.gate, self._tls, limits, self.service.refuse)
         self.is_controlled = is_controlled
         self.host = host
         self.port = port
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
-        self._server = grpc.aio.server(options=_OPTIONS)
-        self._deadlines: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            interceptors=[] if self._guard is None else [self._guard],
+            options=[("grpc.max_receive_message_length", limits.message_bytes), *_OPTIONS],
+        )
+        self._watchers: list[asyncio.Task[None]] = []
 
     @property
     def address(self) -> str:
@@ -106,13 +125,18 @@ class CoordinatorServer:
             names.append(CONTROL_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
-            self.port = self._server.add_insecure_port(self.address)
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(self.address)
+            else:
+                self.port = self._server.add_secure_port(self.address, self._tls.server_credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self.address}: {error}") from None
         await self._server.start()
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._deadlines = asyncio.create_task(self.service.watch_deadlines())
+        self._watchers.append(asyncio.create_task(self.service.watch_deadlines()))
+        if self._guard is not None:
+            self._watchers.append(asyncio.create_task(self._guard.watch(self.service.expel_revoked)))
 
     async def stop(self, reason: str, grace_s: float = 2.0, *, suspend: bool = False) -> None:
         """Release the devices and close the port; sessions are aborted, or suspended so that they can be resumed."""
@@ -122,18 +146,20 @@ class CoordinatorServer:
         else:
             self.service.abort_all(reason)
         await self._server.stop(grace_s)
-        if self._deadlines is not None:
-            self._deadlines.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._deadlines
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self.service.gate.audit.close()
 
 
 class EmbeddedCoordinator:
     """A coordinator in a thread of its own, for programs that are not asynchronous themselves."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+    ) -> None:
         self._loop = LoopThread("coordinator")
-        self._server = self._call(self._start(host, port))
+        self._server = self._call(self._start(host, port, gate, limits))
 
     @property
     def address(self) -> str:
@@ -157,8 +183,8 @@ class EmbeddedCoordinator:
         self._call(self._server.stop(reason))
         self._loop.stop()
 
-    async def _start(self, host: str, port: int) -> CoordinatorServer:
-        server = CoordinatorServer(host, port)
+    async def _start(self, host: str, port: int, gate: Gate | None, limits: Limits | None) -> CoordinatorServer:
+        server = CoordinatorServer(host, port, gate=gate, limits=limits)
         await server.start()
         return server
 
@@ -176,9 +202,11 @@ class EmbeddedCoordinator:
 
 
 @contextlib.contextmanager
-def embedded_coordinator(host: str = "127.0.0.1", port: int = 0) -> Iterator[EmbeddedCoordinator]:
+def embedded_coordinator(
+    host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+) -> Iterator[EmbeddedCoordinator]:
     """Run a coordinator for the length of a `with` block."""
-    coordinator = EmbeddedCoordinator(host, port)
+    coordinator = EmbeddedCoordinator(host, port, gate, limits)
     try:
         yield coordinator
     finally:

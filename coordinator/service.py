@@ -9,11 +9,13 @@ from typing import Any, NoReturn
 
 import grpc
 from edgenewton.failpoints import failpoint
+from edgenewton.identity import Identity
 from edgenewton.v1 import PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.admission import Admission
 from coordinator.events import EventLog
+from coordinator.identity.gate import Gate
 from coordinator.members import Standing
 from coordinator.record import Record, SessionRecord
 from coordinator.refusal import RefusalLog, RefusedError, Status
@@ -37,10 +39,12 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     Args:
         record: where the sessions are recorded, so that another process can resume them; None for nowhere.
+        gate: who may do what; everybody may do everything unless given.
 
     """
 
-    def __init__(self, record: Record | None = None) -> None:
+    def __init__(self, record: Record | None = None, gate: Gate | None = None) -> None:
+        self.gate = gate or Gate()
         self.registry = SessionRegistry()
         self.is_suspended = False
         self._record = record
@@ -65,9 +69,10 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
         Raises:
             ValueError: the name is empty.
-            RefusedError: a session of this name is running.
+            RefusedError: a session of this name is running, or nobody can show that he may join.
 
         """
+        self.gate.check_session(settings)
         session = self.registry.create(name, settings)
         if self._record is not None:
             self._record.begin_session(name, settings)
@@ -78,9 +83,10 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         """Go on with a recorded session: its devices gather again, and their own states decide at which step.
 
         Raises:
-            RefusedError: a session of this name is running.
+            RefusedError: a session of this name is running, or nobody can show that he may join.
 
         """
+        self.gate.check_session(record.settings)
         session = self.registry.create(record.name, record.settings)
         admission = Admission(record.name, record.settings)
         admission.fingerprint, admission.options = record.fingerprint, record.options
@@ -113,6 +119,15 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             room.chronicle.close()
         self._all_events.close()
 
+    def expel_revoked(self) -> None:
+        """Take the places of devices away whose certificates were revoked."""
+        for room in self.rooms:
+            for device, outbox in list(room.outboxes.items()):
+                reason = self.gate.revocation(outbox.identity)
+                if reason:
+                    self.gate.audit.revoked(room.session.name, device, outbox.identity)
+                    room.remove(device, reason, time.monotonic(), Status.UNAUTHENTICATED)
+
     async def watch_deadlines(self) -> None:
         """Let the sessions act on their deadlines, for as long as the coordinator serves."""
         while True:
@@ -127,10 +142,14 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def Join(self, request: pb.JoinRequest, context: _Context) -> pb.JoinReply:
         try:
+            identity = self.gate.check_device(context, request.device)
             room = self._room(request.session)
+            self.gate.check_admission(identity, room.session)
             member = room.join(joining_from_proto(request), time.monotonic())
         except RefusedError as error:
-            await self._refuse(context, error, request.session, request.device)
+            await self.refuse(context, error, request.session, request.device)
+        room.outboxes[member.device].identity = identity
+        self.gate.audit.joined(room.session.name, member.device, identity, context.peer())
         return pb.JoinReply(
             protocol_version=PROTOCOL_VERSION,
             first_step=room.session.step.number if member.joining.next_step is None else member.joining.next_step,
@@ -148,11 +167,11 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             if outbox.stream is not None:
                 raise RefusedError(Status.ALREADY_EXISTS, f"device {device!r} has a stream already")
         except RefusedError as error:
-            await self._refuse(context, error)
+            await self.refuse(context, error)
         outbox.stream = context
         room.session.members.connected(device, time.monotonic())
         room.find_donor(time.monotonic())
-        reader = asyncio.create_task(self._read_frames(room, device, outbox, request_iterator))
+        reader = asyncio.create_task(self._read_frames(context, room, device, outbox, request_iterator))
         try:
             while outbox.end is None:
                 outbox.wake.clear()
@@ -167,7 +186,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 await abort_call(context, RefusedError(status, reason))
         except RefusedError as error:
             room.remove(device, error.reason, time.monotonic(), error.status)
-            await self._refuse(context, error, room.session.name, device)
+            await self.refuse(context, error, room.session.name, device)
         finally:
             reader.cancel()
             # Only a stream that broke finds its device still in the session here.
@@ -186,7 +205,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 )
             snapshot = await collect_snapshot(device, request_iterator, room.session.settings.max_snapshot_bytes)
         except RefusedError as error:
-            await self._refuse(context, error)
+            await self.refuse(context, error)
         self._count(room, device, received=len(snapshot.data))
         room.desk.put(snapshot)
         return pb.SnapshotReceipt(size=len(snapshot.data))
@@ -196,7 +215,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             room, device = self._authenticate(context)
             step = await self._wait_for_snapshot(room, device)
         except RefusedError as error:
-            await self._refuse(context, error)
+            await self.refuse(context, error)
         snapshot = room.desk.snapshot
         if step is None or snapshot is None:  # meanwhile its own state became that of the session
             yield pb.SnapshotChunk(header=pb.SnapshotHeader(step=room.session.step.number))
@@ -209,12 +228,16 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         room.find_donor(time.monotonic())
 
     async def Leave(self, request: pb.LeaveRequest, context: _Context) -> pb.LeaveReply:
-        room = self._rooms.get(request.session)
-        if room is None or request.device not in room.session.members:
-            return pb.LeaveReply()
-        if room.session.members[request.device].token != request.token:
-            reason = f"the token sent for device {request.device!r} is not its own"
-            await self._refuse(context, RefusedError(Status.PERMISSION_DENIED, reason), request.session, request.device)
+        try:
+            self.gate.check_device(context, request.device)
+            room = self._rooms.get(request.session)
+            if room is None or request.device not in room.session.members:
+                return pb.LeaveReply()
+            if room.session.members[request.device].token != request.token:
+                reason = f"the token sent for device {request.device!r} is not its own"
+                raise RefusedError(Status.PERMISSION_DENIED, reason)
+        except RefusedError as error:
+            await self.refuse(context, error, request.session, request.device)
         if not request.finished:
             room.remove(request.device, request.reason or "it left", time.monotonic())
             return pb.LeaveReply()
@@ -226,26 +249,42 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
         try:
-            events = self._room(request.session).chronicle.events if request.session else self._all_events
+            identity = self.gate.identify(context)
+            events = self._all_events
+            if request.session:
+                room = self._room(request.session)
+                self.gate.check_watcher(identity, room.session)
+                events = room.chronicle.events
         except RefusedError as error:
-            await self._refuse(context, error, request.session)
+            await self.refuse(context, error, request.session)
         async for event in events.follow():
-            yield event
+            if request.session or self._may_watch(identity, event.session):
+                yield event
+
+    async def refuse(self, context: _Context, error: RefusedError, session: str = "", device: str = "") -> NoReturn:
+        """End a call with a refusal, and note it; session and device are what the caller said."""
+        self._note_refusal(context, error, session, device)
+        await abort_call(context, error)
 
     # ------------------------------------------------------------------ inner workings
 
     def _open_room(self, session: Session, reason: str) -> None:
-        room = Room(session, self._all_events.append, self._record)
+        room = Room(session, self._publish, self._record)
         self._rooms[session.name] = room
         self._rooms = {known.name: self._rooms[known.name] for known in self.registry}
         room.chronicle.open(reason)
 
-    async def _refuse(self, context: _Context, error: RefusedError, session: str = "", device: str = "") -> NoReturn:
-        self._note_refusal(error, session, device)
-        await abort_call(context, error)
+    def _publish(self, event: pb.SessionEvent) -> None:
+        self._all_events.append(event)
+        self.gate.audit.apply(event)
 
-    def _note_refusal(self, error: RefusedError, session: str, device: str) -> None:
+    def _may_watch(self, identity: Identity | None, session: str) -> bool:
+        room = self._rooms.get(session)
+        return room is not None and self.gate.may_watch(identity, room.session.settings)
+
+    def _note_refusal(self, context: _Context, error: RefusedError, session: str, device: str) -> None:
         log.warning("refused: %s", error.reason)
+        self.gate.note_refusal(context, error, session, device)
         now = time.time()
         self.refusals.add(error, session, device, now)
         room = self._rooms.get(session)
@@ -269,6 +308,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         for room in self._rooms.values():
             device = room.devices_by_token.get(str(token))
             if device is not None:
+                self.gate.check_device(context, device)
                 room.session.check_member(device)
                 return room, device
         raise RefusedError(
@@ -276,7 +316,9 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             f"no device has the token that was sent as {TOKEN_METADATA_KEY!r}; join a session first",
         )
 
-    async def _read_frames(self, room: Room, device: str, outbox: Outbox, frames: AsyncIterator[bytes]) -> None:
+    async def _read_frames(
+        self, context: _Context, room: Room, device: str, outbox: Outbox, frames: AsyncIterator[bytes]
+    ) -> None:
         try:
             async for frame in frames:
                 if room.outboxes.get(device) is not outbox:
@@ -286,7 +328,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             # Its connection broke, or it closed its side: it keeps its place for its lease.
             outbox.close(Status.OK, "the stream was closed by the device")
         except RefusedError as error:
-            self._note_refusal(error, room.session.name, device)
+            self._note_refusal(context, error, room.session.name, device)
             room.remove(device, error.reason, time.monotonic(), error.status)
         except Exception as error:
             if room.outboxes.get(device) is not outbox or outbox.end is not None:

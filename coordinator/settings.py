@@ -53,6 +53,10 @@ class SessionSettings(BaseModel):
     """Number of the session's first step, unless a device comes with a state of a later one."""
     replay_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """Bytes of past steps that are kept for devices that come back; the last step is kept in any case."""
+    allow: tuple[str, ...] = ()
+    """Devices that are admitted, by the names in their certificates."""
+    allow_labels: tuple[str, ...] = ()
+    """Labels whose devices are admitted, too. Without either list every device is."""
     max_model_bytes: Annotated[int, Field(ge=1)] = 8 << 30
     """Largest fingerprint that is accepted, all tensors in float32 together."""
     max_snapshot_bytes: Annotated[int, Field(ge=1)] = 8 << 30

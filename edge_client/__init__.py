@@ -4,16 +4,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_client.exchange import GradientExchange
+    from edge_client.exchange import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
     from edge_client.optimizer import NewtonOptimizer
 
-__all__ = ["GradientExchange", "NewtonOptimizer", "Recognizer"]
+__all__ = ["GradientExchange", "NewtonOptimizer", "Recognizer", "TlsFiles"]
 
 _MODULES = {
     "GradientExchange": "edge_client.exchange",
     "NewtonOptimizer": "edge_client.optimizer",
     "Recognizer": "edge_client.inference",
+    "TlsFiles": "edge_client.exchange",
 }
 
 

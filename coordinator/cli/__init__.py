@@ -2,6 +2,7 @@
 
 import typer
 
+from coordinator.cli.ca import app as ca
 from coordinator.cli.report import report
 from coordinator.cli.serve import serve
 from coordinator.cli.watch import watch
@@ -13,6 +14,7 @@ app = typer.Typer(
 )
 for _command in (serve, watch, report):
     app.command()(_command)
+app.add_typer(ca, name="ca")
 
 
 def main() -> None:

@@ -10,15 +10,31 @@ from typing import Annotated, Protocol
 import typer
 from pydantic import ValidationError
 
+from coordinator.cli.access import (
+    AllowLabelOption,
+    AllowOption,
+    AuditOption,
+    MessageBytesOption,
+    MessageRateOption,
+    ServerTlsOption,
+    StreamsOption,
+    make_gate,
+    make_limits,
+    read_server_tls,
+)
 from coordinator.cli.console import err, fail
 from coordinator.dashboard.app import is_loopback
 from coordinator.dashboard.server import DashboardServer
 from coordinator.decisions import Phase
+from coordinator.identity.gate import Gate
+from coordinator.identity.limits import Limits
 from coordinator.record import Record, RecordError, SessionRecord
 from coordinator.server import CoordinatorServer
 from coordinator.session import Session
 from coordinator.settings import SessionSettings
 from coordinator.tensorboard import TensorBoardError, TensorBoardWriter
+
+_LIMITS = Limits()
 
 
 def serve(
@@ -60,6 +76,13 @@ def serve(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what --record has; the session's own settings count then.")
     ] = False,
+    tls: ServerTlsOption = None,
+    allow: AllowOption = None,
+    allow_label: AllowLabelOption = None,
+    audit: AuditOption = None,
+    max_messages_per_s: MessageRateOption = _LIMITS.messages_per_s,
+    max_streams: StreamsOption = _LIMITS.streams,
+    max_message_bytes: MessageBytesOption = _LIMITS.message_bytes,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
@@ -100,6 +123,8 @@ def serve(
                 "heartbeat_s": heartbeat_s,
                 "lease_s": lease_s,
                 "digest_every": digest_every,
+                "allow": allow or (),
+                "allow_labels": allow_label or (),
             }
         )
     except ValidationError as error:
@@ -108,8 +133,16 @@ def serve(
             fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
     if page_host != "127.0.0.1" and page_port is None:
         fail("--page-host needs --page-port, the port of the page", code=2)
-    for address in {host, page_host}:
-        _check_exposure(address, insecure=insecure)
+    limits = make_limits(max_messages_per_s, max_streams, max_message_bytes)
+    if max_message_bytes < 2 * frame_bytes:
+        fail(f"--max-message-bytes must be at least twice --frame-bytes, {2 * frame_bytes}", code=2)
+    secured = read_server_tls(tls)
+    gate = make_gate(secured, audit, allow, allow_label)
+    if secured is None:
+        for address in {host, page_host}:
+            _check_exposure(address, insecure=insecure)
+    elif insecure:
+        fail("--insecure is for plaintext, and --tls ends that: give one of them", code=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         book = Record(record) if record is not None else None
@@ -121,7 +154,16 @@ def serve(
     page = (page_host, page_port) if page_port is not None else None
     name = None if on_demand else session
     serving = _serve(
-        (host, port), name, settings, page=page, tensorboard=tensorboard, once=once, record=book, resumed=resumed
+        (host, port),
+        name,
+        settings,
+        gate=gate,
+        limits=limits,
+        page=page,
+        tensorboard=tensorboard,
+        once=once,
+        record=book,
+        resumed=resumed,
     )
     phase = asyncio.run(serving)
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)
@@ -142,6 +184,8 @@ async def _serve(
     name: str | None,
     settings: SessionSettings,
     *,
+    gate: Gate,
+    limits: Limits,
     page: tuple[str, int] | None,
     tensorboard: Path | None,
     once: bool,
@@ -149,7 +193,7 @@ async def _serve(
     resumed: list[SessionRecord],
 ) -> Phase | None:
     """Serve until a signal comes, or until the session is over; return its phase."""
-    server = CoordinatorServer(*address, record, is_controlled=True)
+    server = CoordinatorServer(*address, record, is_controlled=True, gate=gate, limits=limits)
     session: Session | None = None
     companions: list[Companion] = []
     try:
@@ -161,7 +205,7 @@ async def _serve(
         if tensorboard is not None:
             companions.append(TensorBoardWriter(server.service.all_events, tensorboard))
         if page is not None:
-            companions.append(DashboardServer(server.service, *page))
+            companions.append(DashboardServer(server.service, *page, tls=gate.tls.page_context() if gate.tls else None))
         for companion in companions:
             await companion.start()
         await server.start()
@@ -197,6 +241,10 @@ def _check_exposure(host: str, *, insecure: bool) -> None:
     if is_loopback(host):
         return
     if not insecure:
-        fail(f"{host} can be reached from other machines, and the link is plaintext: add --insecure", code=2)
-    danger = "anybody who reaches this port can join, read and open sessions."
+        fail(
+            f"{host} can be reached from other machines, and the link is plaintext: give it certificates with --tls, "
+            "or add --insecure",
+            code=2,
+        )
+    danger = "anybody who reaches this port can join, read and open sessions; certificates (--tls) end that."
     err.print(f"[bold red]WARNING[/]: plaintext on {host}: {danger}")

@@ -4,8 +4,10 @@ from typing import Annotated
 
 import grpc
 import typer
+from edgenewton.tls_diagnosis import diagnose
 from rich.live import Live
 
+from coordinator.cli.access import TlsOption, read_tls
 from coordinator.cli.console import fail
 from coordinator.watch import SessionView, follow
 
@@ -13,15 +15,18 @@ from coordinator.watch import SessionView, follow
 def watch(
     address: Annotated[str, typer.Argument(help="Address of the coordinator, host:port.")] = "127.0.0.1:50051",
     session: Annotated[str, typer.Option(help="Session to watch; all of them unless given.")] = "",
+    tls: TlsOption = None,
 ) -> None:
     """Show what happens in a session, as it happens, until it is over."""
+    files = read_tls(tls)
     view = SessionView()
     try:
         with Live(view, refresh_per_second=8):
-            for event in follow(address, session):
+            for event in follow(address, session, files):
                 view.apply(event)
     except grpc.RpcError as error:
         details = error.details() if isinstance(error, grpc.Call) else str(error)
-        fail(f"cannot watch {address}: {details}")
+        advice = diagnose(address, files)
+        fail(f"cannot watch {address}: {advice or details}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -19,6 +19,14 @@ def train(
     device: Annotated[str, typer.Option(help="Id of this device, unique in the session.")] = "device-0",
     index: Annotated[int, typer.Option(help="Number of this device's partition of the data, from 0.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Number of partitions.", min=1)] = 1,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|CA,CERTIFICATE,KEY",
+            envvar="EDGENEWTON_TLS",
+            help="This device's certificate: the folder that `edge-coordinator ca issue` wrote, or three files.",
+        ),
+    ] = None,
     config: Annotated[
         list[str] | None,
         typer.Option("--config", "-c", help="A setting, such as steps=50 or curvature=eva; may be repeated."),
@@ -39,7 +47,7 @@ def train(
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
     from edge_client.device_state import DeviceState
-    from edge_client.exchange import Exchange, ExchangeError, GradientExchange
+    from edge_client.exchange import Exchange, ExchangeError, GradientExchange, TlsFiles
     from edge_client.inference import Artefact
     from edge_client.settings import SettingsError, parse_settings
     from edge_client.tasks import TaskError
@@ -53,7 +61,11 @@ def train(
         settings = parse_settings(config or [])
         if coordinator is not None:
             exchange = GradientExchange.join(
-                coordinator, session=session, device=device, reconnect_deadline_s=reconnect_deadline_s
+                coordinator,
+                session=session,
+                device=device,
+                reconnect_deadline_s=reconnect_deadline_s,
+                tls=TlsFiles.parse(tls) if tls else None,
             )
         saved = DeviceState.load(state, session) if state is not None else None
         if saved is not None:

@@ -1,5 +1,7 @@
 """Exchanges: what synchronises a device's tensors with those of the other devices."""
 
+from edgenewton.tls import TlsFiles
+
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.grpc_exchange import GradientExchange
 from edge_client.exchange.in_process import InProcessExchange
@@ -16,5 +18,6 @@ __all__ = [
     "Replica",
     "StepResult",
     "TensorKey",
+    "TlsFiles",
     "Traffic",
 ]

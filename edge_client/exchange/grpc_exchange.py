@@ -9,6 +9,8 @@ from typing import Self
 import grpc
 import torch
 from edgenewton.failpoints import failpoint
+from edgenewton.tls import TlsFiles
+from edgenewton.tls_diagnosis import diagnose
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Encoder, Float32Array
@@ -17,6 +19,7 @@ from edgenewton.v1.framing import FramePacker, Layout, SliceKey, check_values
 from torch import Tensor
 
 from edge_client.exchange.assembly import AssembledStep, Assembly
+from edge_client.exchange.connection import NoEntryError
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.interface import Evaluation, Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.link import Link
@@ -64,26 +67,28 @@ class GradientExchange:
         device: str,
         connect_timeout_s: float = 5.0,
         reconnect_deadline_s: float = 120.0,
+        tls: TlsFiles | None = None,
     ) -> Self:
         """Connect to the coordinator at `address` (host:port), to take the place of `device` in `session`.
 
         The place itself is taken when an optimizer is made with the exchange, because it depends on the model. When
         the connection or the coordinator is lost later on, the exchange tries for `reconnect_deadline_s` to get back.
 
+        With `tls` the device shows its certificate, whose name must be `device`. The files are read again for each new
+        connection, so that a renewed certificate takes the place of the old one in a running session.
+
         Raises:
-            ExchangeError: nothing answers at `address` within `connect_timeout_s`.
+            ExchangeError: nothing answers at `address` within `connect_timeout_s`, the files of `tls` cannot be used,
+                or the two sides do not trust each other.
 
         """
-        link = Link(address, reconnect_deadline_s)
+        link = Link(address, reconnect_deadline_s, tls)
         try:
             link.connect(connect_timeout_s)
-        except TimeoutError:
+        except NoEntryError as error:
             link.close()
-            raise ExchangeError(
-                f"no coordinator answers at {address} within {connect_timeout_s:g} s. Is the address right, and "
-                "`edge-coordinator serve` running there?",
-                Cause.UNREACHABLE,
-            ) from None
+            cause = Cause.REFUSED if error.is_refused else Cause.UNREACHABLE
+            raise ExchangeError(f"device {device!r}: {error}" if error.is_refused else str(error), cause) from None
         exchange = cls(link, session, device)
         exchange._reconnect_wait_s = reconnect_deadline_s
         return exchange
@@ -334,7 +339,10 @@ class GradientExchange:
             return ExchangeError(f"device {self.device!r}, session {self.session!r}: {error}", Cause.ABORTED)
         code, details = error.code(), str(error.details())
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-            details = f"device {self.device!r} lost the coordinator at {self.address} ({details})"
+            advice = diagnose(self.address, self._link.tls)
+            details = f"device {self.device!r} lost the coordinator at {self.address} ({details})" + (
+                f"; {advice}" if advice else ""
+            )
         return ExchangeError(details, _CAUSES.get(code, Cause.REFUSED))
 
 

@@ -8,18 +8,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
 
 import grpc
 from edgenewton.failpoints import failpoint
 from edgenewton.loop_thread import LoopThread
 from edgenewton.memory import keep_freed_memory
-from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, TRANSPORT_OPTIONS, exchange_pb2_grpc
+from edgenewton.tls import TlsFiles
+from edgenewton.v1 import TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
 
 from edge_client.exchange.assembly import Assembly
 from edge_client.exchange.backoff import backoff
+from edge_client.exchange.connection import Connection
 from edge_client.exchange.snapshots import Metadata, download, upload
 from edge_client.exchange.status import (
     RETRIED,
@@ -33,15 +35,6 @@ from edge_client.exchange.status import (
 
 log = logging.getLogger(__name__)
 
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    *TRANSPORT_OPTIONS,
-]
 _EXCHANGE = "/edgenewton.v1.GradientExchange/Exchange"
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
@@ -61,12 +54,15 @@ class Link:
     Args:
         address: of the coordinator, host:port.
         reconnect_deadline_s: seconds in which a lost coordinator must be found again.
+        tls: this device's certificate and key; None for plaintext.
 
     """
 
-    def __init__(self, address: str, reconnect_deadline_s: float) -> None:
+    def __init__(self, address: str, reconnect_deadline_s: float, tls: TlsFiles | None = None) -> None:
         keep_freed_memory()
         self.address = address
+        self.tls = tls
+        self._connection = Connection(address, tls)
         self.changed = threading.Condition()
         self.failure: Exception | None = None
         self.snapshot: tuple[int, bytes] | None = None
@@ -89,8 +85,6 @@ class Link:
         self._is_closed = False
         self._is_leaving = False
         self._stream: Any = None
-        self._stub: Any
-        self._channel: Any = None
         self._loop = LoopThread("exchange")
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -101,10 +95,10 @@ class Link:
         """Open the channel.
 
         Raises:
-            TimeoutError: nothing answers in time.
+            NoEntryError: nobody answers in time, or this side and the other do not trust each other.
 
         """
-        self._call(self._connect(timeout_s))
+        self._call(self._connection.open(timeout_s), timeout_s + CALL_TIMEOUT_S)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Take a place; a coordinator that goes down meanwhile has the time of a reconnection to come back.
@@ -177,15 +171,6 @@ class Link:
 
     # ------------------------------------------------------------------ connection
 
-    async def _connect(self, timeout_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
-        self._stub = exchange_pb2_grpc.GradientExchangeStub(self._channel)
-        try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
-        except TimeoutError:
-            await self._channel.close()
-            raise
-
     async def _join_first(self, request: pb.JoinRequest) -> pb.JoinReply:
         deadline = time.monotonic() + self._reconnect_deadline_s
         pauses = backoff()
@@ -199,13 +184,13 @@ class Link:
             await asyncio.sleep(next(pauses))
 
     async def _join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        self._reply = await self._stub.Join(request, timeout=CALL_TIMEOUT_S)
+        self._reply = await self._connection.stub.Join(request, timeout=CALL_TIMEOUT_S)
         self.bytes_sent += request.ByteSize()
         self.bytes_received += self._reply.ByteSize()
         return self._reply
 
     async def _leave(self, request: pb.LeaveRequest) -> bool:
-        reply: pb.LeaveReply = await self._stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
+        reply: pb.LeaveReply = await self._connection.stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
         return reply.snapshot_wanted
 
     async def _keep_connected(self) -> None:
@@ -217,7 +202,7 @@ class Link:
                 except (grpc.RpcError, LostError) as error:
                     if self._is_closed or self._is_leaving:
                         return
-                    if isinstance(error, grpc.RpcError) and error.code() not in RETRIED:
+                    if isinstance(error, grpc.RpcError) and not self._is_worth_another_try(error, RETRIED):
                         raise
                     log.warning("connection to %s lost, joining again: %s", self.address, describe(error))
                 await self._join_again()
@@ -239,20 +224,24 @@ class Link:
                     self._request.next_step = assembly.received_until
                 self._request.token = self._reply.token
                 self._request.weights_digest = b""
+            await self._connection.renew()
             try:
                 reply = await self._join(self._request)
             except grpc.RpcError as error:
-                if error.code() not in RETRIED_JOINS or time.monotonic() > deadline:
+                if not self._is_worth_another_try(error, RETRIED_JOINS) or time.monotonic() > deadline:
                     raise
                 continue
             if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
                 self._begin_healing()
             return
 
+    def _is_worth_another_try(self, error: grpc.RpcError, retried: Collection[grpc.StatusCode]) -> bool:
+        return error.code() in retried or self._connection.is_outdated(error)
+
     async def _run_stream(self) -> None:
         """Run the stream until it ends; raises why."""
         settings = self._reply.settings
-        call = self._channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
+        call = self._connection.channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
         self._stream = call
         self._heard_at = time.monotonic()
         with self.changed:
@@ -354,7 +343,7 @@ class Link:
         try:
             settings = self._reply.settings
             timeout_s = settings.join_deadline_s + settings.rejoin_deadline_s + CALL_TIMEOUT_S
-            snapshot = await download(self._stub, self._metadata, timeout_s)
+            snapshot = await download(self._connection.stub, self._metadata, timeout_s)
             self.bytes_received += len(snapshot.data)
             if not snapshot.is_intact:
                 self._healings += 1
@@ -382,7 +371,7 @@ class Link:
 
     async def _upload(self, step: int, state: bytes) -> None:
         try:
-            await upload(self._stub, self._metadata, step, state)
+            await upload(self._connection.stub, self._metadata, step, state)
             self.bytes_sent += len(state)
         except grpc.RpcError as error:
             log.warning("this device's state could not be handed in: %s", describe(error))
@@ -393,8 +382,7 @@ class Link:
         await self._loop.cancel_tasks()
         if self._stream is not None:
             self._stream.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+        await self._connection.close()
 
     @property
     def _metadata(self) -> Metadata:

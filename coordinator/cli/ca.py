@@ -1,0 +1,121 @@
+"""`edge-coordinator ca`: certificates for coordinators, devices and operators."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from edgenewton.identity import OPERATOR_LABEL, Kind
+from rich.console import Console
+from rich.table import Table
+
+from coordinator.cli.console import fail
+from coordinator.identity.authority import CA_KEY_FILE, DEFAULT_HOSTS, Authority, AuthorityError
+from coordinator.identity.ledger import LedgerError
+
+app = typer.Typer(help="Issue and revoke the certificates of devices, operators and coordinators.")
+
+Folder = Annotated[
+    Path, typer.Option("--ca", help="Folder of the authority.", envvar="EDGENEWTON_CA", show_envvar=True)
+]
+Server = Annotated[bool, typer.Option("--server", help="It is a coordinator's.")]
+
+DEFAULT_FOLDER = Path("ca")
+_MAX_DAYS = 5 * 365
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder that the authority is kept in.")] = DEFAULT_FOLDER,
+    years: Annotated[int, typer.Option(help="Years that the authority counts.", min=1, max=50)] = 10,
+) -> None:
+    """Make an authority: a private key that signs certificates, and its own certificate, which all sides trust."""
+    try:
+        Authority.create(folder, years)
+    except (AuthorityError, LedgerError) as error:
+        fail(str(error))
+    option = "" if folder == DEFAULT_FOLDER else f" --ca {folder}"
+    typer.echo(f"authority in {folder}; whoever has {folder / CA_KEY_FILE} can issue certificates: keep it to yourself")
+    typer.echo(f"next: edge-coordinator ca issue{option} coordinator --server --host NAME_OR_ADDRESS")
+    typer.echo(f"      edge-coordinator ca issue{option} DEVICE")
+
+
+@app.command()
+def issue(
+    name: Annotated[str, typer.Argument(help="Id of the device; or name of the operator or coordinator.")],
+    folder: Folder = DEFAULT_FOLDER,
+    server: Server = False,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --server: name or address at which devices find it, beside those of loopback; repeatable."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Label by which sessions can admit the device; {OPERATOR_LABEL!r} may open and end sessions; "
+            "repeatable."
+        ),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days that it counts.", min=1, max=_MAX_DAYS)] = 90,
+) -> None:
+    """Issue a certificate with a new key, or renew it: the one before counts until it expires or is revoked."""
+    if host and not server:
+        fail("--host belongs to the certificates of coordinators: add --server", code=2)
+    if label and server:
+        fail("labels belong to devices and operators, not to coordinators", code=2)
+    hosts = [*DEFAULT_HOSTS, *(other for other in host or [] if other not in DEFAULT_HOSTS)] if server else []
+    try:
+        lifetime = dt.timedelta(days=days)
+        path = Authority(folder).issue(_kind(server), name, lifetime, labels=label or [], hosts=hosts)
+    except (AuthorityError, LedgerError) as error:
+        fail(str(error))
+    typer.echo(f"issued {path}")
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Id of the device; or name of the operator or coordinator.")],
+    folder: Folder = DEFAULT_FOLDER,
+    server: Server = False,
+    keep_latest: Annotated[
+        bool, typer.Option("--keep-latest", help="Leave the certificate that was issued last.")
+    ] = False,
+) -> None:
+    """Revoke all certificates of a name. A coordinator that reads the list here ends their calls within a second."""
+    try:
+        entries = Authority(folder).revoke(_kind(server), name, keep_latest=keep_latest)
+    except (AuthorityError, LedgerError) as error:
+        fail(str(error))
+    typer.echo(f"revoked {_kind(server).value} {name}: {', '.join(entry.serial for entry in entries)}")
+
+
+@app.command(name="list")
+def list_(folder: Folder = DEFAULT_FOLDER) -> None:
+    """List what was issued."""
+    try:
+        entries = Authority(folder).entries()
+    except (AuthorityError, LedgerError) as error:
+        fail(str(error))
+    now = dt.datetime.now(dt.UTC)
+    table = Table("kind", "name", "labels", "expires (UTC)", "state", "serial")
+    for entry in entries:
+        state = entry.state(now)
+        table.add_row(
+            entry.kind.value,
+            entry.name,
+            ", ".join(entry.labels),
+            f"{entry.not_after:%Y-%m-%d %H:%M}",
+            state,
+            entry.serial,
+            style="" if state == "valid" else "dim",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width; serials are not to be cut
+    console.print(table)
+
+
+def _kind(is_server: bool) -> Kind:
+    return Kind.COORDINATOR if is_server else Kind.DEVICE

@@ -1,0 +1,161 @@
+"""Who did what, and who was refused and why: one JSON object a line, in files of bounded size.
+
+    {"time": "2026-05-04T10:11:12.345+00:00", "event": "joined", "session": "leaves", "device": "gateway-7", ...}
+
+Events: joined, left (with what the device contributed), refused, revoked, opened and ended (sessions, by operators).
+"""
+
+import datetime as dt
+import json
+import logging
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from edgenewton.identity import Identity
+from edgenewton.v1 import exchange_pb2 as pb
+
+from coordinator.identity.limits import TokenBucket
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 10 << 20
+"""Of a file; then it gets a number and a new one begins."""
+KEPT = 5
+"""So many older files are kept."""
+_MAX_TEXT = 500
+_REFUSALS_PER_S, _REFUSALS_AT_ONCE = 1.0, 20.0
+_MAX_CALLERS = 1_000
+
+
+@dataclass
+class _Contributed:
+    steps: int = 0
+    samples: int = 0
+
+
+@dataclass
+class _Caller:
+    """Keeps one who is refused over and over from pushing everything else out of the files."""
+
+    bucket: TokenBucket
+    unwritten: int = 0
+
+
+class AuditLog:
+    """Writes the events down.
+
+    Args:
+        path: of the file; None for nowhere.
+        max_bytes: of a file.
+        kept: how many older files are kept.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    """
+
+    def __init__(self, path: Path | None, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
+        self._handler: _PrivateFile | None = None
+        self._contributed: dict[tuple[str, str], _Contributed] = {}
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handler = _PrivateFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
+            self._handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handler is not None:
+            self._handler.close()
+
+    def joined(self, session: str, device: str, identity: Identity | None, peer: str) -> None:
+        """Note that a device took its place."""
+        self._write("joined", session=session, device=device, **_who(identity, peer))
+
+    def refused(
+        self, status: str, reason: str, session: str, device: str, identity: Identity | None, peer: str
+    ) -> None:
+        """Note a refusal; of one caller's many in a short time, only the first are written, and the rest counted."""
+        who = identity.uri if identity is not None else peer.rpartition(":")[0]
+        caller = self._callers.get(who)
+        now = time.monotonic()
+        if caller is None:
+            caller = self._callers[who] = _Caller(TokenBucket.full(_REFUSALS_PER_S, _REFUSALS_AT_ONCE, now))
+            if len(self._callers) > _MAX_CALLERS:
+                self._callers.popitem(last=False)
+        self._callers.move_to_end(who)
+        if not caller.bucket.take(now):
+            caller.unwritten += 1
+            return
+        more = {"unwritten": caller.unwritten} if caller.unwritten else {}
+        caller.unwritten = 0
+        self._write(
+            "refused", session=session, device=device, status=status, reason=reason, **_who(identity, peer), **more
+        )
+
+    def revoked(self, session: str, device: str, identity: Identity | None) -> None:
+        """Note that a device loses its place because its certificate was revoked."""
+        self._write("revoked", session=session, device=device, **_who(identity, ""))
+
+    def controlled(self, event: str, session: str, reason: str, identity: Identity | None, peer: str) -> None:
+        """Note that an operator opened or ended a session."""
+        self._write(event, session=session, reason=reason, **_who(identity, peer))
+
+    def apply(self, event: pb.SessionEvent) -> None:
+        """Note what happened in a session: what devices contribute is added up until they leave."""
+        if self._handler is None:
+            return
+        match event.WhichOneof("event"):
+            case "report":
+                contributed = self._contributed.setdefault((event.session, event.report.device), _Contributed())
+                contributed.steps += 1
+                contributed.samples += event.report.samples
+            case "left":
+                left = event.left
+                contributed = self._contributed.pop((event.session, left.device), _Contributed())
+                self._write(
+                    "left",
+                    session=event.session,
+                    device=left.device,
+                    status=left.status or "OK",
+                    reason=left.reason,
+                    steps=contributed.steps,
+                    samples=contributed.samples,
+                    bytes_received=left.bytes_received,
+                    bytes_sent=left.bytes_sent,
+                )
+
+    def _write(self, event: str, **fields: object) -> None:
+        if self._handler is None:
+            return
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        values = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+        line = json.dumps({"time": now, "event": event, **values})
+        self._handler.emit(logging.LogRecord("audit", logging.INFO, "", 0, line, None, None))
+
+
+class _PrivateFile(RotatingFileHandler):
+    """A rotating file for its owner alone. A full disk is said in the log, and stops nobody from training."""
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open(self.baseFilename, "ab", opener=_open_private), encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        log.exception("the audit log cannot be written")
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _who(identity: Identity | None, peer: str) -> dict[str, Any]:
+    address: dict[str, Any] = {"peer": peer} if peer else {}
+    if identity is None:
+        return address
+    return {**address, "identity": identity.uri, "serial": f"{identity.serial:x}", "labels": sorted(identity.labels)}

@@ -1,0 +1,102 @@
+"""Finds out why a TLS connection does not come about, with a handshake of Python's own.
+
+All that gRPC says of a failed handshake is that the socket was closed.
+"""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+
+from edgenewton.tls import TlsError, TlsFiles
+
+_ALERTS = {
+    "UNKNOWN_CA": "it does not trust the authority that issued this side's certificate",
+    "CERTIFICATE_EXPIRED": "this side's certificate has expired; renew it with `edge-coordinator ca issue`",
+    "CERTIFICATE_REQUIRED": "it wants a certificate, and this side showed none",
+    "CERTIFICATE_REVOKED": "it says that this side's certificate was revoked",
+    "BAD_CERTIFICATE": "it does not take this side's certificate",
+    "UNSUPPORTED_CERTIFICATE": "this side's certificate is not one of a device or operator",
+}
+"""What the other side's alerts mean, by the end of the names that OpenSSL gives them (RFC 8446, section 6.2)."""
+_HOSTNAME_MISMATCH = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL's x509_vfy.h."""
+_EXPIRED, _NOT_YET_VALID = 10, 9
+
+
+def diagnose(address: str, tls: TlsFiles | None, timeout_s: float = 2.0) -> str:
+    """Try a handshake with a coordinator, and return what is wrong with it.
+
+    Args:
+        address: of the coordinator, host:port.
+        tls: this side's files; None if it speaks plaintext.
+        timeout_s: seconds for the connection and for each answer.
+
+    Returns:
+        A sentence that tells what is wrong and what to do; an empty text if nobody answers, or nothing is wrong.
+
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with socket.create_connection((host, int(port)), timeout_s) as connection:
+            return _diagnose_plaintext(connection) if tls is None else _diagnose_tls(connection, host, address, tls)
+    except (OSError, ValueError):
+        return ""
+
+
+def _diagnose_plaintext(connection: socket.socket) -> str:
+    """Return whether a server wants TLS: then it answers a TLS greeting, if only with a refusal."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent on it
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(connection):
+            pass
+    except ssl.SSLError:
+        return ""
+    return "it speaks TLS, and this side plaintext: name this side's certificates (`tls`)"
+
+
+def _diagnose_tls(connection: socket.socket, host: str, address: str, tls: TlsFiles) -> str:
+    try:
+        with _handshake(connection, host, tls) as secured:
+            # In TLS 1.3 the server looks at the client's certificate after the handshake; HTTP/2 then speaks first.
+            secured.recv(1)
+    except TlsError as error:
+        return str(error)
+    except ssl.SSLCertVerificationError as error:
+        return _explain_verification(error, address, tls)
+    except ssl.SSLError as error:
+        reason = (error.reason or "").upper()
+        if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
+            return "it speaks plaintext, and this side TLS: give it certificates (`serve --tls`) too"
+        for alert, meaning in _ALERTS.items():
+            if reason.endswith(alert):
+                return meaning
+        return f"the TLS handshake fails: {error.reason or error}"
+    return ""
+
+
+@contextlib.contextmanager
+def _handshake(connection: socket.socket, host: str, tls: TlsFiles) -> Iterator[ssl.SSLSocket]:
+    tls.read()  # with sentences that OpenSSL does not have
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.load_cert_chain(tls.certificate, tls.key)
+    context.set_alpn_protocols(["h2"])
+    with context.wrap_socket(connection, server_hostname=host) as secured:
+        yield secured
+
+
+def _explain_verification(error: ssl.SSLCertVerificationError, address: str, tls: TlsFiles) -> str:
+    if error.verify_code in _HOSTNAME_MISMATCH:
+        return (
+            f"its certificate is for other names than that in {address!r}: use one of those, or issue it for this one "
+            "too (`edge-coordinator ca issue NAME --server --host HOST`)"
+        )
+    if error.verify_code == _EXPIRED:
+        return "its certificate has expired; renew it there with `edge-coordinator ca issue NAME --server`"
+    if error.verify_code == _NOT_YET_VALID:
+        return "its certificate is not valid yet; is this machine's clock right?"
+    return f"its certificate is not of the authority in {tls.ca} ({error.verify_message})"
