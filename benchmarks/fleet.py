@@ -121,7 +121,7 @@ class Fleet:
         if step is None:
             return Run(OURS, self.mbit_s, seed, None, None, None, None, curve)
         seconds = next(seconds for seconds, accuracy in curve if accuracy >= TARGET)
-        megabytes = view.traffic[step].sent / 1e6
+        megabytes = view.traffic[step].sent / 1e6 if step in view.traffic else None
         return Run(OURS, self.mbit_s, seed, seconds, seconds - (opened - began), step, megabytes, curve)
 
     def fedavg(self, seed: int) -> Run:
