@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import grpc
+from edgenewton.tls import TlsFiles
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.decisions import Phase
@@ -28,13 +29,15 @@ class RunObserver:
 
     Args:
         folder: the run's output.
+        tls: certificate to show to the coordinator; None for plaintext.
 
     Raises:
         RecordError: the record cannot be written.
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
         self._record = Record(folder / RECORD_NAME)
         self._told: SessionStatistics | None = None
         self._files: EventFiles | None = None
@@ -68,7 +71,7 @@ class RunObserver:
 
     def _follow(self, address: str, session: str, told: SessionStatistics) -> None:
         try:
-            for event in follow(address, session):
+            for event in follow(address, session, self._tls):
                 told.apply(event)
                 if event.WhichOneof("event") == "step":
                     self._record.set_committed(_SESSION, _step_record(event, told))

@@ -70,6 +70,8 @@ class RemoteCoordinator:
             CoordinatorError: the coordinator does not answer or refuses.
 
         """
+        # Else a call that waits for the coordinator would take all its time before it fails.
+        self._check_trust(f"session {name!r} cannot be opened")
         settings = settings.model_copy(update={"owner_lease_s": OWNER_LEASE_S})
         request = pb.OpenSessionRequest(session=name, settings_json=settings.model_dump_json())
         try:
@@ -114,12 +116,14 @@ class RemoteCoordinator:
             return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND
         return reply.is_over
 
+    def _check_trust(self, what: str) -> None:
+        advice = diagnose(self.address, self._tls)
+        if advice:
+            raise CoordinatorError(f"{what}: something answers at {self.address}, but {advice}")
+
     def _explain(self, error: grpc.RpcError, what: str) -> str:
         code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            advice = diagnose(self.address, self._tls)
-            if advice:
-                return f"{what}: something answers at {self.address}, but {advice}"
             return (
                 f"{what}: no coordinator answers at {self.address}. Is the address right, and "
                 f"`edge-coordinator serve --on-demand` running there? ({details})"

@@ -4,9 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
+from edgenewton.tls import TlsFiles
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from coordinator.identity.server_tls import ServerTlsFiles
 from coordinator.settings import MAX_DEVICES, CodecName, Seconds, SecondsOrZero, SessionSettings
+
+
+def _split_names(text: object) -> object:
+    return tuple(filter(None, map(str.strip, text.split(",")))) if isinstance(text, str) else text
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
 class RunConfigError(ValueError):
@@ -43,6 +52,18 @@ class RunConfig(BaseModel):
     coordinator: Annotated[str, Field(pattern=r"^$|^\S+:\d+$")] = ""
     """Address, host:port, of a coordinator that is a process of its own (`edge-coordinator serve --on-demand`), for the
     ServerApp and for all devices; empty to run one inside the ServerApp, for devices on the same machine."""
+    tls: Annotated[TlsFiles | None, BeforeValidator(lambda text: TlsFiles.parse(text) if text else None)] = None
+    """Operator's certificate to show to the coordinator, on the machine of the SuperLink: a folder, or
+    "CA,CERTIFICATE,KEY"; empty for plaintext."""
+    server_tls: Annotated[
+        ServerTlsFiles | None, BeforeValidator(lambda text: ServerTlsFiles.parse(text) if text else None)
+    ] = None
+    """Certificate of the coordinator inside the ServerApp, as for `edge-coordinator serve --tls`; needs `tls` too, so
+    that the run can follow its own sessions. Empty for plaintext."""
+    allow: Names = ()
+    """Devices that its rounds admit, by the names in their certificates, with commas between; all unless given."""
+    allow_labels: Names = ()
+    """Labels of devices that are admitted, too."""
     step_deadline_s: Seconds = 60.0
     """Seconds that a step may take."""
     join_deadline_s: Seconds = 60.0
@@ -58,6 +79,12 @@ class RunConfig(BaseModel):
     def _check(self) -> Self:
         if self.rounds > self.steps:
             raise ValueError(f"{self.steps} steps cannot be divided over {self.rounds} rounds")
+        if self.coordinator and self.server_tls:
+            raise ValueError("server-tls is for a coordinator inside the ServerApp; that at `coordinator` has its own")
+        if not self.coordinator and bool(self.tls) != bool(self.server_tls):
+            raise ValueError("tls and server-tls belong together, unless `coordinator` names another process")
+        if (self.allow or self.allow_labels) and not self.tls:
+            raise ValueError("allow and allow-labels need tls: in plaintext nobody can show who he is")
         if self.quorum > self.devices:
             raise ValueError(f"quorum {self.quorum} is more than the run's {self.devices} devices")
         return self
@@ -84,6 +111,8 @@ class RunConfig(BaseModel):
             lease_s=self.lease_s,
             heartbeat_s=self.lease_s / 4,
             first_step=first_step,
+            allow=self.allow,
+            allow_labels=self.allow_labels,
         )
 
 

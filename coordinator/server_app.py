@@ -8,6 +8,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.checkpoint import CheckpointError, load_checkpoint
+from coordinator.identity.audit import AuditLog
+from coordinator.identity.gate import Gate
+from coordinator.identity.server_tls import ServerTls
 from coordinator.nodes import OpenGrid
 from coordinator.observer import RunObserver
 from coordinator.remote import SessionHost, remote_coordinator
@@ -29,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     if resumed is not None and resumed.round >= config.rounds:
         raise CheckpointError(f"{resumed.path} has {resumed.round} of {config.rounds} rounds behind it: raise rounds")
     with _coordinator(config) as coordinator:
-        observer = RunObserver(config.output)
+        observer = RunObserver(config.output, config.tls)
         strategy = NewtonStrategy(
             coordinator,
             config,
@@ -60,11 +63,14 @@ def main(grid: Grid, context: Context) -> None:
 @contextmanager
 def _coordinator(config: RunConfig) -> Iterator[SessionHost]:
     if config.coordinator:
-        with remote_coordinator(config.coordinator) as remote:
+        with remote_coordinator(config.coordinator, config.tls) as remote:
             log.info("coordinator at %s", remote.address)
             yield remote
     else:
-        with embedded_coordinator() as embedded:
+        gate = Gate()
+        if config.server_tls is not None:
+            gate = Gate(ServerTls(config.server_tls), AuditLog(config.output / "audit.jsonl"))
+        with embedded_coordinator(gate=gate) as embedded:
             log.info("coordinator listens on %s", embedded.address)
             yield embedded
 

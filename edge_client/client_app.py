@@ -3,7 +3,7 @@
 A ClientApp's process may end after each message. Where a daemon lives on the device, it trains and keeps the
 optimizer's state, and the ClientApp only asks it, over the socket that the node's config or the environment names.
 Without one the ClientApp trains in its own process, and the state travels in the context that Flower keeps for the
-node.
+node. The certificate that it shows to the coordinator is then that of the node's config, or of the environment.
 """
 
 import json
@@ -20,9 +20,9 @@ from flwr.clientapp import ClientApp
 
 from edge_client import jobs
 from edge_client.daemon.client import DaemonClient, DaemonError
-from edge_client.daemon.config import SOCKET_VARIABLE
+from edge_client.daemon.config import SOCKET_VARIABLE, TLS_VARIABLE
 from edge_client.device_state import DeviceState
-from edge_client.exchange import Evaluation, ExchangeError
+from edge_client.exchange import Evaluation, ExchangeError, TlsFiles
 from edge_client.jobs import DeviceData, TrainJob, Weights
 from edge_client.settings import SettingsError, TrainSettings, check_settings
 from edge_client.tasks import TaskError
@@ -83,7 +83,7 @@ class OwnProcess:
         records = self._context.state.config_records
         kept = records.get(_STATE_KEY)
         saved = DeviceState.parse(bytes(kept["state"])) if kept is not None else None  # type: ignore[arg-type]
-        outcome = jobs.train(job, saved)
+        outcome = jobs.train(job, saved, tls=_tls(self._context))
         self._context.state[_STATE_KEY] = ConfigRecord({"state": outcome.state.dump()})
         return outcome.report, outcome.state.model
 
@@ -117,12 +117,11 @@ def train(message: Message, context: Context) -> Message:
     """Train a round's batches in step with the other devices."""
     config = message.content.config_records["config"]
     data = _data(message, context)
-    device = str(context.node_config.get("device", f"device-{data.index}"))
     job = TrainJob(
         data=data,
         coordinator=str(config["coordinator"]),
         session=str(config["session"]),
-        device=device,
+        device=str(context.node_config.get("device", "")),
         first_step=int(config["first-step"]),  # type: ignore[arg-type]
         steps=int(config["steps"]),  # type: ignore[arg-type]
         weights=_weights(message),
@@ -142,7 +141,7 @@ def train(message: Message, context: Context) -> Message:
         {
             "arrays": ArrayRecord(weights),
             "metrics": metrics,
-            "report": ConfigRecord({"device": device, "step": report.step, "weights-digest": report.weights_digest}),
+            "report": ConfigRecord({"step": report.step, "weights-digest": report.weights_digest}),
         }
     )
     return Message(content, reply_to=message)
@@ -171,6 +170,11 @@ def _data(message: Message, context: Context) -> DeviceData:
 def _settings(message: Message) -> TrainSettings:
     text = message.content.config_records["config"]["settings"]
     return check_settings(json.loads(str(text)))
+
+
+def _tls(context: Context) -> TlsFiles | None:
+    text = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
+    return TlsFiles.parse(text) if text else None
 
 
 def _partition(context: Context) -> tuple[int, int]:

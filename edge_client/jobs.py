@@ -11,7 +11,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.device_state import DeviceState
-from edge_client.exchange import Evaluation, GradientExchange
+from edge_client.exchange import Evaluation, GradientExchange, TlsFiles
 from edge_client.replica import tensors_digest
 from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, load_task
@@ -45,6 +45,7 @@ class TrainJob:
     coordinator: str
     session: str
     device: str
+    """Its id in the session; empty for the name in its certificate, or for one by the partition's number."""
     first_step: int
     """Number of the session's first step."""
     steps: int
@@ -87,6 +88,7 @@ def train(
     saved: DeviceState | None,
     on_step: Callable[[TrainedStep], None] | None = None,
     *,
+    tls: TlsFiles | None = None,
     save: Callable[[DeviceState], None] | None = None,
     save_every_steps: int = 0,
     evaluates: bool = False,
@@ -97,6 +99,7 @@ def train(
         job: what to train.
         saved: what this device knew last, after another job or in the middle of this one.
         on_step: told of each step.
+        tls: this device's certificate; None for plaintext.
         save: takes the state every `save_every_steps` steps.
         save_every_steps: 0 for never.
         evaluates: whether the model is tried on the device's held-out samples at the end.
@@ -104,10 +107,10 @@ def train(
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
         TaskError: the task cannot be loaded.
-        ValueError: settings, weights or state do not fit.
+        ValueError: settings, weights or state do not fit, or the certificate cannot be used.
 
     """
-    exchange = GradientExchange.join(job.coordinator, session=job.session, device=job.device)
+    exchange = GradientExchange.join(job.coordinator, session=job.session, device=device_id(job, tls), tls=tls)
     try:
         data = job.data
         weights, state = job.beginning(saved)
@@ -130,6 +133,18 @@ def train(
     exchange.close()
     evaluation = trainer.evaluate() if evaluates else None
     return TrainOutcome(report, current(), evaluation)
+
+
+def device_id(job: TrainJob, tls: TlsFiles | None) -> str:
+    """Return a device's id in a job's session.
+
+    Raises:
+        TlsError: the certificate that names it cannot be used.
+
+    """
+    if job.device:
+        return job.device
+    return f"device-{job.data.index}" if tls is None else tls.read().identity.name
 
 
 def evaluate_weights(data: DeviceData, weights: Weights) -> Evaluation:

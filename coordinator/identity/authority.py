@@ -11,6 +11,7 @@ Keys are ECDSA over P-256. All files are for their owner alone.
 
 import datetime as dt
 import ipaddress
+import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,7 @@ class Authority:
             raise AuthorityError(f"{folder} has an authority already; all its devices trust that one")
         now = dt.datetime.now(dt.UTC)
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "EdgeNewton authority")])
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"EdgeNewton authority {secrets.token_hex(4)}")])
         certificate = (
             _builder(name, name, key.public_key(), now, now + dt.timedelta(days=365 * years))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from edgenewton.tls import TlsFiles
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from edge_client.inference.engine import EngineName
@@ -15,6 +16,7 @@ from edge_client.net import is_loopback
 
 ENVIRONMENT_PREFIX = "EDGENEWTON_"
 SOCKET_VARIABLE = "EDGENEWTON_SOCKET"
+TLS_VARIABLE = "EDGENEWTON_TLS"
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=1)]
@@ -104,10 +106,24 @@ class DaemonConfig(BaseSettings):
     """Folder of the model store and of the state of training."""
     socket: Path | None = None
     """Where other programs of this device ask the daemon; daemon.sock in the state folder unless given."""
+    tls: str = ""
+    """Certificate that it shows to coordinators: a folder, or "CA,CERTIFICATE,KEY"; empty for plaintext."""
     model: ModelConfig = ModelConfig()
     server: ServerConfig = ServerConfig()
     training: TrainingConfig = TrainingConfig()
     log: LogConfig = LogConfig()
+
+    @field_validator("tls")
+    @classmethod
+    def _check_tls(cls, text: str) -> str:
+        if text:
+            TlsFiles.parse(text)
+        return text
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """Where this device's certificate is; None for plaintext."""
+        return TlsFiles.parse(self.tls) if self.tls else None
 
     @property
     def socket_path(self) -> Path:

@@ -66,7 +66,9 @@ class Daemon:
         self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
         self._metrics = TrainingMetrics(self.service.metrics.registry)
         limits = config.training
-        start = Start(config.state_dir, limits.threads, limits.nice, limits.save_every_steps, config.log)
+        start = Start(
+            config.state_dir, limits.threads, limits.nice, limits.save_every_steps, config.tls_files, config.log
+        )
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
         self._control = ControlServer(self, config.socket_path)

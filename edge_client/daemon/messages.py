@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.daemon.config import LogConfig
-from edge_client.exchange import Evaluation
+from edge_client.exchange import Evaluation, TlsFiles
 from edge_client.trainer import TrainingReport
 
 
@@ -17,6 +17,8 @@ class Start:
     threads: int
     nice: int
     save_every_steps: int
+    tls: TlsFiles | None
+    """This device's certificate; None for plaintext."""
     log: LogConfig
 
 

@@ -81,6 +81,7 @@ class Worker:
             job,
             self._load_state(),
             self._tell_step,
+            tls=self._start.tls,
             save=self._save,
             save_every_steps=self._start.save_every_steps,
             evaluates=True,

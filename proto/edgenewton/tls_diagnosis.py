@@ -10,15 +10,9 @@ from collections.abc import Iterator
 
 from edgenewton.tls import TlsError, TlsFiles
 
-_ALERTS = {
-    "UNKNOWN_CA": "it does not trust the authority that issued this side's certificate",
-    "CERTIFICATE_EXPIRED": "this side's certificate has expired; renew it with `edge-coordinator ca issue`",
-    "CERTIFICATE_REQUIRED": "it wants a certificate, and this side showed none",
-    "CERTIFICATE_REVOKED": "it says that this side's certificate was revoked",
-    "BAD_CERTIFICATE": "it does not take this side's certificate",
-    "UNSUPPORTED_CERTIFICATE": "this side's certificate is not one of a device or operator",
-}
-"""What the other side's alerts mean, by the end of the names that OpenSSL gives them (RFC 8446, section 6.2)."""
+_NOT_TAKEN = (
+    "it does not take this side's certificate: it trusts another authority, or its clock is wrong; its log has more"
+)
 _HOSTNAME_MISMATCH = (62, 64)
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL's x509_vfy.h."""
 _EXPIRED, _NOT_YET_VALID = 10, 9
@@ -62,21 +56,26 @@ def _diagnose_plaintext(connection: socket.socket) -> str:
 def _diagnose_tls(connection: socket.socket, host: str, address: str, tls: TlsFiles) -> str:
     try:
         with _handshake(connection, host, tls) as secured:
-            # In TLS 1.3 the server looks at the client's certificate after the handshake; HTTP/2 then speaks first.
-            secured.recv(1)
+            return _diagnose_answer(secured)
     except TlsError as error:
         return str(error)
     except ssl.SSLCertVerificationError as error:
         return _explain_verification(error, address, tls)
     except ssl.SSLError as error:
-        reason = (error.reason or "").upper()
-        if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
             return "it speaks plaintext, and this side TLS: give it certificates (`serve --tls`) too"
-        for alert, meaning in _ALERTS.items():
-            if reason.endswith(alert):
-                return meaning
         return f"the TLS handshake fails: {error.reason or error}"
-    return ""
+
+
+def _diagnose_answer(secured: ssl.SSLSocket) -> str:
+    """Return whether the server takes the certificate: in TLS 1.3 it looks at it after the client's own handshake."""
+    try:
+        # HTTP/2 servers speak first.
+        return "" if secured.recv(1) else _NOT_TAKEN
+    except TimeoutError:
+        return ""
+    except OSError:  # an alert, or a connection that is reset
+        return _NOT_TAKEN
 
 
 @contextlib.contextmanager

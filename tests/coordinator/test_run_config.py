@@ -39,6 +39,14 @@ def test_settings_of_the_devices_are_passed_on():
     assert config.step_deadline_s == 5
 
 
+def test_a_rounds_session_admits_whom_the_run_names():
+    secured = VALUES | {"coordinator": "gateway:1", "tls": "folder", "allow": "d0, d1,", "allow-labels": "factory"}
+    config, device_settings = split_run_config(secured)
+    settings = config.session_settings(0, devices=4)
+    assert (settings.allow, settings.allow_labels) == (("d0", "d1"), ("factory",))
+    assert device_settings == {"task": "digits", "steps": 60}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -49,6 +57,10 @@ def test_settings_of_the_devices_are_passed_on():
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
         ({"step-deadline-s": -1}, "step-deadline-s: "),
         ({"coordinator": "gateway"}, "coordinator: .*(it is 'gateway')"),
+        ({"tls": "a,b"}, "tls: .*'a,b' is neither a folder with certificates nor three files"),
+        ({"tls": "folder"}, "tls and server-tls belong together"),
+        ({"coordinator": "gateway:1", "server-tls": "a,b,c"}, "server-tls is for a coordinator inside the ServerApp"),
+        ({"allow": "d0, d1"}, "allow and allow-labels need tls"),
     ],
 )
 def test_impossible_values_are_named(changes, message):
