@@ -10,12 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-_PHASES = {
-    pb.PHASE_GATHERING: "gathering",
-    pb.PHASE_TRAINING: "training",
-    pb.PHASE_ENDED: "ended",
-    pb.PHASE_ABORTED: "aborted",
-}
+from coordinator.statistics import PHASES, SessionStatistics
+
+MAX_ERRORS = 5
+"""So many devices' last errors are shown."""
 
 
 def follow(address: str, session: str = "", tls: TlsFiles | None = None) -> Iterator[pb.SessionEvent]:
@@ -76,6 +74,8 @@ class SessionView:
     """Seconds from the beginning of training to the commit of the last of so many batches."""
     traffic: dict[int, Traffic] = field(default_factory=dict)
     """Bytes behind so many batches of each device."""
+    statistics: SessionStatistics = field(default_factory=lambda: SessionStatistics(""))
+    """Over all sessions too: links, lags, and what went wrong."""
     _began_at: float | None = None
     _sent: dict[int, dict[str, int]] = field(default_factory=dict)
 
@@ -86,10 +86,11 @@ class SessionView:
 
     def apply(self, event: pb.SessionEvent) -> None:
         """Take one event in."""
+        self.statistics.apply(event)
         match event.WhichOneof("event"):
             case "phase":
                 self.session, self.reason = event.session, event.phase.reason
-                self.phase = _PHASES.get(event.phase.phase, "unknown")
+                self.phase = PHASES.get(event.phase.phase, "unknown")
                 if event.phase.phase == pb.PHASE_TRAINING and self._began_at is None:
                     self._began_at = event.time_s
             case "joined":
@@ -132,21 +133,30 @@ class SessionView:
             (f"{self.session or 'no session yet'}: {self.phase}", "bold"),
             f"  step {max(self.step, 0)}  loss {self.loss:.4f}  ",
             f"accuracy {accuracy:.1%}" if accuracy is not None else "accuracy -",
+            f"  saved by {self.statistics.codec} {megabytes(self.statistics.saved)}"
+            if self.statistics.saved > 0
+            else "",
         )
-        table = Table("device", "state", "samples", "batches", "loss", "sent", "received", expand=False)
+        table = Table("device", "state", "samples", "batches", "loss", "lag", "late", "sent", "received", expand=False)
         for column in table.columns[2:]:
             column.justify = "right"
         for name, device in sorted(self.devices.items()):
+            told = self.statistics.devices.get(name)
             table.add_row(
                 name,
                 device.state,
                 f"{device.training_samples}",
                 f"{device.batches}",
                 f"{device.loss:.4f}",
+                f"{told.lag_s:.2f} s" if told is not None else "",
+                f"{told.left_out}" if told is not None and told.left_out else "",
                 megabytes(device.sent_before + device.sent),
                 megabytes(device.received_before + device.received),
             )
-        return Group(head, table)
+        wrong = [d for d in self.statistics.devices.values() if d.last_error]
+        wrong.sort(key=lambda d: d.last_error_at or 0.0)
+        errors = [Text(f"{d.device}: {d.last_error}", style="red") for d in wrong[-MAX_ERRORS:]]
+        return Group(head, table, *errors)
 
 
 def megabytes(count: float) -> str:

@@ -59,3 +59,11 @@ def test_a_person_can_read_it(view):
     text = console.export_text()
     assert "u: training  step 2  loss 0.2500  accuracy 70.0%" in text
     assert [line.split()[1] for line in text.splitlines() if "finished" in line] == ["a", "b"]
+
+
+def test_what_went_wrong_is_shown_with_the_device(view):
+    reason = "device 'b': nothing was heard from it for 20 s"
+    view.apply(pb.SessionEvent(time_s=110.0, left=pb.DeviceLeft(device="b", status="DEADLINE_EXCEEDED", reason=reason)))
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(view)
+    assert f"b: {reason}" in console.export_text()
