@@ -9,11 +9,11 @@ import yaml
 from fleet import Fleet
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
-VARIANTS = ("state", "metrics")
+VARIANTS = ("state", "metrics", "tls")
 
 
 @pytest.mark.parametrize(
-    "variants", [c for count in range(3) for c in itertools.combinations(VARIANTS, count)], ids="+".join
+    "variants", [c for count in range(4) for c in itertools.combinations(VARIANTS, count)], ids="+".join
 )
 def test_compose_accepts_them(variants, tmp_path):
     fleet = Fleet("edgenewton-config", *variants)
