@@ -79,12 +79,19 @@ class AuditLog:
         self._write("joined", session=session, device=device, **_who(identity, peer))
 
     def refused(
-        self, status: str, reason: str, session: str, device: str, identity: Identity | None, peer: str
+        self,
+        status: str,
+        reason: str,
+        session: str,
+        device: str,
+        identity: Identity | None,
+        peer: str,
+        now: float | None = None,
     ) -> None:
         """Note a refusal; of one caller's many in a short time, only the first are written, and the rest counted."""
         who = identity.uri if identity is not None else peer.rpartition(":")[0]
         caller = self._callers.get(who)
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         if caller is None:
             caller = self._callers[who] = _Caller(TokenBucket.full(_REFUSALS_PER_S, _REFUSALS_AT_ONCE, now))
             if len(self._callers) > _MAX_CALLERS:

@@ -50,7 +50,7 @@ class TokenBucket:
     def take(self, now: float) -> bool:
         """Take one message out; return whether there was one left."""
         self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.at) * self.rate)
-        self.at = now
+        self.at = max(self.at, now)
         if self.tokens < 1.0:
             return False
         self.tokens -= 1.0

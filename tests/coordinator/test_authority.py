@@ -1,151 +1,215 @@
-"""The certificate authority by its commands; OpenSSL itself says whether the certificates are right."""
+"""The authority on disk, checked with OpenSSL's own tools, and what the coordinator makes of its files."""
 
 import datetime as dt
 import shutil
+import stat
 import subprocess
 
 import pytest
-from certificates import DAY, Certificates
-from edgenewton.identity import Kind
+from cryptography import x509
+from edgenewton.identity import IdentityError, Kind, identity_of
 from edgenewton.tls import TlsError, TlsFiles
 from typer.testing import CliRunner
 
 from coordinator.cli import app
 from coordinator.identity.authority import Authority, AuthorityError
+from coordinator.identity.ledger import LedgerError
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 
-
-def ca(*arguments):
-    return CliRunner().invoke(app, ["ca", *map(str, arguments)])
-
-
-def openssl(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+DAY = dt.timedelta(days=1)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "pki" / "ca"
-    assert ca("init", folder).exit_code == 0
-    return folder
+def authority(tmp_path):
+    return Authority.create(tmp_path / "ca")
 
 
-def test_everything_is_for_its_owner_alone(folder):
-    assert ca("issue", "gateway-7", "--ca", folder, "--label", "factory").exit_code == 0
-    assert ca("issue", "hub", "--ca", folder, "--server", "--host", "hub.example").exit_code == 0
-    paths = list(folder.rglob("*"))
-    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
-    assert {path.stat().st_mode & 0o777 for path in [folder, *paths] if path.is_dir()} == {0o700}
-    names = {str(path.relative_to(folder)) for path in paths if path.is_file()} - {".lock"}
-    assert names == {
-        *("ca.pem", "ca.key", "ledger.json", "revoked.pem"),
-        *(f"devices/gateway-7/{name}" for name in ("ca.pem", "certificate.pem", "key.pem")),
-        *(f"coordinators/hub/{name}" for name in ("ca.pem", "certificate.pem", "key.pem", "revoked.pem")),
-    }
+def ca(folder, *arguments):
+    result = CliRunner().invoke(app, ["ca", *arguments], env={"EDGENEWTON_CA": str(folder), "COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def openssl(*arguments):
+    return subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_openssl_takes_the_certificates(folder):
-    ca("issue", "gateway-7", "--ca", folder, "--label", "factory", "--days", "30")
-    ca("issue", "hub", "--ca", folder, "--server", "--host", "hub.example", "--host", "10.1.2.3")
-    device = folder / "devices/gateway-7/certificate.pem"
-    server = folder / "coordinators/hub/certificate.pem"
-    verify = ("verify", "-x509_strict", "-CAfile", folder / "ca.pem")
-    assert openssl(*verify, "-purpose", "sslclient", device).returncode == 0
-    for host in (("-verify_hostname", "hub.example"), ("-verify_ip", "10.1.2.3"), ("-verify_hostname", "localhost")):
-        assert openssl(*verify, "-purpose", "sslserver", *host, server).returncode == 0
-    assert openssl(*verify, "-purpose", "sslserver", "-verify_hostname", "other.example", server).returncode != 0
-    # Neither can play the other's part, and none can issue certificates.
-    assert openssl(*verify, "-purpose", "sslserver", device).returncode != 0
-    assert openssl(*verify, "-purpose", "sslclient", server).returncode != 0
-    text = openssl("x509", "-in", device, "-noout", "-text").stdout
-    for words in ("NIST CURVE: P-256", "ecdsa-with-SHA256", "URI:spiffe://edgenewton/device/gateway-7", "CA:FALSE"):
-        assert words in text
-    assert "OU = factory, CN = gateway-7" in text or "OU=factory, CN=gateway-7" in text
-
-    with_crl = (*verify, "-crl_check", "-CRLfile", folder / "revoked.pem", device)
-    assert openssl(*with_crl).returncode == 0
-    ca("revoke", "gateway-7", "--ca", folder)
-    assert "certificate revoked" in openssl(*with_crl).stderr
-
-
-def test_the_list_tells_what_became_of_each(folder):
-    for name in ("a", "b"):
-        ca("issue", name, "--ca", folder, "--label", "north")
-    ca("revoke", "a", "--ca", folder)
-    rows = [line for line in ca("list", "--ca", folder).stdout.splitlines() if "device" in line]
-    assert [(" a " in row, "north" in row, "revoked" in row, "valid" in row) for row in rows] == [
-        (True, True, True, False),
-        (False, True, False, True),
-    ]
-
-
-def test_a_renewed_certificate_leaves_the_one_before_to_be_revoked_alone(tmp_path):
-    certificates = Certificates(tmp_path / "ca")
-    old = certificates.device("a").read().identity
-    new = certificates.device("a").read().identity
-    certificates.authority.revoke(Kind.DEVICE, "a", keep_latest=True)
-    tls = ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca")))
-    assert (tls.is_revoked(old), tls.is_revoked(new)) == (True, False)
-    with pytest.raises(AuthorityError, match="no older certificate of device 'a'"):
-        certificates.authority.revoke(Kind.DEVICE, "a", keep_latest=True)
-
-
-def test_impossible_orders_are_refused_with_the_reason(folder, tmp_path):
-    nowhere = tmp_path / "nowhere"
-    for arguments, words in [
-        (("init", folder), "has an authority already"),
-        (("issue", "a", "--ca", nowhere), "make an authority with `edge-coordinator ca init`"),
-        (("issue", "../a", "--ca", folder), "the name of a device has 1 to 128 letters"),
-        (("issue", "..", "--ca", folder), "the name of a device has 1 to 128 letters"),
-        (("issue", "a", "--ca", folder, "--label", "a b"), "a label has 1 to 128 letters"),
-        (("issue", "a", "--ca", folder, "--host", "x"), "add --server"),
-        (("issue", "hub", "--ca", folder, "--server", "--host", "h\u00e4"), "neither a host's name nor an address"),
-        (("issue", "hub", "--ca", folder, "--server", "--label", "x"), "labels belong to devices"),
-        (("revoke", "nobody", "--ca", folder), "no valid certificate of device 'nobody'"),
+def test_openssl_agrees_with_what_was_issued_and_revoked(authority):
+    device = authority.issue(Kind.DEVICE, "gateway-7", DAY, labels=["field"])
+    server = authority.issue(Kind.COORDINATOR, "c0", DAY, hosts=["coordinator.example", "10.0.0.5", "::1"])
+    root = authority.folder / "ca.pem"
+    for purpose, folder, good in [
+        ("sslclient", device, True),
+        ("sslserver", server, True),
+        ("sslserver", device, False),
+        ("sslclient", server, False),
     ]:
-        result = ca(*arguments)
-        assert result.exit_code != 0, arguments
-        assert words in " ".join(result.output.split()), arguments
-    assert not (folder / "devices").exists()
-    with pytest.raises(AuthorityError, match="the authority itself is valid until"):
-        Authority(folder).issue(Kind.DEVICE, "a", dt.timedelta(days=40 * 365))
+        result = openssl("verify", "-x509_strict", "-purpose", purpose, "-CAfile", root, folder / "certificate.pem")
+        assert (result.returncode == 0) is good, result.stderr
+    verify = ("verify", "-CAfile", root, server / "certificate.pem")
+    for option, host, good in [
+        ("-verify_hostname", "coordinator.example", True),
+        ("-verify_ip", "10.0.0.5", True),
+        ("-verify_hostname", "other.example", False),
+        ("-verify_ip", "10.0.0.6", False),
+    ]:
+        assert (openssl(*verify[:1], option, host, *verify[1:]).returncode == 0) is good
+    text = openssl("x509", "-in", server / "certificate.pem", "-noout", "-text").stdout
+    assert "DNS:coordinator.example, IP Address:10.0.0.5, IP Address:0:0:0:0:0:0:0:1" in text
+    assert "ASN1 OID: prime256v1" in text
+    text = openssl("x509", "-in", device / "certificate.pem", "-noout", "-text").stdout
+    assert "URI:spiffe://edgenewton/device/gateway-7" in text
+    assert "OU = field" in text or "OU=field" in text
+
+    crl = ("verify", "-crl_check", "-CAfile", root, "-CRLfile", authority.folder / "revoked.pem")
+    assert openssl(*crl, device / "certificate.pem").returncode == 0
+    authority.revoke(Kind.DEVICE, "gateway-7")
+    assert "certificate revoked" in openssl(*crl, device / "certificate.pem").stderr
+    assert openssl(*crl, server / "certificate.pem").returncode == 0
 
 
-def test_files_that_cannot_be_used_are_named(tmp_path):
-    certificates = Certificates(tmp_path / "ca")
-    a, b = certificates.device("a"), certificates.device("b")
-    other = Certificates(tmp_path / "other").device("a")
-    assert a.read().identity.name == "a"
-    for files, words in [
-        (TlsFiles(a.ca, a.certificate, tmp_path / "no.pem"), "no.pem cannot be read: No such file"),
-        (TlsFiles(a.ca, a.key, a.key), "holds no certificate in PEM"),
-        (TlsFiles(a.ca, a.certificate, a.certificate), "holds no private key in PEM"),
-        (TlsFiles(a.ca, a.certificate, b.key), "is not that of"),
-        (TlsFiles(other.ca, a.certificate, a.key), "was not issued by the authority in"),
-        (certificates.expired("late"), "the certificate of device 'late' expired on"),
-        (certificates.device("early", now=dt.datetime.now(dt.UTC) + DAY), "is this machine's clock right?"),
+def test_all_files_are_for_their_owner(authority):
+    authority.issue(Kind.DEVICE, "d0", DAY)
+    authority.issue(Kind.COORDINATOR, "c0", DAY)
+    for path in (authority.folder, *authority.folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_renewed_certificate_goes_on_when_the_older_one_is_revoked(authority):
+    names = [authority.issue(Kind.DEVICE, "d0", DAY) for _ in range(2)]
+    assert names[0] == names[1]
+    first, second = authority.entries()
+    (revoked,) = authority.revoke(Kind.DEVICE, "d0", keep_latest=True)
+    assert revoked.serial == first.serial != second.serial
+    serial = TlsFiles.in_folder(names[0]).read().identity.serial
+    assert serial == int(second.serial, 16)
+    with pytest.raises(AuthorityError, match="no older certificate of device 'd0'"):
+        authority.revoke(Kind.DEVICE, "d0", keep_latest=True)
+    assert [entry.state(dt.datetime.now(dt.UTC)) for entry in authority.entries()] == ["revoked", "valid"]
+
+
+def test_what_cannot_be_issued_is_said(authority):
+    for name, labels, hosts, lifetime, words in [
+        ("a/b", (), (), DAY, "the name of a device has 1 to 128 letters"),
+        ("..", (), (), DAY, "the name of a device"),
+        ("d0", ("x y",), (), DAY, "a label has"),
+        ("d0", (), ("ü.example",), DAY, "is neither a host's name nor an address"),
+        ("d0", (), (), 20 * 365 * DAY, "the authority itself is valid until"),
+    ]:
+        with pytest.raises(AuthorityError, match=words):
+            authority.issue(Kind.DEVICE, name, lifetime, labels=labels, hosts=hosts)
+    assert authority.entries() == []
+    with pytest.raises(AuthorityError, match="has an authority already"):
+        Authority.create(authority.folder)
+    (authority.folder / "ledger.json").write_text("{")
+    with pytest.raises(LedgerError, match="ledger.json is damaged"):
+        authority.entries()
+
+
+def test_the_commands(tmp_path):
+    folder = tmp_path / "fleet"
+    assert ca(folder, "issue", "d0") == (
+        1,
+        f"error: {folder}/ca.pem is missing; make an authority with `edge-coordinator ca init`\n",
+    )
+    code, output = ca(folder, "init", str(folder))
+    assert code == 0
+    assert f"{folder}/ca.key" in output
+    for arguments in (
+        ("issue", "c0", "--server", "--host", "coordinator.example"),
+        ("issue", "d0", "--label", "field", "--days", "3"),
+        ("issue", "boss", "--label", "operator"),
+        ("revoke", "d0"),
+    ):
+        code, output = ca(folder, *arguments)
+        assert code == 0, output
+    code, output = ca(folder, "list")
+    rows = [[cell.strip() for cell in line.split("│")[1:6]] for line in output.splitlines() if "│" in line]
+    assert [(kind, name, labels, state) for kind, name, labels, _, state in rows] == [
+        ("coordinator", "c0", "", "valid"),
+        ("device", "d0", "field", "revoked"),
+        ("device", "boss", "operator", "valid"),
+    ]
+    for arguments, words in [
+        (("issue", "d1", "--host", "x"), "--host belongs to the certificates of coordinators"),
+        (("issue", "c1", "--server", "--label", "x"), "labels belong to devices"),
+        (("revoke", "d0"), "no valid certificate of device 'd0'"),
+        (("init", str(folder)), "has an authority already"),
+    ]:
+        code, output = ca(folder, *arguments)
+        assert code in (1, 2)
+        assert words in output
+
+
+# ---------------------------------------------------------------- what the files are read as
+
+
+def test_files_that_do_not_belong_together_are_named(authority, tmp_path):
+    d0, d1 = (TlsFiles.in_folder(authority.issue(Kind.DEVICE, name, DAY)) for name in ("d0", "d1"))
+    other = Authority.create(tmp_path / "other")
+    text = tmp_path / "text.pem"
+    text.write_text("hello")
+    now = dt.datetime.now(dt.UTC)
+    for files, at, words in [
+        (TlsFiles(tmp_path / "no.pem", d0.certificate, d0.key), now, "no.pem cannot be read: No such file"),
+        (TlsFiles(d0.ca, text, d0.key), now, "text.pem holds no certificate in PEM"),
+        (TlsFiles(d0.ca, d0.certificate, text), now, "text.pem holds no private key in PEM"),
+        (TlsFiles(d0.ca, d0.certificate, d1.key), now, "d1/key.pem is not that of"),
+        (TlsFiles(other.folder / "ca.pem", d0.certificate, d0.key), now, "was not issued by the authority in"),
+        (TlsFiles(d0.ca, d0.ca, authority.folder / "ca.key"), now, "has no subjectAltName"),
+        (d0, now + 2 * DAY, "the certificate of device 'd0' expired on"),
+        (d0, now - DAY, "is valid from .* is this machine's clock right?"),
     ]:
         with pytest.raises(TlsError, match=words):
-            files.read()
+            files.read(at)
+    assert d0.read().identity.name == "d0"
+    assert TlsFiles.parse(f"{d0.ca}, {d0.certificate},{d0.key}") == d0
+    with pytest.raises(TlsError, match="neither a folder with certificates nor three files"):
+        TlsFiles.parse("a,b")
 
 
-def test_a_revocation_list_of_another_authority_is_no_list(tmp_path):
-    Certificates(tmp_path / "ca")
-    Certificates(tmp_path / "other")
-    hub = tmp_path / "ca/coordinators/hub"
-    shutil.copy(tmp_path / "other/revoked.pem", hub / "revoked.pem")
-    with pytest.raises(TlsError, match=r"revoked.pem is not signed by the authority in"):
-        ServerTls(ServerTlsFiles.parse(str(hub)))
+def test_a_certificate_of_another_kind_names_nobody(authority):
+    pem = (authority.folder / "ca.pem").read_bytes()
+    with pytest.raises(IdentityError, match="has no subjectAltName"):
+        identity_of(x509.load_pem_x509_certificate(pem))
 
 
-def test_a_folder_stands_for_its_one_coordinator(tmp_path):
-    Authority.create(tmp_path / "ca")
+def test_a_coordinators_files_are_found_and_reread(authority):
+    folder = authority.folder
     with pytest.raises(TlsError, match="has no coordinator yet"):
-        ServerTlsFiles.parse(str(tmp_path / "ca"))
-    for name in ("one", "two"):
-        Authority(tmp_path / "ca").issue(Kind.COORDINATOR, name, DAY)
-    with pytest.raises(TlsError, match="has several coordinators; name the folder of one of them: .*one.*two"):
-        ServerTlsFiles.parse(str(tmp_path / "ca"))
-    assert ServerTlsFiles.parse("a,b,c,d").revoked is not None
-    assert ServerTlsFiles.parse("a,b,c").revoked is None
+        ServerTlsFiles.parse(str(folder))
+    own = authority.issue(Kind.COORDINATOR, "c0", DAY)
+    assert ServerTlsFiles.parse(str(folder)) == ServerTlsFiles.parse(str(own))
+    tls = ServerTls(ServerTlsFiles.parse(str(folder)))
+    first = tls.identity
+    assert tls._fetch_configuration() is None  # nothing new
+    shutil.copy(folder / "ca.key", own / "key.pem")  # half of a replacement
+    assert tls._fetch_configuration() is None
+    authority.issue(Kind.COORDINATOR, "c0", DAY)
+    assert tls._fetch_configuration() is not None
+    assert tls.identity.serial != first.serial
+    authority.issue(Kind.COORDINATOR, "c1", DAY)
+    with pytest.raises(TlsError, match="has several coordinators"):
+        ServerTlsFiles.parse(str(folder))
+
+
+def test_a_certificate_counts_until_it_expires_or_is_revoked(authority):
+    authority.issue(Kind.COORDINATOR, "c0", DAY)
+    tls = ServerTls(ServerTlsFiles.parse(str(authority.folder)))
+    now = dt.datetime.now(dt.UTC)
+    identity = TlsFiles.in_folder(authority.issue(Kind.DEVICE, "d0", DAY)).read().identity
+    assert tls.fault(identity, now) == ""
+    assert "expired on" in tls.fault(identity, now + 2 * DAY)
+    authority.revoke(Kind.DEVICE, "d0")
+    assert tls.fault(identity, now) == ""  # not reread yet
+    assert tls.reread()
+    assert "was revoked" in tls.fault(identity, now)
+    assert not tls.reread()
+
+
+def test_a_revocation_list_of_another_authority_is_no_list(authority, tmp_path):
+    own = authority.issue(Kind.COORDINATOR, "c0", DAY)
+    other = Authority.create(tmp_path / "other")
+    shutil.copy(other.folder / "revoked.pem", own / "revoked.pem")
+    with pytest.raises(TlsError, match=r"revoked\.pem is not signed by the authority in"):
+        ServerTls(ServerTlsFiles.parse(str(own)))

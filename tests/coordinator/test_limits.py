@@ -1,66 +1,95 @@
+"""Limits and the audit log: plain Python, given the time."""
+
+import json
+import stat
+
 import pytest
-from certificates import audited
+from edgenewton.v1 import exchange_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coordinator.identity.audit import AuditLog
-from coordinator.identity.limits import LimitBook, Limits
+from coordinator.identity.limits import LimitBook, Limits, TokenBucket
 from coordinator.refusal import RefusedError, Status
 
 
-def taken(book: LimitBook, name: str, now: float, tries: int) -> int:
-    count = 0
-    for _ in range(tries):
-        try:
-            book.take_message(name, now)
-        except RefusedError as error:
-            assert error.status is Status.RESOURCE_EXHAUSTED
-            assert f"{name!r} sends more than 10 messages in a second" in error.reason
-        else:
-            count += 1
-    return count
+@given(
+    rate=st.floats(0.1, 100),
+    capacity=st.floats(1, 50),
+    pauses=st.lists(st.floats(0, 2), min_size=1, max_size=200),
+)
+def test_a_bucket_never_lets_more_through_than_its_rate_and_its_burst(rate, capacity, pauses):
+    now = 0.0
+    bucket = TokenBucket.full(rate, capacity, now)
+    taken = [0.0]
+    for pause in pauses:
+        now += pause
+        if bucket.take(now):
+            taken.append(now)
+    for first in range(1, len(taken)):
+        for last in range(first, len(taken)):
+            assert last - first + 1 <= capacity + rate * (taken[last] - taken[first]) + 1e-6
 
 
-def test_messages_are_counted_for_each_identity():
-    book = LimitBook(Limits(messages_per_s=10, burst_s=2))
-    assert taken(book, "a", 0.0, 50) == 20  # the burst
-    assert taken(book, "b", 0.0, 5) == 5  # another's do not count
-    assert taken(book, "a", 0.5, 50) == 5  # 10 in a second since then
-    assert taken(book, "a", 0.5, 50) == 0
-    assert taken(book, "a", 1_000.0, 50) == 20  # quiet time saves up no more than the burst
-    assert taken(book, "a", 999.0, 50) == 0  # a clock that goes back gives nothing
+def test_a_bucket_lets_its_rate_through():
+    bucket = TokenBucket.full(10.0, 5.0, 0.0)
+    assert [bucket.take(0.0) for _ in range(6)] == [True] * 5 + [False]
+    assert sum(bucket.take(0.1 * tick + 0.05) for tick in range(1, 101)) == 100
+    assert not bucket.take(0.0)
+    assert not bucket.take(10.05)  # a clock that went backwards has added nothing
 
 
-def test_streams_are_counted_while_they_are_open():
-    book = LimitBook(Limits(streams=2))
-    book.open_stream("a")
-    book.open_stream("a")
-    with pytest.raises(RefusedError, match="'a' has 2 streams open already") as raised:
-        book.open_stream("a")
+def test_identities_have_buckets_and_streams_of_their_own():
+    book = LimitBook(Limits(messages_per_s=1.0, burst_s=2.0, streams=1))
+    for _ in range(2):
+        book.take_message("a", 0.0)
+    with pytest.raises(RefusedError, match="'a' sends more than 1 messages") as raised:
+        book.take_message("a", 0.0)
     assert raised.value.status is Status.RESOURCE_EXHAUSTED
+    book.take_message("b", 0.0)
+    book.take_message("a", 1.0)
+    book.open_stream("a")
+    with pytest.raises(RefusedError, match="'a' has 1 streams open already"):
+        book.open_stream("a")
     book.open_stream("b")
     book.close_stream("a")
     book.open_stream("a")
 
 
 def test_the_audit_log_is_bounded_and_private(tmp_path):
-    path = tmp_path / "log" / "audit.jsonl"
-    log = AuditLog(path, max_bytes=2_000, kept=2)
-    for number in range(200):
-        log.joined("s", f"d{number}", None, "ipv4:127.0.0.1:1")
-    log.close()
+    path = tmp_path / "audit" / "audit.jsonl"
+    audit = AuditLog(path, max_bytes=2_000, kept=2)
+    for index in range(100):
+        audit.joined("s", f"device-{index}", None, "ipv4:127.0.0.1:5")
+    audit.close()
     files = sorted(path.parent.iterdir())
     assert [file.name for file in files] == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
-    assert all(file.stat().st_size <= 2_000 for file in files)
-    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
-    assert audited(path)[-1]["device"] == "d199"
+    lines = [json.loads(line) for file in reversed(files) for line in file.read_text().splitlines()]
+    assert lines[-1]["device"] == "device-99"
+    assert all(file.stat().st_size <= 2_000 and stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
 
 
-def test_one_who_is_refused_over_and_over_does_not_fill_the_audit_log(tmp_path):
-    log = AuditLog(tmp_path / "audit.jsonl")
-    for number in range(500):
-        log.refused("PERMISSION_DENIED", "x" * 5_000, "s", "d", None, f"ipv4:10.0.0.1:{number}")
-    log.refused("PERMISSION_DENIED", "another", "s", "d", None, "ipv4:10.0.0.2:1")
-    log.close()
-    lines = audited(tmp_path / "audit.jsonl", "refused")
-    assert 20 <= len(lines) < 100
-    assert lines[-1]["reason"] == "another"
-    assert len(lines[0]["reason"]) == 500
+def test_a_flood_of_refusals_of_one_caller_leaves_room_for_the_others(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    audit = AuditLog(path)
+    for port in range(500):
+        audit.refused("NOT_FOUND", "x" * 10_000, "s", "d", None, f"ipv4:10.0.0.1:{port}", now=1.0)
+    audit.refused("NOT_FOUND", "no", "s", "e", None, "ipv4:10.0.0.2:1", now=1.0)
+    audit.refused("NOT_FOUND", "again", "s", "d", None, "ipv4:10.0.0.1:1", now=3.0)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 22
+    assert max(len(line["reason"]) for line in lines) == 500
+    assert lines[-2]["device"] == "e"
+    assert lines[-1]["unwritten"] == 480
+
+
+def test_what_a_device_contributed_is_added_up_until_it_leaves(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    audit = AuditLog(path)
+    for step in range(3):
+        for device, samples in (("a", 5), ("b", 7)):
+            audit.apply(pb.SessionEvent(session="s", report=pb.DeviceReport(device=device, step=step, samples=samples)))
+    audit.apply(pb.SessionEvent(session="s", left=pb.DeviceLeft(device="a", reason="finished", bytes_received=9)))
+    (line,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (line["event"], line["device"], line["status"]) == ("left", "a", "OK")
+    assert (line["steps"], line["samples"], line["bytes_received"]) == (3, 15, 9)
