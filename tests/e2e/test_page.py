@@ -35,8 +35,8 @@ class Training:
     def __init__(self, folder: Path, codec: str = "int8") -> None:
         self.folder = folder
         self.record = folder / "record.sqlite"
-        options = f"--codec={codec} --join-deadline-s=170 --page-port=0 --record={self.record} --tensorboard={folder / 'events'}"
-        self._coordinator = Coordinator("leaves", DEVICES, *options.split())
+        options = f"--codec={codec} --join-deadline-s=170 --page-port=0 --record={self.record}"
+        self._coordinator = Coordinator("leaves", DEVICES, *options.split(), f"--tensorboard={folder / 'events'}")
         self._coordinator._arguments.remove("--once")
         self._stack = contextlib.ExitStack()
 
