@@ -25,14 +25,15 @@ from coordinator.settings import SessionSettings
 class Served:
     """A coordinator with its page, in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls=None) -> None:
+        self.tls = tls
         self.loop = LoopThread("served")
         self.loop.call(self._start(), 20)
         self.url = self.page.url
 
     async def _start(self):
         self.server = CoordinatorServer()
-        self.page = DashboardServer(self.server.service, "127.0.0.1", 0)
+        self.page = DashboardServer(self.server.service, "127.0.0.1", 0, self.tls)
         await self.page.start()
         await self.server.start()
 

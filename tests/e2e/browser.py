@@ -39,7 +39,7 @@ class Browser:
             reduced_motion="reduce",
         )
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self._note("error", str(error)))
         page.on("request", lambda request: self.requests.append(request.url))

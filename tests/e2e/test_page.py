@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
+sys.path.append(str(Path(__file__).parents[1] / "coordinator"))
+from bare_client import Device
+
 from coordinator.cli import app
 from coordinator.report.run import read_run
 
@@ -28,11 +32,11 @@ EVERY = 5
 class Training:
     """A session of which everything is looked at, first while it is on and then when it is over."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, codec: str = "int8") -> None:
         self.folder = folder
         self.record = folder / "record.sqlite"
-        options = f"--codec=int8 --page-port=0 --record={self.record} --tensorboard={folder / 'events'}"
-        self._coordinator = Coordinator("leaves", DEVICES, *options.split())
+        options = f"--codec={codec} --join-deadline-s=170 --page-port=0 --record={self.record}"
+        self._coordinator = Coordinator("leaves", DEVICES, *options.split(), f"--tensorboard={folder / 'events'}")
         self._coordinator._arguments.remove("--once")
         self._stack = contextlib.ExitStack()
 
@@ -145,26 +149,54 @@ def test_the_terminal_shows_the_same(training):
 
 
 @NEEDS_CHROMIUM
-def test_a_person_sees_the_training_in_a_browser(tmp_path):
-    with Training(tmp_path) as training, chromium() as browser:
+def test_a_person_sees_what_happens_as_it_happens(tmp_path):
+    """With bare clients as devices, which do what the test tells them to."""
+    names = ["<i id=evil>", "gateway-1", "gateway-2"]
+    with Training(tmp_path, codec="fp32") as training, chromium() as browser:
         page = browser.open(training.url, "desktop")
         page.wait_for_selector("text=No device has joined yet.")
-        training.start_devices()
-        training.refuse_one()
-        page.wait_for_selector("#phase.training")
-        page.wait_for_selector("#devices tr:nth-child(3) .state.active")
-        screenshot(page, "page-training")
-        training.wait_for_devices()
+        with grpc.insecure_channel(training.address) as channel:
+            devices = [
+                Device(exchange_pb2_grpc.GradientExchangeStub(channel), name, session="leaves") for name in names
+            ]
+            for device in devices:
+                device.beat(1.0)
+            for step in range(3):
+                for device in devices:
+                    device.send_gradient(step, 1.0 / (step + 1), samples=8)
+                for device in devices:
+                    next(device.stream)
+            page.wait_for_selector("#phase.training")
+            page.wait_for_function("document.querySelector('#step').textContent === '2'")
+            assert page.locator("#devices .state.active").count() == 3
+            assert page.inner_text("#loss") == "0.333"
+            assert page.inner_text("#live") == "live"
+            shown = page.locator("#devices tr td:first-child span").all_inner_texts()
+            assert sorted(shown) == names
+            assert page.locator("#evil").count() == 0  # what a device said is text
+            screenshot(page, "page-live")
+
+            stub = exchange_pb2_grpc.GradientExchangeStub(channel)
+            stub.Leave(pb.LeaveRequest(session="leaves", device=names[1], token=devices[1].reply.token, reason="tired"))
+            page.wait_for_selector("text=gateway-1 left: tired")
+            assert page.locator("#devices .state.gone").count() == 1
+
+            training.coordinator.process.send_signal(signal.SIGTERM)
+            page.wait_for_selector("#live.off")  # it says so when the coordinator is gone
+        assert training.coordinator.process.wait(30) == 0
+
+
+@NEEDS_CHROMIUM
+def test_a_person_sees_a_training_of_real_devices(training):
+    with chromium() as browser:
+        page = browser.open(training.url, "desktop")
         page.wait_for_selector("#phase.ended")
         assert page.inner_text("#step") == str(STEPS - 1)
-        assert page.inner_text("#live") == "live"
         assert "%" in page.inner_text("#accuracy")
         assert "times smaller" in page.inner_text("#codec")
         assert page.locator("svg.chart .line").count() == 5
         shown = page.locator("#devices tr td:first-child span").all_inner_texts()
         assert sorted(shown) == [f"gateway-{index}" for index in range(DEVICES)]
-
-        # What a device said is text.
         assert page.locator("#evil").count() == 0
         assert "<b id=evil>x</b> was refused" in page.inner_text("#happenings")
 
@@ -183,11 +215,6 @@ def test_a_person_sees_the_training_in_a_browser(tmp_path):
 
         assert browser.problems == []
         assert {url.split("/")[2] for url in browser.requests} == {training.url.split("/")[2]}
-
-        # It says so when the coordinator is gone.
-        training.coordinator.process.send_signal(signal.SIGTERM)
-        page.wait_for_selector("#live.off")
-        assert training.coordinator.process.wait(30) == 0
 
 
 # The tests below stop the coordinator that those above look at.
