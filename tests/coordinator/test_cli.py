@@ -27,6 +27,20 @@ def test_plaintext_that_others_can_reach_must_be_asked_for():
     assert "add --insecure" in result.stderr
 
 
+def test_certificates_that_cannot_be_served_with_are_named(tmp_path):
+    for arguments, message in [
+        (["--tls", str(tmp_path)], f"--tls: {tmp_path}/ca.pem cannot be read"),
+        (["--tls", "a,b"], "--tls: 'a,b' is neither a folder with certificates nor three files"),
+        (["--allow", "d0"], "--allow and --allow-label need --tls"),
+        (["--max-messages-per-s", "0"], "--max-messages-per-s: "),
+        (["--max-message-bytes", "4096"], "--max-message-bytes must be at least twice --frame-bytes"),
+        (["--audit", f"{tmp_path}"], f"--audit: {tmp_path} cannot be written: Is a directory"),
+    ]:
+        result = serve(*arguments)
+        assert result.exit_code in (1, 2)
+        assert message in " ".join(result.stderr.split())
+
+
 def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

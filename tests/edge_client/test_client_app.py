@@ -1,12 +1,18 @@
 """Flower's ClientApp in its own process, called as Flower calls it; tests/e2e has it beside a daemon."""
 
+import datetime as dt
 import json
 
 import pytest
 import torch
+from edgenewton.identity import Kind
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from coordinator.identity.audit import AuditLog
+from coordinator.identity.authority import Authority
+from coordinator.identity.gate import Gate
+from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.server import embedded_coordinator
 from coordinator.settings import SessionSettings
 from edge_client import client_app
@@ -35,10 +41,10 @@ def ask(kind, given, weights=None, **config):
     return handler(Message(content, dst_node_id=1, message_type=kind), given)
 
 
-def rounds(given):
+def rounds(given, gate=None):
     """Train 3 + 2 steps, in two messages, and evaluate; return the last reply's weights, digest and evaluation."""
     weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
-    with embedded_coordinator() as coordinator:
+    with embedded_coordinator(gate=gate) as coordinator:
         for session, first, steps in (("round-1", 0, 3), ("round-2", 3, 2)):
             coordinator.create_session(session, SessionSettings(devices=1, first_step=first))
             place = {"coordinator": coordinator.address, "session": session, "first-step": first, "steps": steps}
@@ -57,6 +63,25 @@ def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
     assert all(torch.equal(tensor, weights[name]) for name, tensor in alone.model.state_dict().items())
     result = alone.evaluate()
     assert evaluation["accuracy"] == pytest.approx(result.correct / result.samples)
+
+
+@pytest.mark.parametrize("by", ["node config", "environment"])
+def test_its_certificate_says_who_it_is(tmp_path, monkeypatch, by):
+    authority = Authority.create(tmp_path / "ca")
+    authority.issue(Kind.COORDINATOR, "hub", dt.timedelta(days=1), hosts=["127.0.0.1"])
+    folder = str(authority.issue(Kind.DEVICE, "gateway-7", dt.timedelta(days=1)))
+    audit = tmp_path / "audit.jsonl"
+    gate = Gate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))), AuditLog(audit))
+    if by == "environment":
+        monkeypatch.setenv("EDGENEWTON_TLS", folder)
+        rounds(context(), gate)
+    else:
+        rounds(context(tls=folder), gate)
+    joined = [line for line in map(json.loads, audit.read_text().splitlines()) if line["event"] == "joined"]
+    assert [(line["session"], line["device"]) for line in joined] == [
+        ("round-1", "gateway-7"),
+        ("round-2", "gateway-7"),
+    ]
 
 
 @pytest.mark.parametrize("by", ["node config", "environment"])

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from edgenewton.tls import TlsFiles
 from typer.testing import CliRunner
 
 from edge_client.cli import app
@@ -34,9 +35,19 @@ def test_the_environment_overrides_the_file(tmp_path, monkeypatch):
     assert (config.server.rest_port, config.server.max_batch, config.socket_path) == (9000, 3, Path("/run/x.sock"))
 
 
+def test_its_certificate_is_a_folder_or_three_files(tmp_path, monkeypatch):
+    path = written(tmp_path, 'state_dir = "/tmp/device"\ntls = "/etc/tls"')
+    assert load_config(path).tls_files == TlsFiles.in_folder("/etc/tls")
+    monkeypatch.setenv("EDGENEWTON_TLS", "a,b,c")
+    assert load_config(path).tls_files == TlsFiles(Path("a"), Path("b"), Path("c"))
+    monkeypatch.delenv("EDGENEWTON_TLS")
+    assert load_config(written(tmp_path, 'state_dir = "/tmp/device"')).tls_files is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('state_dir = "x"\ntls = "a,b"', "'a,b' is neither a folder with certificates nor three files"),
         ("", "state_dir is missing"),
         ('state_dir = "x"\nspeed = 3', "speed is unknown"),
         ('state_dir = "x"\n[server]\nport = 3', "server.port is unknown"),
