@@ -37,7 +37,7 @@ SPEEDS = (5, 20, 100)
 OURS, THEIRS = "EdgeNewton", "FedAvg"
 STEPS = 40
 """Of EdgeNewton, which needs some 20 to the target."""
-OPTIONS = "curvature='gradients' codec='int8' evaluate-every=1"
+OPTIONS = "codec='bf16' evaluate-every=1"
 FEDAVG = "lr=0.1 local-steps=20 rounds=40"
 _DEADLINE_S = 900
 
