@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
 import numpy as np
+
+from benchmarks.bare_grpc import BareGrpc
 
 Ask = Callable[[], Awaitable[None]]
 """Sends one request and waits for its answer."""
@@ -33,17 +34,14 @@ def grpc_client(address: str, request: bytes) -> Connect:
     """Return what connects to a server of the Open Inference Protocol; a request is sent as ready bytes."""
 
     async def connect() -> tuple[Ask, Callable[[], Awaitable[None]]]:
-        channel = grpc.aio.insecure_channel(address)
-        call = channel.unary_unary(_METHOD, request_serializer=lambda ready: ready, response_deserializer=len)
-
-        async def ask() -> None:
-            if not await call(request, timeout=30):
-                raise RuntimeError(f"{address} answered nothing")
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(lambda: BareGrpc(_METHOD, address, request), host, int(port))
 
         async def close() -> None:
-            await channel.close(None)
+            client.close()
 
-        return ask, close
+        return client.ask, close
 
     return connect
 

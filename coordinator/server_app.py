@@ -56,6 +56,8 @@ def main(grid: Grid, context: Context) -> None:
                 timeout=config.round_deadline_s,
             )
         finally:
+            # First of all: Flower gives a stopped run 5 s.
+            strategy.end_session("the run is over")
             observer.close()
             log.info("history %s", strategy.save_history())
 

@@ -135,7 +135,7 @@ class NewtonStrategy(FedAvg):
         """
         number = server_round + self._rounds_before
         replies = list(replies)
-        self._coordinator.abort(self._session, "the round is over")
+        self.end_session("the round is over")
         contents = [reply.content for reply in replies if not reply.has_error()]
         answered = {reply.metadata.src_node_id for reply in replies}
         self._silent = {node for node in self._invited.values() if node.id not in answered}
@@ -183,6 +183,11 @@ class NewtonStrategy(FedAvg):
         return metrics
 
     # ------------------------------------------------------------------ around the rounds
+
+    def end_session(self, reason: str) -> None:
+        """End the session that is on, if there is one, and release its devices."""
+        if self._session:
+            self._coordinator.abort(self._session, reason)
 
     def query(self, grid: Grid) -> ArrayRecord:
         """Ask one node for the initial weights, so that the ServerApp needs no model; the node checks its settings.

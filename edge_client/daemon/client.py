@@ -88,10 +88,11 @@ class DaemonClient:
             try:
                 return self._train_once(job, note)
             except DaemonUnavailableError as error:
-                lost_at = time.monotonic() if lost_at is None else lost_at
+                if lost_at is None:
+                    lost_at = time.monotonic()
+                    log.warning("%s; asking again for %g s", error, self._return_deadline_s)
                 if time.monotonic() + pause_s > lost_at + self._return_deadline_s:
                     raise
-                log.warning("%s; asking again in %.1f s", error, pause_s)
                 time.sleep(pause_s)
         raise AssertionError("the pauses do not end")
 

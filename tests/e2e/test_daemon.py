@@ -28,6 +28,7 @@ from test_client_app import context, rounds
 from coordinator.server import embedded_coordinator
 from coordinator.settings import SessionSettings
 from edge_client.daemon.client import DaemonClient, DaemonError, _data
+from edge_client.exchange import GradientExchange
 from edge_client.inference import Artefact, Recognizer
 from edge_client.jobs import DeviceData, TrainJob, dump_weights, initial_weights
 from edge_client.settings import TrainSettings
@@ -187,6 +188,37 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
             assert report.weights_digest == weights_digest(alone.model).hex()
             evaluation = client.evaluate(DeviceData(SETTINGS, 0, 1), alone.model.state_dict())
         assert evaluation == alone.evaluate()
+
+
+def test_a_daemon_that_is_killed_in_the_middle_goes_on_from_what_it_saved(tmp_path):
+    """The other device waits before its third step until the daemon is back, so that it cannot come too late."""
+    is_back, reports = threading.Event(), []
+
+    def train_other(address):
+        exchange = GradientExchange.join(address, session="both", device="d1")
+        trainer = Trainer(SETTINGS, 1, 2, exchange)
+        reports.append(trainer.train(6, lambda step: step.step == 1 and is_back.wait(60)))
+        exchange.close()
+
+    def restart_once(step):
+        if step.step == 1:
+            daemon.process.kill()
+            daemon.process.communicate()
+            daemon.start()
+            is_back.set()
+
+    with Daemon(tmp_path, EDGENEWTON_TRAINING__SAVE_EVERY_STEPS="1") as daemon, embedded_coordinator() as coordinator:
+        coordinator.create_session("both", SessionSettings(devices=2))
+        other = threading.Thread(target=train_other, args=(coordinator.address,))
+        other.start()
+        data = DeviceData(SETTINGS, 0, 2)
+        asked = TrainJob(data, coordinator.address, "both", "d0", 0, 6, initial_weights(SETTINGS))
+        with DaemonClient(daemon.socket, return_deadline_s=60) as client:
+            report, _ = client.train(asked, restart_once)
+        other.join(60)
+    assert report.step == 6
+    assert 1 <= report.steps <= 4  # the first two were taken before
+    assert report.weights_digest == reports[0].weights_digest
 
 
 def test_flowers_client_app_asks_the_daemon_and_gets_the_same_as_when_it_trains_itself(daemon):
