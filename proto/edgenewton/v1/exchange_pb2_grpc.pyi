@@ -14,8 +14,11 @@ Errors are gRPC statuses. The message names the device, the tensor and what was 
   FAILED_PRECONDITION  protocol version, model, options or known codecs do not suit the session; it has ended
   INVALID_ARGUMENT     a frame breaks the contract: unknown tensor, wrong shape, offset past the end, wrong
                        step, a value that is not finite or out of range
-  PERMISSION_DENIED    a stream whose token is not the device's
-  RESOURCE_EXHAUSTED   a message, model or snapshot over the limits; no place is left; the device reads too slowly
+  UNAUTHENTICATED      with TLS: a certificate that was revoked, has expired, or names nobody
+  PERMISSION_DENIED    a stream whose token is not the device's; with TLS also another device's certificate, and a
+                       session that does not admit the device or is not its to watch
+  RESOURCE_EXHAUSTED   a message, model or snapshot over the limits; no place is left; the device reads too slowly,
+                       sends too much, or has too many streams
   DEADLINE_EXCEEDED    a wait of the coordinator for this device ended: nothing was heard from it for its lease
   ABORTED              the session was aborted
   UNAVAILABLE          the coordinator is shutting down; the session can be resumed when it is back
