@@ -68,7 +68,8 @@ def issue(
     hosts = [*DEFAULT_HOSTS, *(other for other in host or [] if other not in DEFAULT_HOSTS)] if server else []
     try:
         lifetime = dt.timedelta(days=days)
-        path = Authority(folder).issue(_kind(server), name, lifetime, labels=label or [], hosts=hosts)
+        kind = Kind.COORDINATOR if server else Kind.DEVICE
+        path = Authority(folder).issue(kind, name, lifetime, labels=label or [], hosts=hosts)
     except (AuthorityError, LedgerError) as error:
         fail(str(error))
     typer.echo(f"issued {path}")
@@ -76,19 +77,18 @@ def issue(
 
 @app.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Id of the device; or name of the operator or coordinator.")],
+    name: Annotated[str, typer.Argument(help="Id of the device, or name of the operator.")],
     folder: Folder = DEFAULT_FOLDER,
-    server: Server = False,
     keep_latest: Annotated[
         bool, typer.Option("--keep-latest", help="Leave the certificate that was issued last.")
     ] = False,
 ) -> None:
     """Revoke all certificates of a name. A coordinator that reads the list here ends their calls within a second."""
     try:
-        entries = Authority(folder).revoke(_kind(server), name, keep_latest=keep_latest)
+        entries = Authority(folder).revoke(Kind.DEVICE, name, keep_latest=keep_latest)
     except (AuthorityError, LedgerError) as error:
         fail(str(error))
-    typer.echo(f"revoked {_kind(server).value} {name}: {', '.join(entry.serial for entry in entries)}")
+    typer.echo(f"revoked device {name}: {', '.join(entry.serial for entry in entries)}")
 
 
 @app.command(name="list")
@@ -115,7 +115,3 @@ def list_(folder: Folder = DEFAULT_FOLDER) -> None:
     if not console.is_terminal:
         console.width = 200  # a pipe has no width; serials are not to be cut
     console.print(table)
-
-
-def _kind(is_server: bool) -> Kind:
-    return Kind.COORDINATOR if is_server else Kind.DEVICE

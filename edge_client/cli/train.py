@@ -16,7 +16,12 @@ def train(
         str | None, typer.Option(help="Address of the coordinator, host:port; without it the device trains alone.")
     ] = None,
     session: Annotated[str, typer.Option(help="Session to join.")] = "default",
-    device: Annotated[str, typer.Option(help="Id of this device, unique in the session.")] = "device-0",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of this device, unique in the session; the name in its certificate, or device-0, unless given."
+        ),
+    ] = None,
     index: Annotated[int, typer.Option(help="Number of this device's partition of the data, from 0.", min=0)] = 0,
     count: Annotated[int, typer.Option(help="Number of partitions.", min=1)] = 1,
     tls: Annotated[
@@ -59,13 +64,15 @@ def train(
     exchange: Exchange | None = None
     try:
         settings = parse_settings(config or [])
+        files = TlsFiles.parse(tls) if tls else None
+        device = device or (files.read().identity.name if files else "device-0")
         if coordinator is not None:
             exchange = GradientExchange.join(
                 coordinator,
                 session=session,
                 device=device,
                 reconnect_deadline_s=reconnect_deadline_s,
-                tls=TlsFiles.parse(tls) if tls else None,
+                tls=files,
             )
         saved = DeviceState.load(state, session) if state is not None else None
         if saved is not None:

@@ -1,15 +1,18 @@
 """`flwr run` for real, on the simulation engine, in a Flower set-up of its own."""
 
+import datetime as dt
 import json
 import re
 
 import pytest
 import torch
+from edgenewton.identity import Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.demo_results import DemoFailedError, read_rounds
 from benchmarks.private_flower import private_flower
 from benchmarks.union_batch import train_union
+from coordinator.identity.authority import Authority
 from coordinator.report.html import render
 from coordinator.report.run import read_run
 from edge_client import NewtonOptimizer
@@ -70,3 +73,21 @@ def test_a_wrong_setting_fails_the_run_with_its_name(flower, tmp_path):
     assert "curvature is 'bfgs'; known are kfac, eva" in output
     with pytest.raises(DemoFailedError, match="of 1 rounds 0 were trained"):
         read_rounds(tmp_path / "history.json", 1)
+
+
+def test_a_run_with_identities(tmp_path, monkeypatch):
+    authority = Authority.create(tmp_path / "ca")
+    day = dt.timedelta(days=1)
+    authority.issue(Kind.COORDINATOR, "hub", day, hosts=["127.0.0.1"])
+    operator = authority.issue(Kind.DEVICE, "boss", day, labels=["operator"])
+    monkeypatch.setenv("EDGENEWTON_TLS", str(authority.issue(Kind.DEVICE, "gateway-7", day)))
+    settings = {"devices": 1, "steps": 3, "rounds": 1, "curvature": "eva", "output": tmp_path / "run"}
+    secured = {"server-tls": authority.folder, "tls": operator, "allow": "gateway-7"}
+    with private_flower(tmp_path / "flower") as flower:
+        process = flower.run(settings | secured, 1)
+        output, _ = process.communicate(timeout=170)
+    print(output)  # shown if something fails
+    read_rounds(tmp_path / "run" / "history.json", 1)
+    assert [step.step for step in read_run(tmp_path / "run").steps] == [0, 1, 2]  # the operator could watch
+    lines = [json.loads(line) for line in (tmp_path / "run" / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["device"]) for line in lines] == [("joined", "gateway-7"), ("left", "gateway-7")]
