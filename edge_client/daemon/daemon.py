@@ -172,7 +172,7 @@ class Daemon:
     async def run_job(self, job: Job) -> AsyncGenerator[TrainedStep | Result, None]:
         """Yield the steps and the result of a job; see `TrainerHost.run`."""
         is_training = isinstance(job, TrainMessage)
-        is_busy = has_failed = False
+        is_busy = is_done = has_failed = False
         async with aclosing(self.trainer.run(job)) as messages:
             try:
                 async for message in messages:
@@ -181,6 +181,7 @@ class Daemon:
                         self.training.session = job.session
                         self.training.step, self.training.loss = message.step, message.loss
                     elif isinstance(message, Trained):
+                        is_done = True
                         self.training.last = f"{message.report.steps} steps, accuracy {message.accuracy:.1%}"
                         log.info("trained %s", self.training.last)
                     yield message
@@ -188,9 +189,9 @@ class Daemon:
                 is_busy = True
                 raise
             except BaseException as error:
-                has_failed = True
-                if is_training:
-                    self.training.last = f"failed: {error or 'it was stopped'}"
+                has_failed = not is_done  # whoever has the result may hang up
+                if is_training and has_failed:
+                    self.training.last = f"failed: {str(error) or 'it was stopped'}"
                     log.warning("training %s", self.training.last)
                 raise
             finally:
