@@ -1,22 +1,24 @@
 """Training on a fleet, without and with faults: a device is killed, and the coordinator is restarted."""
 
 import pytest
-import torch
 from fleet import DEVICES, docker
 
 from edge_client.inference import Artefact
+from edge_client.tasks import Partition
 from edge_client.tasks.digits import DigitsTask
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 TARGET = 0.95
-SETTINGS = "steps=30 rounds=1 seed=0 curvature='gradients'"
+SETTINGS = "steps=30 rounds=1 seed=0 codec='bf16'"
 TASK = DigitsTask()
 VICTIM = "device-2"
 
 
-def weights(folder):
-    return Artefact.from_checkpoint(folder / "round-1.safetensors").weights
+def predictions(folder):
+    model = TASK.model()
+    model.load_state_dict(Artefact.from_checkpoint(folder / "round-1.safetensors").weights)
+    return model.eval()(TASK.test_data(Partition()).inputs).argmax(dim=1)
 
 
 def test_the_fleet_trains_to_the_target(faultless):
@@ -44,7 +46,8 @@ def test_a_killed_device_and_a_restarted_coordinator_change_nothing(fleet, fault
     assert last["devices"] == DEVICES
     assert "failures" not in last
     assert last["evaluate"]["accuracy"] == pytest.approx(faultless[0]["evaluate"]["accuracy"], abs=0.02)
-    for name, tensor in weights(faultless[1]).items():
-        torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=1e-2)
+    # Weights differ: sums are rounded in the order of arrival, and the victim's batches come later.
+    agreement = (predictions(tmp_path) == predictions(faultless[1])).float().mean()
+    assert agreement >= 0.96
     # The victim serves what it helped to train.
     assert fleet.recognise(2, 3) == fleet.recognise(1, 3) == TASK.save_sample(3, tmp_path / "sample.png")
