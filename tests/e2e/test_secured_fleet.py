@@ -100,4 +100,3 @@ def test_a_fleet_with_certificates(fleet, tmp_path):
     finished = {line["device"]: line["steps"] for line in fleet.audited("left") if line["status"] == "OK"}
     assert finished == {"d0": STEPS, "d1": STEPS}
     assert {line["status"] for line in fleet.audited("refused")} == {"UNAUTHENTICATED", "PERMISSION_DENIED"}
-    assert "Handshake failed" in coordinator.output  # of the one without a certificate

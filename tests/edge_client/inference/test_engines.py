@@ -177,7 +177,8 @@ WITHOUT_TRAINING = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"flwr", "grpc", "sklearn", "ray", "edgenewton", "pydantic", "onnx", "fastapi"}:
+        refused = {"flwr", "grpc", "google", "sklearn", "ray", "pydantic", "onnx", "fastapi"}
+        if name.partition(".")[0] in refused or name.startswith("edgenewton.v1"):
             raise ImportError(f"{name} is not there")
 sys.meta_path.insert(0, Refuse())
 from edge_client import Recognizer
