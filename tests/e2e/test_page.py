@@ -165,7 +165,8 @@ def test_a_person_sees_what_happens_as_it_happens(tmp_path):
                 for device in devices:
                     device.send_gradient(step, 1.0 / (step + 1), samples=8)
                 for device in devices:
-                    next(device.stream)
+                    while not next(device.stream).HasField("commit"):  # it may be an answer to a heartbeat
+                        pass
             page.wait_for_selector("#phase.training")
             page.wait_for_function("document.querySelector('#step').textContent === '2'")
             assert page.locator("#devices .state.active").count() == 3
