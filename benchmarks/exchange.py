@@ -155,6 +155,8 @@ def _plot(rows: list[Row], scaling: list[dict[str, Any]]) -> None:
     counts = [row["devices"] for row in scaling]
     right.loglog(counts, [row["p50_ms"] for row in scaling], "o-", color="#0b6e4f", label="median")
     right.loglog(counts, [row["p99_ms"] for row in scaling], "o--", color="#0b6e4f", label="p99")
+    right.set_xticks(counts, [str(count) for count in counts])
+    right.minorticks_off()
     right.set(xlabel="devices (threads)", ylabel="ms a step", title=f"{SCALE_SIZE // 1000} kB")
     for axes in (left, right):
         axes.legend(frameon=False)
