@@ -1,6 +1,7 @@
 """An event loop in a thread of its own, for programs that are not asynchronous themselves."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -53,10 +54,20 @@ class LoopThread:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stop(self) -> None:
-        """End the loop and the thread."""
+        """End the loop, what still runs on it, and the thread."""
+        with contextlib.suppress(TimeoutError):
+            self.call(self._cancel_all(), _STOP_DEADLINE_S)
         # The loop is not closed: gRPC's poller, which all loops share, may still call into it.
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_STOP_DEADLINE_S)
+
+    async def _cancel_all(self) -> None:
+        """End all tasks, also gRPC's own: one that is left would complain when it is destroyed, at any time."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_DEADLINE_S / 2)
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
