@@ -1,7 +1,7 @@
 import subprocess
 
 import pytest
-from fleet import DOCKER, IMAGE, Fleet
+from fleet import DOCKER, IMAGE, SETTINGS, Fleet
 
 BUILD_DEADLINE_S = 900
 
@@ -19,9 +19,6 @@ def image():
 def fleet(image):
     with Fleet("edgenewton-test", "state") as fleet:
         yield fleet
-
-
-SETTINGS = "steps=30 rounds=1 seed=0 curvature='gradients'"
 
 
 @pytest.fixture(scope="session")

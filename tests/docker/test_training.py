@@ -1,7 +1,7 @@
 """Training on a fleet, without and with faults: a device is killed, and the coordinator is restarted."""
 
 import pytest
-from fleet import DEVICES, docker
+from fleet import DEVICES, SETTINGS, docker
 
 from edge_client.inference import Artefact
 from edge_client.tasks import Partition
@@ -10,7 +10,6 @@ from edge_client.tasks.digits import DigitsTask
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 TARGET = 0.93
-SETTINGS = "steps=40 rounds=1 seed=0 codec='bf16'"
 TASK = DigitsTask()
 VICTIM = "device-2"
 
