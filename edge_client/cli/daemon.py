@@ -1,5 +1,6 @@
 """`edge-client daemon`, and what is asked of it: `edge-client status` and `edge-client promote`."""
 
+import asyncio
 import json
 import os
 from datetime import timedelta
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvloop
 from rich.table import Table
 
 from edge_client.cli.console import fail, out
@@ -46,7 +46,7 @@ def daemon(
 
     set_up_log(settings.log)
     try:
-        uvloop.run(run_daemon(settings))
+        asyncio.run(run_daemon(settings))
     except (ArtefactError, StoreError, TaskError, OSError) as error:
         fail(str(error))
 

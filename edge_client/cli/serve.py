@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-import uvloop
 
 from edge_client.cli.console import err, fail
 from edge_client.cli.recognise import Engine, Model
@@ -41,7 +40,7 @@ def serve(
     torch.set_num_threads(threads)
     try:
         recognizer = Recognizer.load(model, engine)
-        uvloop.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
+        asyncio.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
     except (ArtefactError, TaskError, OSError) as error:
         fail(str(error))
 

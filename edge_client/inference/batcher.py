@@ -2,7 +2,7 @@
 
 An idle model starts at once, so that batching costs a lone request nothing. The model runs in a thread of its own,
 samples are decoded in others, and the event loop stays free; only a model that has proved quicker than a change of
-threads runs on the event loop itself.
+threads runs on the event loop itself. While that one runs, no requests can come: with several clients, it waits first.
 """
 
 import asyncio
@@ -14,11 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
+from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.inference.recognizer import Recognizer
 
@@ -28,6 +30,10 @@ DECODERS = 2
 """Threads that decode images and sounds."""
 QUICK_S = 0.001
 """A model whose runs take less runs on the event loop."""
+QUIET_S = 0.001
+"""A model that waits for more requests runs when none has come for so long."""
+LINGER_QUIETS = 10
+"""It waits for so many times as long at most."""
 _FADING = 0.9
 """Weight of the past in how long a run takes."""
 
@@ -40,8 +46,7 @@ class Serving:
     recognizer: Recognizer
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Probabilities `[n, labels]`, all of one version."""
 
     probabilities: Tensor
@@ -70,6 +75,7 @@ class Batcher:
         max_waiting: samples that wait at most; a request beyond it is refused at once.
         on_batch: told of each run.
         quick_s: a model whose runs take less runs on the event loop.
+        quiet_s: that model, where it waits for more requests, runs when none has come for so long.
 
     """
 
@@ -79,17 +85,23 @@ class Batcher:
         max_waiting: int,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
         quick_s: float = QUICK_S,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self.queue: BatchQueue[_Request] = BatchQueue(max_batch, max_waiting)
         self.serving: Serving | None = None
         """The model that the next batch runs on; assign to swap it."""
         self._on_batch = on_batch
         self._quick_s = quick_s
+        self._quiet_s = quiet_s
         self._typical_s = math.inf
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._linger = Linger()
         self._is_busy = False
-        self._is_scheduled = False
+        self._start: asyncio.Handle | None = None
+        """The start of the next run, if it is set."""
+        self._lingers_until: float | None = None
+        """Point in time, if that start may be put off."""
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,18 +126,20 @@ class Batcher:
         if samples > self.queue.max_batch:
             raise TooLargeError(f"the request has {samples} samples; {self.queue.max_batch} are the limit")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        request = _Request(samples, deadline, answer=loop.create_future())
+        deadline_s = loop.time() + timeout_s
+        request = _Request(samples, deadline_s, answer=loop.create_future())
         self.queue.add(request)
         self._idle.clear()
+        expiry = loop.call_at(deadline_s, self._expire, request, timeout_s)
         try:
-            async with asyncio.timeout_at(deadline):
-                request.raw = raw if isinstance(raw, Tensor) else await loop.run_in_executor(self._decoders, raw)
-                self._schedule()
-                return await request.answer
-        except TimeoutError:
-            raise DeadlineError(f"the request was not answered within {timeout_s:g} s") from None
+            if isinstance(raw, Tensor):
+                self._take_in(request, raw)
+            else:
+                decoding = loop.run_in_executor(self._decoders, raw)
+                decoding.add_done_callback(partial(self._note_decoded, request))
+            return await request.answer
         finally:
+            expiry.cancel()
             self.queue.discard(request)  # it was cancelled, is too late, or cannot be decoded
             self._note_idle()
 
@@ -140,14 +154,44 @@ class Batcher:
         self._model_thread.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
+    def _take_in(self, request: _Request, raw: Tensor) -> None:
+        request.raw = raw
+        self._schedule()
+
+    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[Tensor]") -> None:
+        if decoding.cancelled():
+            self._fail(request, UnavailableError("the server stops"))
+        elif (error := decoding.exception()) is not None:
+            self._fail(request, error)
+        else:
+            self._take_in(request, decoding.result())
+
     def _schedule(self) -> None:
-        # At the end of the event loop's turn, so that requests that arrived together run together.
-        if not self._is_busy and not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_next)
+        """Set the start of the next run."""
+        if self._is_busy or not len(self.queue):
+            return
+        if self._start is not None:
+            if self._lingers_until is None:
+                return
+            self._start.cancel()
+        loop = asyncio.get_running_loop()
+        is_enough = len(self.queue) >= self.queue.max_batch or self._linger.is_enough(self.queue.requests)
+        if self._is_quick and not is_enough:
+            now = loop.time()
+            if self._lingers_until is None:
+                self._lingers_until = now + LINGER_QUIETS * self._quiet_s
+            self._start = loop.call_at(min(now + self._quiet_s, self._lingers_until), self._start_next)
+        else:
+            # At the end of the event loop's turn, so that requests that arrived together run together.
+            self._lingers_until = None
+            self._start = loop.call_soon(self._start_next)
+
+    @property
+    def _is_quick(self) -> bool:
+        return self._typical_s < self._quick_s
 
     def _start_next(self) -> None:
-        self._is_scheduled = False
+        self._start = self._lingers_until = None
         loop = asyncio.get_running_loop()
         taken = self.queue.take(loop.time())
         for request in taken.expired:
@@ -156,7 +200,8 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
-        if self._typical_s < self._quick_s:
+        self._linger.note_run(len(taken.batch))
+        if self._is_quick:
             quick: Future[Answer] = Future()
             try:
                 quick.set_result(self._run(self.serving, taken.batch))
@@ -190,18 +235,21 @@ class Batcher:
             for request in batch:
                 self._fail(request, RequestError(f"the model failed: {error}"))
         else:
-            answer, place = done.result(), 0
-            for request in batch:
-                rows = answer.probabilities[place : place + request.samples]
-                place += request.samples
+            answer = done.result()
+            parts = answer.probabilities.split_with_sizes([request.samples for request in batch])
+            for request, rows in zip(batch, parts, strict=True):
                 if not request.answer.done():
                     request.answer.set_result(Answer(rows, answer.serving))
         self._schedule()
+        self._note_idle()
 
-    def _fail(self, request: _Request, error: RequestError) -> None:
+    def _expire(self, request: _Request, timeout_s: float) -> None:
+        self._fail(request, DeadlineError(f"the request was not answered within {timeout_s:g} s"))
+
+    def _fail(self, request: _Request, error: BaseException) -> None:
         if not request.answer.done():
             request.answer.set_exception(error)
 
     def _note_idle(self) -> None:
-        if not self._is_busy and not self._is_scheduled and not len(self.queue):
+        if not self._is_busy and not len(self.queue):
             self._idle.set()

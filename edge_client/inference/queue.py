@@ -52,6 +52,11 @@ class BatchQueue(Generic[RequestT]):
         """Return how many samples wait."""
         return self._samples
 
+    @property
+    def requests(self) -> int:
+        """How many requests wait, those that are being decoded among them."""
+        return len(self._waiting)
+
     def add(self, request: RequestT) -> None:
         """Take a request in.
 

@@ -60,7 +60,7 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
         BadRequestError: a dimension is negative.
 
     """
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0:
         raise BadRequestError(f"input {name!r}: shape {list(shape)} has a negative dimension")
     return math.prod(shape)
 

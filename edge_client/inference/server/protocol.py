@@ -1,7 +1,7 @@
 """Requests and responses of the Open Inference Protocol v2, whichever way they came."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ Data = NDArray[Any] | list[bytes]
 """A tensor's elements: an array of its shape, or for BYTES the elements in row-major order."""
 
 
-@dataclass(frozen=True)
-class InputTensor:
+class InputTensor(NamedTuple):
     """One tensor of a request."""
 
     name: str
@@ -20,8 +19,7 @@ class InputTensor:
     data: Data
 
 
-@dataclass(frozen=True)
-class RequestedOutput:
+class RequestedOutput(NamedTuple):
     """An output that the client asks for."""
 
     name: str
@@ -29,8 +27,7 @@ class RequestedOutput:
     """If not 0: instead of the numbers, the so many best classes as texts "0.93:3:three" (Triton's classification)."""
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request for inference."""
 
     model: str
@@ -43,8 +40,7 @@ class InferRequest:
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """One tensor of a response."""
 
     name: str
@@ -53,8 +49,7 @@ class OutputTensor:
     data: Data
 
 
-@dataclass(frozen=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """What a model answered."""
 
     model: str
@@ -89,7 +84,7 @@ class ServerMetadata:
 
     name: str
     version: str
-    extensions: tuple[str, ...] = field(default=("classification", "binary_tensor_data"))
+    extensions: tuple[str, ...] = ("classification", "binary_tensor_data")
 
 
 def text_elements(array: "NDArray[np.str_] | list[str]") -> list[bytes]:

@@ -182,7 +182,7 @@ class InferenceService:
         assert isinstance(tensor.data, np.ndarray)  # its datatype is not BYTES
         raw = torch.from_numpy(tensor.data)
         serving.recognizer.check(raw)
-        return await self.batcher.submit(raw, len(raw), timeout_s)
+        return await self.batcher.submit(raw, tensor.shape[0], timeout_s)
 
     async def _infer_encoded(self, serving: Serving, tensor: InputTensor, timeout_s: float) -> Answer:
         if tensor.datatype != "BYTES" or isinstance(tensor.data, np.ndarray):

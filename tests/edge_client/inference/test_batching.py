@@ -1,4 +1,4 @@
-"""The queue as a state machine, then the batcher with a model that a test holds up."""
+"""The queue as a state machine, then the batcher with a model that a test holds up, and with a quick one."""
 
 import asyncio
 import threading
@@ -16,6 +16,7 @@ from edge_client.inference.errors import (
     TooLargeError,
     UnavailableError,
 )
+from edge_client.inference.linger import PROBE_EVERY
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.tasks import SampleError
 
@@ -230,6 +231,66 @@ def test_failures_are_those_of_the_requests_that_they_belong_to():
         batcher.serving = None
         with pytest.raises(UnavailableError, match="there is no model yet"):
             await ask(batcher, 0)
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+class QuickModel:
+    """A recognizer that answers each sample with its own number, at once."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+
+    def probabilities(self, raw):
+        self.runs.append(len(raw))
+        return raw.clone()
+
+
+def test_a_quick_model_waits_for_as_many_requests_as_come_together():
+    async def scenario():
+        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_s=0.5)
+        batcher.serving = Serving(1, model)
+
+        async def ask_apart(numbers):
+            tasks = []
+            for number in numbers:
+                tasks.append(ask(batcher, number))
+                await settle()
+            return tasks
+
+        await ask(batcher, 0)  # the first run shows that the model is quick
+        for number in range(PROBE_EVERY - 2):  # a lone client waits for nobody
+            (task,) = await ask_apart([number])
+            assert task.done()
+        assert model.runs == [1] * (PROBE_EVERY - 1)
+        tasks = await ask_apart(range(3))  # the run that probes waits until no more come
+        assert not any(task.done() for task in tasks)
+        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2]
+        tasks = await ask_apart(range(2))  # so the next waits for three,
+        assert not any(task.done() for task in tasks)
+        tasks += await ask_apart([2])  # and no longer
+        assert all(task.done() for task in tasks)
+        (task,) = await ask_apart([0])
+        assert not task.done()
+        await task  # when fewer come, it expects no more the next time
+        (task,) = await ask_apart([1])
+        assert task.done()
+        assert model.runs[PROBE_EVERY - 1 :] == [3, 3, 1, 1]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_quick_model_that_waits_for_more_runs_when_its_batch_is_full():
+    async def scenario():
+        model, batcher = QuickModel(), Batcher(4, 64, quick_s=60.0, quiet_s=60.0)
+        batcher.serving = Serving(1, model)
+        for _ in range(PROBE_EVERY - 1):
+            await ask(batcher, 0)
+        tasks = [ask(batcher, number, 2) for number in range(2)]
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+        assert model.runs[-1] == 4
         await batcher.drain(30)
 
     asyncio.run(scenario())
