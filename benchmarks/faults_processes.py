@@ -18,7 +18,8 @@ from edge_client.device_state import DeviceState
 from edge_client.exchange import GradientExchange
 from edge_client.replica import parameters_digest, weights_digest
 from edge_client.settings import TrainSettings
-from edge_client.trainer import TrainedStep, Trainer
+from edge_client.trainer import Trainer
+from edge_client.work import TrainedStep
 
 _SLOW_S = 0.5
 """What a slow device adds to a batch that takes some 0.05 s."""

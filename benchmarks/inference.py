@@ -276,7 +276,7 @@ def training(socket: Path, job: TrainJob) -> Iterator[Callable[[], int]]:
     def train() -> None:
         try:
             with DaemonClient(socket) as client:
-                client.train(job, count)
+                client.train(job.request, count)
         except DaemonError as error:
             ended.append(str(error))
         began.set()

@@ -1,9 +1,10 @@
 """Flower's ClientApp: one message trains many batches through the coordinator.
 
 A ClientApp's process may end after each message. Where a daemon lives on the device, it trains and keeps the
-optimizer's state, and the ClientApp only asks it, over the socket that the node's config or the environment names.
-Without one the ClientApp trains in its own process, and the state travels in the context that Flower keeps for the
-node. The certificate that it shows to the coordinator is then that of the node's config, or of the environment.
+optimizer's state, and the ClientApp only asks it, over the socket that the node's config or the environment names; it
+does not even load PyTorch. Without a daemon the ClientApp trains in its own process, and the state travels in the
+context that Flower keeps for the node. The certificate that it shows to the coordinator is then that of the node's
+config, or of the environment.
 """
 
 import json
@@ -13,20 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from edgenewton.tls import TlsFiles
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as dump_arrays
 
-from edge_client import jobs
-from edge_client.daemon.client import DaemonClient, DaemonError
-from edge_client.daemon.config import SOCKET_VARIABLE, TLS_VARIABLE
-from edge_client.device_state import DeviceState
-from edge_client.exchange import Evaluation, ExchangeError, TlsFiles
-from edge_client.jobs import DeviceData, TrainJob, Weights
-from edge_client.settings import SettingsError, TrainSettings, check_settings
-from edge_client.tasks import TaskError
-from edge_client.trainer import TrainingReport
+from edge_client.daemon.client import DaemonClient
+from edge_client.daemon.environment import SOCKET_VARIABLE, TLS_VARIABLE
+from edge_client.work import DataRequest, TrainRequest, Worker, WorkError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,6 @@ app = ClientApp()
 _ERROR_CODE = 1
 _RETURN_DEADLINE_S = 60.0
 """A daemon that dies may come back within so many seconds, and its training goes on."""
-_STATE_KEY = "state"
 
 Handler = Callable[[Message, Context], Message]
 
@@ -48,55 +45,21 @@ def _explain_failures(handler: Handler) -> Handler:
     def answer(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except (DaemonError, ExchangeError, SettingsError, TaskError, ValueError) as error:
+        except (WorkError, ValueError) as error:
             log.error("%s", error)
             return Message(Error(_ERROR_CODE, str(error)), reply_to=message)
 
     return answer
 
 
-class Worker(Protocol):
-    """Who does the work: the daemon, or this process."""
-
-    def initial_weights(self, settings: TrainSettings) -> Weights:
-        """Return the weights that a run begins with."""
-
-    def train(self, job: TrainJob) -> tuple[TrainingReport, Weights]:
-        """Train a job's steps; return the report and the weights."""
-
-    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
-        """Try weights on the device's held-out samples."""
-
-
-class OwnProcess:
-    """Trains in this process, and keeps the optimizer's state in Flower's context."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def initial_weights(self, settings: TrainSettings) -> Weights:
-        """Return the weights that a run begins with."""
-        return jobs.initial_weights(settings)
-
-    def train(self, job: TrainJob) -> tuple[TrainingReport, Weights]:
-        """Train a job's steps; return the report and the weights."""
-        records = self._context.state.config_records
-        kept = records.get(_STATE_KEY)
-        saved = DeviceState.parse(bytes(kept["state"])) if kept is not None else None  # type: ignore[arg-type]
-        outcome = jobs.train(job, saved, tls=_tls(self._context))
-        self._context.state[_STATE_KEY] = ConfigRecord({"state": outcome.state.dump()})
-        return outcome.report, outcome.state.model
-
-    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
-        """Try weights on the device's held-out samples."""
-        return jobs.evaluate_weights(data, weights)
-
-
 @contextmanager
 def _worker(context: Context) -> Iterator[Worker]:
     socket = str(context.node_config.get("daemon-socket", os.environ.get(SOCKET_VARIABLE, "")))
     if not socket:
-        yield OwnProcess(context)
+        from edge_client.own_process import OwnProcess
+
+        tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
+        yield OwnProcess(context.state, TlsFiles.parse(tls) if tls else None)
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon
@@ -108,7 +71,7 @@ def query(message: Message, context: Context) -> Message:
     """Check the settings and answer the initial weights."""
     with _worker(context) as worker:
         weights = worker.initial_weights(_settings(message))
-    return Message(RecordDict({"arrays": ArrayRecord(weights)}), reply_to=message)
+    return Message(RecordDict({"arrays": _record(weights)}), reply_to=message)
 
 
 @app.train()
@@ -116,9 +79,8 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train a round's batches in step with the other devices."""
     config = message.content.config_records["config"]
-    data = _data(message, context)
-    job = TrainJob(
-        data=data,
+    request = TrainRequest(
+        data=_data(message, context),
         coordinator=str(config["coordinator"]),
         session=str(config["session"]),
         device=str(context.node_config.get("device", "")),
@@ -127,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
         weights=_weights(message),
     )
     with _worker(context) as worker:
-        report, weights = worker.train(job)
+        report, weights = worker.train(request)
     metrics = MetricRecord(
         {
             "num-examples": report.samples,
@@ -139,7 +101,7 @@ def train(message: Message, context: Context) -> Message:
     )
     content = RecordDict(
         {
-            "arrays": ArrayRecord(weights),
+            "arrays": _record(weights),
             "metrics": metrics,
             "report": ConfigRecord({"step": report.step, "weights-digest": report.weights_digest}),
         }
@@ -159,29 +121,25 @@ def evaluate_model(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
-def _weights(message: Message) -> Weights:
-    return dict(message.content.array_records["arrays"].to_torch_state_dict())
+def _weights(message: Message) -> bytes:
+    record = message.content.array_records["arrays"]
+    return dump_arrays({name: array.numpy() for name, array in record.items()})
 
 
-def _data(message: Message, context: Context) -> DeviceData:
-    return DeviceData(_settings(message), *_partition(context))
+def _record(weights: bytes) -> ArrayRecord:
+    return ArrayRecord({name: Array(array) for name, array in load_arrays(weights).items()})
 
 
-def _settings(message: Message) -> TrainSettings:
-    text = message.content.config_records["config"]["settings"]
-    return check_settings(json.loads(str(text)))
+def _settings(message: Message) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(str(message.content.config_records["config"]["settings"]))
+    return settings
 
 
-def _tls(context: Context) -> TlsFiles | None:
-    text = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
-    return TlsFiles.parse(text) if text else None
-
-
-def _partition(context: Context) -> tuple[int, int]:
+def _data(message: Message, context: Context) -> DataRequest:
     config = context.node_config
     try:
-        return int(config["partition-id"]), int(config["num-partitions"])
+        return DataRequest(_settings(message), int(config["partition-id"]), int(config["num-partitions"]))
     except KeyError as error:
-        raise SettingsError(
+        raise WorkError(
             f"the node's config lacks {error}; start it with --node-config 'partition-id=0 num-partitions=4'"
         ) from None

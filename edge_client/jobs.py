@@ -1,9 +1,9 @@
-"""What a device can be asked to do with its data: the same code in a daemon and in Flower's ClientApp without one."""
+"""How a device does what it is asked: the same code in a daemon and in Flower's ClientApp without one."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -11,24 +11,40 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.device_state import DeviceState
-from edge_client.exchange import Evaluation, GradientExchange, TlsFiles
+from edge_client.evaluation import Evaluation
+from edge_client.exchange import GradientExchange, TlsFiles
 from edge_client.replica import tensors_digest
-from edge_client.settings import TrainSettings
+from edge_client.settings import TrainSettings, check_settings
 from edge_client.tasks import Partition, load_task
-from edge_client.trainer import TrainedStep, Trainer, TrainingReport, build_model, evaluate
+from edge_client.trainer import Trainer, build_model, evaluate
+from edge_client.work import DataRequest, TrainedStep, TrainingReport, TrainRequest
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class DeviceData:
-    """Which data, and what is trained on them."""
+    """A `DataRequest` whose settings are checked."""
 
     settings: TrainSettings
     index: int
-    """Number of this device's partition, from 0."""
     count: int
-    """Number of partitions."""
+
+    @classmethod
+    def of(cls, request: DataRequest) -> Self:
+        """Return the data that are asked for.
+
+        Raises:
+            SettingsError: a setting is unknown or impossible.
+
+        """
+        return cls(check_settings(request.settings), request.index, request.count)
+
+    @property
+    def request(self) -> DataRequest:
+        """What asks for these data."""
+        # None stands for what suits the estimator, which is what a setting that is not named stands for, too.
+        return DataRequest(self.settings.model_dump(mode="json", exclude_none=True), self.index, self.count)
 
     @property
     def partition(self) -> Partition:
@@ -39,19 +55,46 @@ class DeviceData:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Some steps in one session of a coordinator."""
+    """A `TrainRequest` whose settings are checked and whose weights are read."""
 
     data: DeviceData
     coordinator: str
     session: str
     device: str
-    """Its id in the session; empty for the name in its certificate, or for one by the partition's number."""
     first_step: int
-    """Number of the session's first step."""
     steps: int
-    """Batches that each device trains in the session."""
     weights: Weights
-    """To begin with."""
+
+    @classmethod
+    def of(cls, request: TrainRequest, data: DeviceData | None = None) -> Self:
+        """Return the job that is asked for, with the data that are asked for or with others.
+
+        Raises:
+            ValueError: a setting is unknown or impossible, or the weights cannot be read.
+
+        """
+        return cls(
+            data=data or DeviceData.of(request.data),
+            coordinator=request.coordinator,
+            session=request.session,
+            device=request.device,
+            first_step=request.first_step,
+            steps=request.steps,
+            weights=read_weights(request.weights),
+        )
+
+    @property
+    def request(self) -> TrainRequest:
+        """What asks for this job."""
+        return TrainRequest(
+            data=self.data.request,
+            coordinator=self.coordinator,
+            session=self.session,
+            device=self.device,
+            first_step=self.first_step,
+            steps=self.steps,
+            weights=dump_weights(self.weights),
+        )
 
     @property
     def settings_text(self) -> str:
@@ -167,12 +210,6 @@ def initial_weights(settings: TrainSettings) -> Weights:
 
     """
     return copy_weights(build_model(load_task(settings.task), settings.seed))
-
-
-def dump_settings(settings: TrainSettings) -> str:
-    """Return settings as JSON that `check_settings` takes back."""
-    # None stands for what suits the estimator, which is what a setting that is not named stands for, too.
-    return json.dumps(settings.model_dump(exclude_none=True))
 
 
 def copy_weights(model: nn.Module) -> Weights:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from edge_client.curvature import ESTIMATORS, Estimator, EstimatorOptions
 from edge_client.curvature.estimator import Inversion
 from edge_client.curvature.inputs import WeightSharing
-from edge_client.exchange import Evaluation, Exchange, InProcessExchange, StepResult
+from edge_client.evaluation import Evaluation
+from edge_client.exchange import Exchange, InProcessExchange, StepResult
 from edge_client.preconditioner import Preconditioner
 from edge_client.replica import ModelReplica
 from edge_client.step_control import AdaptiveDamping

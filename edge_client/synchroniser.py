@@ -14,7 +14,8 @@ from edgenewton.v1.fingerprint import TensorSpec
 from torch import Tensor, nn
 
 from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients
-from edge_client.exchange import Evaluation, Exchange, Replica, StepResult, TensorKey
+from edge_client.evaluation import Evaluation
+from edge_client.exchange import Exchange, Replica, StepResult, TensorKey
 from edge_client.preconditioner import PreconditionedLayer
 from edge_client.step_control import is_due
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,46 +10,13 @@ from torch import Tensor, nn
 
 from edge_client.batches import BatchOrder
 from edge_client.curvature.likelihood import sample_targets
-from edge_client.exchange import Evaluation, Exchange, InProcessExchange
+from edge_client.evaluation import Evaluation
+from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optimizer import NewtonOptimizer
 from edge_client.replica import weights_digest
 from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, Samples, Task, load_task
-
-
-@dataclass(frozen=True)
-class TrainedStep:
-    """One step, as the device saw it."""
-
-    step: int
-    loss: float
-    """Mean loss over the device's own batch, before the update."""
-    session_loss: float
-    """The same over the batches of all devices."""
-    devices: int
-    exchange_s: float = 0.0
-    """Seconds that it waited for the other devices, after its own backward."""
-    curvature_s: float = 0.0
-    """Seconds that it took to update and invert the curvature."""
-    bytes_sent: int = 0
-    """In the session so far."""
-    bytes_received: int = 0
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What a device did."""
-
-    steps: int
-    """Batches that it trained."""
-    step: int
-    """Number of the step that would come next."""
-    samples: int
-    loss: float
-    bytes_sent: int
-    bytes_received: int
-    seconds: float
-    weights_digest: str
+from edge_client.work import TrainedStep, TrainingReport
 
 
 class Trainer:

@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from edge_client.cli.console import fail, out
-from edge_client.daemon.config import SOCKET_VARIABLE, ConfigError, load_config
+from edge_client.daemon.config import ConfigError, load_config
+from edge_client.daemon.environment import SOCKET_VARIABLE
 from edge_client.inference import ArtefactError
 from edge_client.inference.store import StoreError
 from edge_client.tasks import TaskError

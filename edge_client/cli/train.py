@@ -56,7 +56,8 @@ def train(
     from edge_client.inference import Artefact
     from edge_client.settings import SettingsError, parse_settings
     from edge_client.tasks import TaskError
-    from edge_client.trainer import TrainedStep, Trainer
+    from edge_client.trainer import Trainer
+    from edge_client.work import TrainedStep
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,22 +1,20 @@
-"""Asks the daemon of this device, over its socket."""
+"""Asks the daemon of this device, over its socket; see `Worker`. Weights are in the format of safetensors."""
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
-from edge_client.exchange import Evaluation
-from edge_client.exchange.backoff import backoff
-from edge_client.jobs import DeviceData, TrainJob, Weights, dump_settings, dump_weights, read_weights
-from edge_client.settings import TrainSettings
-from edge_client.trainer import TrainedStep, TrainingReport
+from edge_client.backoff import backoff
+from edge_client.evaluation import Evaluation
+from edge_client.work import DataRequest, TrainedStep, TrainingReport, TrainRequest, WorkError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ _DEADLINE_S = 300.0
 """For everything but training, whose length the coordinator's deadlines bound."""
 
 
-class DaemonError(RuntimeError):
+class DaemonError(WorkError):
     """The daemon does not answer, or refuses; the text says why."""
 
 
@@ -66,8 +64,8 @@ class DaemonClient:
         self._channel.close()
 
     def train(
-        self, job: TrainJob, on_step: Callable[[TrainedStep], None] | None = None
-    ) -> tuple[TrainingReport, Weights]:
+        self, request: TrainRequest, on_step: Callable[[TrainedStep], None] | None = None
+    ) -> tuple[TrainingReport, bytes]:
         """Let the daemon train; return its report and the weights.
 
         A daemon that dies meanwhile is asked again once it is back, and goes on from the state that it saved.
@@ -86,7 +84,7 @@ class DaemonClient:
 
         for pause_s in backoff():
             try:
-                return self._train_once(job, note)
+                return self._train_once(request, note)
             except DaemonUnavailableError as error:
                 if lost_at is None:
                     lost_at = time.monotonic()
@@ -96,26 +94,19 @@ class DaemonClient:
                 time.sleep(pause_s)
         raise AssertionError("the pauses do not end")
 
-    def _train_once(self, job: TrainJob, on_step: Callable[[TrainedStep], None]) -> tuple[TrainingReport, Weights]:
-        request = pb.TrainRequest(
-            data=_data(job.data),
-            coordinator=job.coordinator,
-            session=job.session,
-            device=job.device,
-            first_step=job.first_step,
-            steps=job.steps,
-            weights=dump_weights(job.weights),
-        )
+    def _train_once(
+        self, request: TrainRequest, on_step: Callable[[TrainedStep], None]
+    ) -> tuple[TrainingReport, bytes]:
         with _explained():
-            for event in self._stub.Train(request):
+            for event in self._stub.Train(train_message(request)):
                 if event.HasField("result"):
                     report = TrainingReport(**json.loads(event.result.report_json))
-                    return report, read_weights(event.result.weights)
+                    return report, event.result.weights
                 step = event.progress
                 on_step(TrainedStep(step.step, step.loss, step.session_loss, step.devices))
         raise DaemonError("the daemon ended the training without a result")
 
-    def evaluate(self, data: DeviceData, weights: Weights) -> Evaluation:
+    def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Let the daemon try weights on the device's held-out samples.
 
         Raises:
@@ -123,11 +114,11 @@ class DaemonClient:
 
         """
         with _explained():
-            request = pb.EvaluateRequest(data=_data(data), weights=dump_weights(weights))
+            request = pb.EvaluateRequest(data=_data(data), weights=weights)
             reply = self._stub.Evaluate(request, timeout=_DEADLINE_S)
         return Evaluation(reply.correct, reply.samples, reply.loss)
 
-    def initial_weights(self, settings: TrainSettings) -> Weights:
+    def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
         """Return the weights that a run begins with.
 
         Raises:
@@ -135,9 +126,9 @@ class DaemonClient:
 
         """
         with _explained():
-            request = pb.InitialWeightsRequest(settings_json=dump_settings(settings))
+            request = pb.InitialWeightsRequest(settings_json=json.dumps(settings))
             reply = self._stub.InitialWeights(request, timeout=_DEADLINE_S)
-        return read_weights(reply.weights)
+        return bytes(reply.weights)
 
     def promote(self, artefact: bytes) -> int:
         """Let the model in a file's content serve; return its version.
@@ -160,8 +151,21 @@ class DaemonClient:
             return self._stub.Status(pb.StatusRequest(), timeout=_CONNECT_DEADLINE_S)
 
 
-def _data(data: DeviceData) -> pb.DeviceData:
-    return pb.DeviceData(settings_json=dump_settings(data.settings), index=data.index, count=data.count)
+def train_message(request: TrainRequest) -> pb.TrainRequest:
+    """Return a request as the message that asks for it."""
+    return pb.TrainRequest(
+        data=_data(request.data),
+        coordinator=request.coordinator,
+        session=request.session,
+        device=request.device,
+        first_step=request.first_step,
+        steps=request.steps,
+        weights=request.weights,
+    )
+
+
+def _data(data: DataRequest) -> pb.DeviceData:
+    return pb.DeviceData(settings_json=json.dumps(data.settings), index=data.index, count=data.count)
 
 
 @contextmanager

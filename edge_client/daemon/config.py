@@ -1,7 +1,4 @@
-"""The daemon's configuration: one TOML file, and environment variables that override it.
-
-`EDGENEWTON_SERVER__REST_PORT=9000` overrides `rest_port` of the table `[server]`.
-"""
+"""The daemon's configuration: one TOML file, and environment variables that override it."""
 
 import tomllib
 from pathlib import Path
@@ -11,12 +8,9 @@ from edgenewton.tls import TlsFiles
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from edge_client.daemon.environment import ENVIRONMENT_PREFIX
 from edge_client.inference.engine import EngineName
 from edge_client.net import is_loopback
-
-ENVIRONMENT_PREFIX = "EDGENEWTON_"
-SOCKET_VARIABLE = "EDGENEWTON_SOCKET"
-TLS_VARIABLE = "EDGENEWTON_TLS"
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=1)]

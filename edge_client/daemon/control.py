@@ -17,18 +17,17 @@ from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
 from edge_client.daemon.messages import (
-    DataMessage,
     EvaluateMessage,
     InitialWeightsMessage,
     Trained,
     TrainMessage,
 )
 from edge_client.daemon.trainer_host import BusyError, JobError, TrainerDiedError
-from edge_client.exchange import Evaluation
+from edge_client.evaluation import Evaluation
 from edge_client.inference import ArtefactError
 from edge_client.inference.store import StoreError
 from edge_client.tasks import TaskError
-from edge_client.trainer import TrainedStep
+from edge_client.work import DataRequest, TrainedStep, TrainRequest
 
 if TYPE_CHECKING:
     from edge_client.daemon.daemon import Daemon
@@ -92,7 +91,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServicer):
         self._daemon = daemon
 
     async def Train(self, request: pb.TrainRequest, context: Context) -> AsyncIterator[pb.TrainEvent]:
-        job = TrainMessage(
+        asked = TrainRequest(
             data=_data(request.data),
             coordinator=request.coordinator,
             session=request.session,
@@ -100,9 +99,9 @@ class DeviceServicer(device_pb2_grpc.DeviceServicer):
             first_step=request.first_step,
             steps=request.steps,
             weights=request.weights,
-            serving=self._daemon.path_to_compare(),
         )
-        log.info("session %r at %s asks for %d steps", job.session, job.coordinator, job.steps)
+        job = TrainMessage(asked, self._daemon.path_to_compare())
+        log.info("session %r at %s asks for %d steps", asked.session, asked.coordinator, asked.steps)
         try:
             async with aclosing(self._daemon.run_job(job)) as messages:
                 async for message in messages:
@@ -132,7 +131,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServicer):
         return pb.EvaluateReply(correct=result.correct, samples=result.samples, loss=result.loss)
 
     async def InitialWeights(self, request: pb.InitialWeightsRequest, context: Context) -> pb.InitialWeightsReply:
-        message = InitialWeightsMessage(DataMessage(_settings(request.settings_json)))
+        message = InitialWeightsMessage(DataRequest(_settings(request.settings_json)))
         result = await self._result(message, context)
         assert isinstance(result, bytes)
         return pb.InitialWeightsReply(weights=result)
@@ -191,8 +190,8 @@ async def _refuse(context: Context, error: BusyError | JobError) -> NoReturn:
     raise AssertionError("abort does not return")
 
 
-def _data(message: pb.DeviceData) -> DataMessage:
-    return DataMessage(_settings(message.settings_json), message.index, message.count)
+def _data(message: pb.DeviceData) -> DataRequest:
+    return DataRequest(_settings(message.settings_json), message.index, message.count)
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from edge_client.inference.server.servers import Addresses, InferenceServers
 from edge_client.inference.server.service import InferenceService, Limits
 from edge_client.inference.store import ModelStore, StoreError, Version
 from edge_client.tasks import TaskError
-from edge_client.trainer import TrainedStep
+from edge_client.work import TrainedStep
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class Daemon:
                 async for message in messages:
                     if isinstance(message, TrainedStep) and isinstance(job, TrainMessage):
                         self._metrics.observe(message)
-                        self.training.session = job.session
+                        self.training.session = job.request.session
                         self.training.step, self.training.loss = message.step, message.loss
                     elif isinstance(message, Trained):
                         is_done = True

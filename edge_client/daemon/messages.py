@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from edgenewton.tls import TlsFiles
 
 from edge_client.daemon.config import LogConfig
-from edge_client.exchange import Evaluation, TlsFiles
-from edge_client.trainer import TrainingReport
+from edge_client.evaluation import Evaluation
+from edge_client.work import DataRequest, TrainingReport, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -23,42 +24,27 @@ class Start:
 
 
 @dataclass(frozen=True)
-class DataMessage:
-    """A `DeviceData` on its way."""
-
-    settings: dict[str, Any]
-    index: int = 0
-    count: int = 1
-
-
-@dataclass(frozen=True)
 class TrainMessage:
-    """A `TrainJob` on its way."""
+    """Asks for training."""
 
-    data: DataMessage
-    coordinator: str
-    session: str
-    device: str
-    first_step: int
-    steps: int
-    weights: bytes
+    request: TrainRequest
     serving: Path | None
     """The model to compare the result with, if the gate wants it."""
 
 
 @dataclass(frozen=True)
 class EvaluateMessage:
-    """Weights to be tried."""
+    """Asks to try weights."""
 
-    data: DataMessage
+    data: DataRequest
     weights: bytes
 
 
 @dataclass(frozen=True)
 class InitialWeightsMessage:
-    """Settings whose weights are wanted."""
+    """Asks for the weights that a run begins with."""
 
-    data: DataMessage
+    data: DataRequest
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import queue
 import signal
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +19,6 @@ import torch
 
 from edge_client.daemon.logs import set_up_log
 from edge_client.daemon.messages import (
-    DataMessage,
     EvaluateMessage,
     Failed,
     InitialWeightsMessage,
@@ -31,11 +31,10 @@ from edge_client.daemon.messages import (
 from edge_client.device_state import DeviceState
 from edge_client.exchange import ExchangeError
 from edge_client.inference import Artefact, ArtefactError
-from edge_client.jobs import DeviceData, TrainJob, evaluate_weights, initial_weights, read_weights, train
-from edge_client.jobs import dump_weights as dump
-from edge_client.settings import SettingsError, check_settings
+from edge_client.jobs import DeviceData, TrainJob, dump_weights, evaluate_weights, initial_weights, read_weights, train
+from edge_client.settings import SettingsError
 from edge_client.tasks import TaskError, load_task
-from edge_client.trainer import TrainedStep
+from edge_client.work import DataRequest, TrainedStep
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Worker:
                 case EvaluateMessage():
                     return evaluate_weights(self._data(job.data), read_weights(job.weights))
                 case InitialWeightsMessage():
-                    return dump(initial_weights(self._data(job.data).settings))
+                    return dump_weights(initial_weights(self._data(job.data).settings))
         except (ExchangeError, SettingsError, TaskError, ArtefactError, ValueError) as error:
             return Failed(str(error))
         except KeyboardInterrupt:
@@ -67,18 +66,9 @@ class Worker:
             return Failed(f"{type(error).__name__}: {error}")
 
     def _train(self, message: TrainMessage) -> Trained:
-        data = self._data(message.data)
-        job = TrainJob(
-            data=data,
-            coordinator=message.coordinator,
-            session=message.session,
-            device=message.device,
-            first_step=message.first_step,
-            steps=message.steps,
-            weights=read_weights(message.weights),
-        )
+        data = self._data(message.request.data)
         outcome = train(
-            job,
+            TrainJob.of(message.request, data),
             self._load_state(),
             self._tell_step,
             tls=self._start.tls,
@@ -98,7 +88,7 @@ class Worker:
         assert evaluation is not None  # evaluates=True
         return Trained(
             report=outcome.report,
-            weights=dump(weights),
+            weights=dump_weights(weights),
             model=path,
             accuracy=evaluation.correct / evaluation.samples,
             serving_accuracy=self._accuracy_of(message.serving, data),
@@ -116,10 +106,10 @@ class Worker:
     def _tell_step(self, step: TrainedStep) -> None:
         self._connection.send(step)
 
-    def _data(self, message: DataMessage) -> DeviceData:
-        settings = check_settings(message.settings)
-        threads = min(settings.threads or self._start.threads, self._start.threads)
-        return DeviceData(settings.model_copy(update={"threads": threads}), message.index, message.count)
+    def _data(self, request: DataRequest) -> DeviceData:
+        data = DeviceData.of(request)
+        threads = min(data.settings.threads or self._start.threads, self._start.threads)
+        return replace(data, settings=data.settings.model_copy(update={"threads": threads}))
 
     def _load_state(self) -> DeviceState | None:
         try:

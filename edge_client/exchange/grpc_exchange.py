@@ -18,10 +18,11 @@ from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import FramePacker, Layout, SliceKey, check_values
 from torch import Tensor
 
+from edge_client.evaluation import Evaluation
 from edge_client.exchange.assembly import AssembledStep, Assembly
 from edge_client.exchange.connection import NoEntryError
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
-from edge_client.exchange.interface import Evaluation, Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.link import Link
 
 log = logging.getLogger(__name__)

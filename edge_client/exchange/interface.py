@@ -7,17 +7,10 @@ from typing import Protocol
 from edgenewton.v1.fingerprint import TensorSpec
 from torch import Tensor
 
+from edge_client.evaluation import Evaluation
+
 TensorKey = tuple[str, str]
 """Kind and name of an exchanged tensor, e.g. ("gradient", "features.0.weight")."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How the model did on held-out samples: correct of samples, and the mean loss over them."""
-
-    correct: int
-    samples: int
-    loss: float
 
 
 @dataclass(frozen=True)

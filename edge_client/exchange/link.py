@@ -19,8 +19,8 @@ from edgenewton.tls import TlsFiles
 from edgenewton.v1 import TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
 
+from edge_client.backoff import backoff
 from edge_client.exchange.assembly import Assembly
-from edge_client.exchange.backoff import backoff
 from edge_client.exchange.connection import Connection
 from edge_client.exchange.snapshots import Metadata, download, upload
 from edge_client.exchange.status import (

@@ -18,7 +18,6 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from daemons import CLIENT, TASK, Daemon, artefact
-from edgenewton.v1 import device_pb2 as pb
 from processes import IMPATIENT, Coordinator
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,12 +26,13 @@ from test_client_app import context, rounds
 
 from coordinator.server import embedded_coordinator
 from coordinator.settings import SessionSettings
-from edge_client.daemon.client import DaemonClient, DaemonError, _data
+from edge_client.daemon.client import DaemonClient, DaemonError, train_message
 from edge_client.exchange import GradientExchange
 from edge_client.inference import Artefact, Recognizer
-from edge_client.jobs import DeviceData, TrainJob, dump_weights, initial_weights
+from edge_client.jobs import DeviceData, dump_weights, initial_weights
 from edge_client.settings import TrainSettings
 from edge_client.trainer import Trainer, weights_digest
+from edge_client.work import TrainRequest
 
 SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
 
@@ -136,16 +136,12 @@ def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
     ]
 
 
-def job(coordinator, session, weights, steps, first_step=0, settings=SETTINGS):
-    return TrainJob(
-        data=DeviceData(settings, 0, 1),
-        coordinator=coordinator.address,
-        session=session,
-        device="d0",
-        first_step=first_step,
-        steps=steps,
-        weights=weights,
-    )
+DATA = DeviceData(SETTINGS, 0, 1).request
+WEIGHTS = dump_weights(initial_weights(SETTINGS))
+
+
+def request(coordinator, session, steps, weights=WEIGHTS, first_step=0, data=DATA):
+    return TrainRequest(data, coordinator.address, session, "d0", first_step, steps, weights)
 
 
 def training_metrics(daemon):
@@ -157,13 +153,12 @@ def training_metrics(daemon):
 def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
     alone = Trainer(SETTINGS, 0, 1)
     alone.train(6)
-    weights = initial_weights(SETTINGS)
     seen = []
     with embedded_coordinator() as coordinator:
         coordinator.create_session("first", SessionSettings(devices=1))
         with daemon.client() as client:
-            assert client.initial_weights(SETTINGS).keys() == weights.keys()
-            report, weights = client.train(job(coordinator, "first", weights, 4), seen.append)
+            assert client.initial_weights(DATA.settings) == WEIGHTS
+            report, weights = client.train(request(coordinator, "first", 4), seen.append)
             status = client.status()
         assert [step.step for step in seen] == [0, 1, 2, 3]
         assert report.steps == 4
@@ -184,9 +179,9 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
         coordinator.create_session("second", SessionSettings(devices=1, first_step=4))
         with daemon.client() as client:
             assert client.status().model.version == 2
-            report, _ = client.train(job(coordinator, "second", weights, 2, first_step=4))
+            report, _ = client.train(request(coordinator, "second", 2, weights, first_step=4))
             assert report.weights_digest == weights_digest(alone.model).hex()
-            evaluation = client.evaluate(DeviceData(SETTINGS, 0, 1), alone.model.state_dict())
+            evaluation = client.evaluate(DATA, dump_weights(alone.model.state_dict()))
         assert evaluation == alone.evaluate()
 
 
@@ -211,8 +206,7 @@ def test_a_daemon_that_is_killed_in_the_middle_goes_on_from_what_it_saved(tmp_pa
         coordinator.create_session("both", SessionSettings(devices=2))
         other = threading.Thread(target=train_other, args=(coordinator.address,))
         other.start()
-        data = DeviceData(SETTINGS, 0, 2)
-        asked = TrainJob(data, coordinator.address, "both", "d0", 0, 6, initial_weights(SETTINGS))
+        asked = request(coordinator, "both", 6, data=DeviceData(SETTINGS, 0, 2).request)
         with DaemonClient(daemon.socket, return_deadline_s=60) as client:
             report, _ = client.train(asked, restart_once)
         other.join(60)
@@ -237,9 +231,7 @@ def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(d
         def train():
             try:
                 with daemon.client() as client:
-                    client.train(
-                        job(coordinator, "killed", initial_weights(SETTINGS), 100_000), lambda step: began.set()
-                    )
+                    client.train(request(coordinator, "killed", 100_000), lambda step: began.set())
             except DaemonError as error:
                 ended.append(str(error))
 
@@ -253,7 +245,7 @@ def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(d
         with daemon.client() as client:
             assert client.status().training.is_training
             with pytest.raises(DaemonError, match="trains already"):
-                client.evaluate(DeviceData(SETTINGS, 0, 1), initial_weights(SETTINGS))
+                client.evaluate(DATA, WEIGHTS)
         daemon.process.kill()
         asking.join(timeout=30)
         assert "gone away" in ended[0]
@@ -265,7 +257,7 @@ def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(d
 
 def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
     with Coordinator("cancelled", 1, *IMPATIENT) as coordinator, daemon.client() as client:
-        call = client._stub.Train(request_of(job(coordinator, "cancelled", initial_weights(SETTINGS), 100_000)))
+        call = client._stub.Train(train_message(request(coordinator, "cancelled", 100_000)))
         assert next(call).HasField("progress")
         call.cancel()
         assert coordinator.wait() == 1
@@ -275,23 +267,11 @@ def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         with pytest.raises(DaemonError, match="no coordinator answers at 127.0.0.1:9"):
-            client.train(TrainJob(DeviceData(SETTINGS, 0, 1), "127.0.0.1:9", "s", "d", 0, 1, initial_weights(SETTINGS)))
+            client.train(TrainRequest(DATA, "127.0.0.1:9", "s", "d", 0, 1, WEIGHTS))
         with pytest.raises(DaemonError, match="the weights do not fit the model of task 'digits'"):
-            client.evaluate(DeviceData(SETTINGS, 0, 1), {})
+            client.evaluate(DATA, dump_weights({}))
         with pytest.raises(DaemonError, match="task 'trees' is unknown"):
-            client.initial_weights(SETTINGS.model_copy(update={"task": "trees"}))
-
-
-def request_of(given: TrainJob) -> pb.TrainRequest:
-    return pb.TrainRequest(
-        data=_data(given.data),
-        coordinator=given.coordinator,
-        session=given.session,
-        device=given.device,
-        first_step=given.first_step,
-        steps=given.steps,
-        weights=dump_weights(given.weights),
-    )
+            client.initial_weights({**DATA.settings, "task": "trees"})
 
 
 def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(daemon):
@@ -303,9 +283,9 @@ def test_when_the_process_that_trains_dies_the_daemon_says_so_and_takes_another(
     with daemon.client() as client:
         with Coordinator("dies", 1, *IMPATIENT) as coordinator:
             with pytest.raises(DaemonError, match=r"the process that trains has died \(exit status -9\)"):
-                client.train(job(coordinator, "dies", initial_weights(SETTINGS), 100_000), kill_trainer)
+                client.train(request(coordinator, "dies", 100_000), kill_trainer)
             assert coordinator.wait() == 1
-        assert client.initial_weights(SETTINGS).keys() == initial_weights(SETTINGS).keys()
+        assert client.initial_weights(DATA.settings) == WEIGHTS
         assert "has died" in client.status().training.last
 
 
@@ -316,7 +296,7 @@ def test_the_gate_keeps_a_worse_model_from_serving(tmp_path):
         Artefact.of(TASK, "digits", trained.model, 30).save(tmp_path / "good.pt")
         with Coordinator("worse", 1) as coordinator, daemon.client() as client:
             assert client.promote((tmp_path / "good.pt").read_bytes()) == 2
-            client.train(job(coordinator, "worse", initial_weights(SETTINGS), 1))
+            client.train(request(coordinator, "worse", 1))
             assert client.status().model.version == 2
         assert daemon.stop() == 0
         assert "the trained model does not serve: its accuracy is" in daemon.log

@@ -2,6 +2,8 @@
 
 import datetime as dt
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,3 +103,8 @@ def test_a_node_without_its_place_is_told_what_to_set():
     del given.node_config["partition-id"]
     reply = ask("evaluate", given, {"x": torch.zeros(1)})
     assert "the node's config lacks 'partition-id'" in reply.error.reason
+
+
+def test_beside_a_daemon_it_does_without_pytorch():
+    code = "import sys, edge_client.client_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
