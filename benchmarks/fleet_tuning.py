@@ -1,0 +1,70 @@
+"""How many rounds FedAvg takes on the fleet's task, by its local steps and rate: what benchmarks/fleet.py gives it.
+
+On the fleet nearly all of a round is what Flower does around it, so that the fewest rounds are the least time. The same
+samples, batches and initial weights as in benchmarks/fedavg_app, in this process.
+"""
+
+import itertools
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.fedavg_app.fedavg import ALPHA, BATCH_SIZE, MOMENTUM
+from benchmarks.fleet import DEVICES, TARGET
+from benchmarks.results import markdown_table
+from edge_client.batches import BatchOrder
+from edge_client.tasks import Partition, load_task
+from edge_client.trainer import build_model, device_seed, evaluate
+
+LOCAL_STEPS = (20, 50, 100, 200)
+RATES = (0.02, 0.05, 0.1, 0.2)
+BUDGET = 1500
+"""Batches of each device."""
+
+
+def rounds_to_target(local_steps: int, lr: float, seed: int) -> float:
+    """Return the rounds that FedAvg takes; infinite if the budget is too small."""
+    torch.set_num_threads(1)
+    task = load_task("digits")
+    held_out = task.test_data(Partition(0, 1, "iid", ALPHA, seed))
+    data = [task.train_data(Partition(index, DEVICES, "dirichlet", ALPHA, seed)) for index in range(DEVICES)]
+    orders = [BatchOrder(len(samples), BATCH_SIZE, device_seed(seed, i)) for i, samples in enumerate(data)]
+    weights = build_model(task, seed).state_dict()
+    for number in range(BUDGET // local_steps):
+        states = []
+        for samples, order in zip(data, orders, strict=True):
+            model = build_model(task, seed, weights)
+            optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
+            for step in range(number * local_steps, (number + 1) * local_steps):
+                batch = torch.from_numpy(order.indices(step))
+                optimizer.zero_grad()
+                loss = task.loss(model(samples.inputs[batch]), samples.targets[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            states.append(model.state_dict())
+        weights = {name: torch.stack([state[name] for state in states]).mean(0) for name in weights}
+        result = evaluate(build_model(task, seed, weights), task, held_out)
+        if result.correct >= TARGET * result.samples:
+            return number + 1
+    return float("inf")
+
+
+def main(seeds: Annotated[int, typer.Option(min=1)] = 3) -> None:
+    """Try every combination with every seed; print the medians."""
+    tried = list(itertools.product(LOCAL_STEPS, RATES, range(seeds)))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        found = dict(zip(tried, pool.map(rounds_to_target, *zip(*tried, strict=True)), strict=True))
+    rows = [
+        [steps, *(f"{statistics.median(found[steps, lr, seed] for seed in range(seeds)):g}" for lr in RATES)]
+        for steps in LOCAL_STEPS
+    ]
+    Console().print(markdown_table(["local steps", *(f"rate {lr:g}" for lr in RATES)], rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
