@@ -29,6 +29,8 @@ def test_compose_accepts_them(variants, tmp_path):
     state = {name for name, service in services.items() if "/var/lib/edgenewton" in json.dumps(service.get("volumes"))}
     kept = {"superlink", "coordinator", *(f"device-{number}" for number in range(1, 5))}
     assert state == (kept if "state" in variants else set())
+    if {"tls", "metrics"} <= set(variants):
+        assert "prometheus.tls.yml" in json.dumps(services["prometheus"]["volumes"])
     fleet.script("down")
 
 
