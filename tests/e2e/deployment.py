@@ -110,6 +110,12 @@ class Fleet(PrivateFlower):
         )
         self._wait_until_up(self._superlink)
 
+    def crash_superlink(self) -> None:
+        """Kill the SuperLink, and start it again from its database."""
+        os.killpg(self._superlink.pid, signal.SIGKILL)
+        self._superlink.wait()
+        self.superlink()
+
     def spawn_node(self, *options: str) -> "subprocess.Popen[bytes]":
         place = (f"--superlink=127.0.0.1:{self.port}", f"--port={free_port()}")
         node = self._spawn("flower-supernode", f"--root-certificates={self.folder}/ca.pem", *place, *options)

@@ -74,7 +74,7 @@ def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(pl
 
 
 @pytest.mark.timeout(400)
-def test_a_run_trains_and_another_goes_on_from_its_checkpoint_with_some_of_the_devices(place, tmp_path):
+def test_a_run_trains_and_after_a_crash_of_the_superlink_another_goes_on_from_its_checkpoint_with_a_part(place, tmp_path):
     flower, (first, second, third) = place
     third.daemon.process.kill()
     settings = {"devices": 2, "steps": 8, "rounds": 2, "output": str(tmp_path)}
@@ -83,6 +83,9 @@ def test_a_run_trains_and_another_goes_on_from_its_checkpoint_with_some_of_the_d
     assert [(e["round"], e["step"], e["devices"]) for e in history] == [(1, 4, 2), (2, 8, 2)], log
     assert all(0 < entry["evaluate"]["accuracy"] <= 1 for entry in history)
     assert [device.status().model.step for device in (first, second)] == [8, 8]
+
+    flower.crash_superlink()
+    assert flower.flwr("list", "private", "--format=json").count("finished:completed") == 1
 
     # Without a learning rate the weights stay those of the checkpoint.
     checkpoint = tmp_path / "round-2.safetensors"
