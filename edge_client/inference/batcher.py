@@ -191,6 +191,7 @@ class Batcher:
         return self._typical_s < self._quick_s
 
     def _start_next(self) -> None:
+        until_quiet = self._lingers_until is not None
         self._start = self._lingers_until = None
         loop = asyncio.get_running_loop()
         taken = self.queue.take(loop.time())
@@ -200,7 +201,7 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
-        self._linger.note_run(len(taken.batch))
+        self._linger.note_run(len(taken.batch), until_quiet=until_quiet)
         if self._is_quick:
             quick: Future[Answer] = Future()
             try:

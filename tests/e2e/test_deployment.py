@@ -74,7 +74,9 @@ def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(pl
 
 
 @pytest.mark.timeout(400)
-def test_a_run_trains_and_after_a_crash_of_the_superlink_another_goes_on_from_its_checkpoint_with_a_part(place, tmp_path):
+def test_a_run_trains_and_after_a_crash_of_the_superlink_another_goes_on_from_its_checkpoint_with_a_part(
+    place, tmp_path
+):
     flower, (first, second, third) = place
     third.daemon.process.kill()
     settings = {"devices": 2, "steps": 8, "rounds": 2, "output": str(tmp_path)}

@@ -247,36 +247,35 @@ class QuickModel:
         return raw.clone()
 
 
-def test_a_quick_model_waits_for_as_many_requests_as_come_together():
+def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
     async def scenario():
-        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_s=0.5)
+        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_s=0.3)
         batcher.serving = Serving(1, model)
 
-        async def ask_apart(numbers):
+        async def ask_apart(count):
             tasks = []
-            for number in numbers:
+            for number in range(count):
                 tasks.append(ask(batcher, number))
                 await settle()
             return tasks
 
         await ask(batcher, 0)  # the first run shows that the model is quick
-        for number in range(PROBE_EVERY - 2):  # a lone client waits for nobody
-            (task,) = await ask_apart([number])
+        for _ in range(PROBE_EVERY - 2):  # a lone client waits for nobody
+            (task,) = await ask_apart(1)
             assert task.done()
-        assert model.runs == [1] * (PROBE_EVERY - 1)
-        tasks = await ask_apart(range(3))  # the run that probes waits until no more come
+        tasks = await ask_apart(4)  # the run that probes waits until no more come
         assert not any(task.done() for task in tasks)
-        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2]
-        tasks = await ask_apart(range(2))  # so the next waits for three,
-        assert not any(task.done() for task in tasks)
-        tasks += await ask_apart([2])  # and no longer
+        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2, 3]
+        tasks = await ask_apart(1)  # so the next waits for two,
+        assert not tasks[0].done()
+        tasks += await ask_apart(1)  # and no longer
         assert all(task.done() for task in tasks)
-        (task,) = await ask_apart([0])
+        (task,) = await ask_apart(1)  # whoever stays alone waits until it is quiet,
         assert not task.done()
-        await task  # when fewer come, it expects no more the next time
-        (task,) = await ask_apart([1])
+        await task
+        (task,) = await ask_apart(1)  # and then no more
         assert task.done()
-        assert model.runs[PROBE_EVERY - 1 :] == [3, 3, 1, 1]
+        assert model.runs[PROBE_EVERY - 1 :] == [4, 2, 1, 1]
         await batcher.drain(30)
 
     asyncio.run(scenario())
