@@ -20,13 +20,16 @@ def watch(
     """Show what happens in a session, as it happens, until it is over."""
     files = read_tls(tls)
     view = SessionView()
+    live = Live(view, refresh_per_second=8)
     try:
-        with Live(view, refresh_per_second=8):
-            for event in follow(address, session, files):
-                view.apply(event)
+        for event in follow(address, session, files):
+            view.apply(event)
+            live.start()
     except grpc.RpcError as error:
         details = error.details() if isinstance(error, grpc.Call) else str(error)
         advice = diagnose(address, files)
         fail(f"cannot watch {address}: {advice or details}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    finally:
+        live.stop()

@@ -18,7 +18,7 @@ from edge_client.daemon.control import ControlServer
 from edge_client.daemon.messages import Job, Result, Start, Trained, TrainMessage
 from edge_client.daemon.metrics import TrainingMetrics
 from edge_client.daemon.notify import notify, watchdog_interval_s
-from edge_client.daemon.trainer_host import BusyError, TrainerHost
+from edge_client.daemon.trainer_host import BusyError, SessionAbortedError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.errors import OverloadedError
 from edge_client.inference.gate import AccuracyGate
@@ -187,6 +187,11 @@ class Daemon:
                     yield message
             except BusyError:  # with another training, which goes on
                 is_busy = True
+                raise
+            except SessionAbortedError as error:
+                has_failed = True
+                self.training.last = f"ended early: {error}"
+                log.info("training %s", self.training.last)
                 raise
             except BaseException as error:
                 has_failed = not is_done  # whoever has the result may hang up

@@ -64,6 +64,8 @@ class Failed:
     """Why a job failed, for a person."""
 
     reason: str
+    is_abort: bool = False
+    """Whether the session was ended for all devices, through no fault of this one."""
 
 
 Job = TrainMessage | EvaluateMessage | InitialWeightsMessage

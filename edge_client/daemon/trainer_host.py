@@ -24,6 +24,10 @@ class JobError(RuntimeError):
     """A job failed; the text says why."""
 
 
+class SessionAbortedError(JobError):
+    """The session was ended for all devices; the text says why."""
+
+
 class TrainerDiedError(JobError):
     """The process that trains has died; the next job gets another."""
 
@@ -44,6 +48,7 @@ class TrainerHost:
         Raises:
             BusyError: another job is on.
             JobError: the job failed.
+            SessionAbortedError: the session was ended for all devices.
             TrainerDiedError: the process that trains has died.
 
         """
@@ -58,7 +63,7 @@ class TrainerHost:
                 message = await self._receive(connection)
                 is_over = not isinstance(message, TrainedStep)
                 if isinstance(message, Failed):
-                    raise JobError(message.reason)
+                    raise (SessionAbortedError if message.is_abort else JobError)(message.reason)
                 yield message
         except (EOFError, OSError):
             code = await asyncio.to_thread(self._end)

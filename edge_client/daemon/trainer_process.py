@@ -29,7 +29,7 @@ from edge_client.daemon.messages import (
     TrainMessage,
 )
 from edge_client.device_state import DeviceState
-from edge_client.exchange import ExchangeError
+from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.jobs import DeviceData, TrainJob, dump_weights, evaluate_weights, initial_weights, read_weights, train
 from edge_client.settings import SettingsError
@@ -57,7 +57,9 @@ class Worker:
                     return evaluate_weights(self._data(job.data), read_weights(job.weights))
                 case InitialWeightsMessage():
                     return dump_weights(initial_weights(self._data(job.data).settings))
-        except (ExchangeError, SettingsError, TaskError, ArtefactError, ValueError) as error:
+        except ExchangeError as error:
+            return Failed(str(error), is_abort=error.cause is Cause.ABORTED)
+        except (SettingsError, TaskError, ArtefactError, ValueError) as error:
             return Failed(str(error))
         except KeyboardInterrupt:
             return Failed("it was stopped")

@@ -70,6 +70,7 @@ def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(pl
     flower.flwr("stop", run, "private")
     until(lambda: not any(d.status().training.is_training for d in (first, second)), "the devices' release")
     until(lambda: "run is over" in watcher.reason(), "the session's end")
+    assert all(d.status().training.last.startswith("ended early: ") for d in (first, second))
     assert "finished:stopped" in flower.flwr("list", "private", "--format=json")
 
 
