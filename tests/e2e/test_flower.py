@@ -32,7 +32,7 @@ def flower(tmp_path_factory):
 def run(flower, settings, devices=DEVICES) -> tuple[int, str]:
     for _ in range(2):
         process = flower.run(settings, devices)
-        output, _ = process.communicate(timeout=85)
+        output, _ = process.communicate(timeout=170)
         if RAY_DID_NOT_START not in output:  # its processes abort now and then, before anything of ours has run
             break
     return process.returncode, re.sub(r"\x1b\[\d+m", "", output)
