@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.fedavg_app.fedavg import ALPHA, BATCH_SIZE, MOMENTUM
+from benchmarks.fedavg_app.fedavg import ALPHA, BATCH_SIZE, take_local_steps
 from benchmarks.fleet import DEVICES, TARGET
 from benchmarks.results import markdown_table
 from edge_client.batches import BatchOrder
@@ -35,22 +35,16 @@ def rounds_to_target(local_steps: int, lr: float, seed: int) -> float:
     data = [task.train_data(Partition(index, DEVICES, "dirichlet", ALPHA, seed)) for index in range(DEVICES)]
     orders = [BatchOrder(len(samples), BATCH_SIZE, device_seed(seed, i)) for i, samples in enumerate(data)]
     weights = build_model(task, seed).state_dict()
-    for number in range(BUDGET // local_steps):
+    for number in range(1, BUDGET // local_steps + 1):
         states = []
         for samples, order in zip(data, orders, strict=True):
             model = build_model(task, seed, weights)
-            optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
-            for step in range(number * local_steps, (number + 1) * local_steps):
-                batch = torch.from_numpy(order.indices(step))
-                optimizer.zero_grad()
-                loss = task.loss(model(samples.inputs[batch]), samples.targets[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+            take_local_steps(model, task, samples, order, number, local_steps, lr)
             states.append(model.state_dict())
         weights = {name: torch.stack([state[name] for state in states]).mean(0) for name in weights}
         result = evaluate(build_model(task, seed, weights), task, held_out)
         if result.correct >= TARGET * result.samples:
-            return number + 1
+            return number
     return float("inf")
 
 

@@ -5,7 +5,7 @@ DOCKER=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-edgenewton}
 export IMAGE=${IMAGE:-edgenewton:latest}
 export FLEET=$DOCKER/.fleet/$COMPOSE_PROJECT_NAME # what was made for this fleet
-export CA=${CA:-$DOCKER/ca}                                 # the authority of the variant tls
+export CA=${CA:-$DOCKER/ca}                       # the authority of the variant tls
 
 fail() {
     echo "$(basename "$0"): $*" >&2

@@ -14,9 +14,10 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from torch import nn
 
 from edge_client.batches import BatchOrder
-from edge_client.tasks import Partition, load_task
+from edge_client.tasks import Partition, Samples, Task, load_task
 from edge_client.trainer import build_model, device_seed, evaluate
 
 client = ClientApp()
@@ -25,6 +26,18 @@ server = ServerApp()
 BATCH_SIZE = 32
 MOMENTUM = 0.9
 ALPHA = 0.3
+
+
+def take_local_steps(
+    model: nn.Module, task: Task, samples: Samples, order: BatchOrder, server_round: int, steps: int, lr: float
+) -> None:
+    """Take a round's steps of SGD; rounds count from 1."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)
+    for step in range((server_round - 1) * steps, server_round * steps):
+        batch = torch.from_numpy(order.indices(step))
+        optimizer.zero_grad()
+        task.loss(model(samples.inputs[batch]), samples.targets[batch]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 @client.train()
@@ -37,14 +50,8 @@ def train(message: Message, context: Context) -> Message:
     samples = task.train_data(Partition(index, int(node["num-partitions"]), "dirichlet", ALPHA, seed))
     order = BatchOrder(len(samples), BATCH_SIZE, device_seed(seed, index))
     model = build_model(task, seed, message.content.array_records["arrays"].to_torch_state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=float(run["lr"]), momentum=MOMENTUM)
-    server_round = message.content.config_records["config"]["server-round"]
-    first = (int(server_round) - 1) * steps  # type: ignore[arg-type]
-    for step in range(first, first + steps):
-        batch = torch.from_numpy(order.indices(step))
-        optimizer.zero_grad()
-        task.loss(model(samples.inputs[batch]), samples.targets[batch]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    take_local_steps(model, task, samples, order, server_round, steps, float(run["lr"]))
     # All devices take equally many batches, so that they count alike, as in EdgeNewton.
     metrics = MetricRecord({"num-examples": steps * BATCH_SIZE})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
