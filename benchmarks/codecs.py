@@ -27,8 +27,8 @@ from benchmarks.convergence import Extent, Study, study_all
 from benchmarks.learning_tasks import DEVICES, LearningTask
 from benchmarks.results import FOLDER, markdown_table, save_results
 from benchmarks.trials import DeviceBatches, learning_task
-from coordinator.server import EmbeddedCoordinator, embedded_coordinator
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
+from coordinator.session.settings import SessionSettings
 from edge_client import NewtonOptimizer
 from edge_client.exchange import GradientExchange
 

@@ -25,10 +25,10 @@ from benchmarks.demo_results import Baseline, DemoFailedError, plot, print_summa
 from benchmarks.output_folder import FolderError, output_folder
 from benchmarks.private_flower import FlowerError, flower_command, private_flower
 from benchmarks.union_batch import OptimizerFactory, batches_to, train_union
-from coordinator.watch import SessionView, follow
+from coordinator.telemetry.watch import SessionView, follow
 from edge_client.inference import Artefact
-from edge_client.settings import TrainSettings
 from edge_client.tasks.digits import DigitsTask
+from edge_client.training.settings import TrainSettings
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SAMPLES = 10

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coordinator.watch import SessionView, megabytes
+from coordinator.telemetry.watch import SessionView, megabytes
 
 
 @dataclass(frozen=True)

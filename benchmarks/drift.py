@@ -15,12 +15,12 @@ import typer
 from torch import Tensor
 
 from benchmarks.results import markdown_table, save_results
-from coordinator.server import EmbeddedCoordinator, embedded_coordinator
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
+from coordinator.session.settings import SessionSettings
 from edge_client.exchange import GradientExchange
-from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition
-from edge_client.trainer import Trainer, evaluate
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer, evaluate
 
 DEVICES = 4
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from benchmarks.exchange_ours import UnchangedReplica
 from benchmarks.exchange_peers import SPAWN
-from coordinator.server import embedded_coordinator
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
 from edge_client.exchange import GradientExchange
-from edge_client.synchroniser import Synchroniser
+from edge_client.sync.every_batch import Synchroniser
 
 _WIDTH, _DEPTH, _BATCH = 384, 12, 192
 """A model of 7 MB whose backward takes some tens of milliseconds."""

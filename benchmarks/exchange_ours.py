@@ -14,8 +14,8 @@ import torch
 from edgenewton.v1.fingerprint import TensorSpec
 
 from benchmarks.exchange_peers import SPAWN, repetitions
-from coordinator.server import CoordinatorServer
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import CoordinatorServer
+from coordinator.session.settings import SessionSettings
 from edge_client.exchange import GradientExchange, StepResult
 
 FRAME_BYTES = 1 << 20

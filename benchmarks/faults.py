@@ -12,7 +12,7 @@ from typing import Annotated
 
 import matplotlib as mpl
 import typer
-from edgenewton.failpoints import COORDINATOR_FAILPOINTS, DEVICE_FAILPOINTS
+from edgenewton.common.failpoints import COORDINATOR_FAILPOINTS, DEVICE_FAILPOINTS
 from rich.console import Console
 
 from benchmarks.faults_fleet import Fault, Fleet, FleetSettings, Outcome

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from benchmarks.tcp_proxy import TcpProxy
-from coordinator.watch import follow
+from coordinator.telemetry.watch import follow
 
 SESSION = "faults"
 CONTEXT = mp.get_context("forkserver")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import sklearn.datasets  # noqa: F401
 import torch
-from edgenewton.failpoints import arm
+from edgenewton.common.failpoints import arm
 
 from coordinator.cli import app as coordinator_app
-from edge_client.device_state import DeviceState
 from edge_client.exchange import GradientExchange
-from edge_client.replica import parameters_digest, weights_digest
-from edge_client.settings import TrainSettings
-from edge_client.trainer import Trainer
-from edge_client.work import TrainedStep
+from edge_client.sync.replica import parameters_digest, weights_digest
+from edge_client.training.device_state import DeviceState
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer
+from edge_client.training.work import TrainedStep
 
 _SLOW_S = 0.5
 """What a slow device adds to a batch that takes some 0.05 s."""

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from benchmarks.private_flower import free_port
 from benchmarks.results import FOLDER, markdown_table, save_results
-from coordinator.watch import SessionView, follow
+from coordinator.telemetry.watch import SessionView, follow
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

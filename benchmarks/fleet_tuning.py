@@ -17,9 +17,9 @@ from rich.console import Console
 from benchmarks.fedavg_app.fedavg import ALPHA, BATCH_SIZE, take_local_steps
 from benchmarks.fleet import DEVICES, TARGET
 from benchmarks.results import markdown_table
-from edge_client.batches import BatchOrder
 from edge_client.tasks import Partition, load_task
-from edge_client.trainer import build_model, device_seed, evaluate
+from edge_client.training.batches import BatchOrder
+from edge_client.training.trainer import build_model, device_seed, evaluate
 
 LOCAL_STEPS = (20, 50, 100, 200)
 RATES = (0.02, 0.05, 0.1, 0.2)

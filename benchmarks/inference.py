@@ -34,15 +34,15 @@ from benchmarks.peers.environment import (
     mlserver,
 )
 from benchmarks.results import markdown_table, save_results
-from coordinator.server import embedded_coordinator
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
 from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.inference import Artefact, Recognizer
 from edge_client.inference.onnx_export import save_onnx, to_onnx
-from edge_client.jobs import DeviceData, TrainJob, initial_weights
-from edge_client.settings import TrainSettings
 from edge_client.tasks.digits import DigitsTask
-from edge_client.trainer import Trainer
+from edge_client.training.jobs import DeviceData, TrainJob, initial_weights
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer
 
 CLIENTS = 16
 PLOT = Path(__file__).parents[1] / "docs" / "inference.png"

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.learning_tasks import LEARNING_TASKS, LearningTask
 from benchmarks.methods import Batch, Method, Run
-from edge_client.batches import BatchOrder
-from edge_client.trainer import device_seed
+from edge_client.training.batches import BatchOrder
+from edge_client.training.trainer import device_seed
 
 BATCH_SIZE = 32
 

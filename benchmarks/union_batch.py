@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edge_client.batches import BatchOrder
-from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, Samples, Task, load_task
-from edge_client.trainer import build_model, device_seed, evaluate
+from edge_client.training.batches import BatchOrder
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import build_model, device_seed, evaluate
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.checkpoint import CheckpointError, load_checkpoint
+from coordinator.flower.checkpoint import CheckpointError, load_checkpoint
+from coordinator.flower.nodes import OpenGrid
+from coordinator.flower.observer import RunObserver
+from coordinator.flower.remote import SessionHost, remote_coordinator
+from coordinator.flower.run_config import RunConfig, split_run_config
+from coordinator.flower.strategy import NewtonStrategy
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.gate import Gate
 from coordinator.identity.server_tls import ServerTls
-from coordinator.nodes import OpenGrid
-from coordinator.observer import RunObserver
-from coordinator.remote import SessionHost, remote_coordinator
-from coordinator.run_config import RunConfig, split_run_config
-from coordinator.server import embedded_coordinator
-from coordinator.strategy import NewtonStrategy
+from coordinator.serving.server import embedded_coordinator
 
 log = logging.getLogger(__name__)
 

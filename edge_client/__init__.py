@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_client.exchange import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
-    from edge_client.optimizer import NewtonOptimizer
+    from edge_client.optim.newton import NewtonOptimizer
 
 __all__ = ["GradientExchange", "NewtonOptimizer", "Recognizer", "TlsFiles"]
 
 _MODULES = {
     "GradientExchange": "edge_client.exchange",
-    "NewtonOptimizer": "edge_client.optimizer",
+    "NewtonOptimizer": "edge_client.optim.newton",
     "Recognizer": "edge_client.inference",
     "TlsFiles": "edge_client.exchange",
 }

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from edgenewton.tls import TlsFiles
+from edgenewton.common.tls import TlsFiles
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load as load_arrays
@@ -24,7 +24,7 @@ from safetensors.numpy import save as dump_arrays
 
 from edge_client.daemon.client import DaemonClient
 from edge_client.daemon.environment import SOCKET_VARIABLE, TLS_VARIABLE
-from edge_client.work import DataRequest, TrainRequest, Worker, WorkError
+from edge_client.training.work import DataRequest, TrainRequest, Worker, WorkError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _explain_failures(handler: Handler) -> Handler:
 def _worker(context: Context) -> Iterator[Worker]:
     socket = str(context.node_config.get("daemon-socket", os.environ.get(SOCKET_VARIABLE, "")))
     if not socket:
-        from edge_client.own_process import OwnProcess
+        from edge_client.training.own_process import OwnProcess
 
         tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
         yield OwnProcess(context.state, TlsFiles.parse(tls) if tls else None)

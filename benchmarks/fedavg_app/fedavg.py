@@ -16,9 +16,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from edge_client.batches import BatchOrder
 from edge_client.tasks import Partition, Samples, Task, load_task
-from edge_client.trainer import build_model, device_seed, evaluate
+from edge_client.training.batches import BatchOrder
+from edge_client.training.trainer import build_model, device_seed, evaluate
 
 client = ClientApp()
 server = ServerApp()

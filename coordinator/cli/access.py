@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from edgenewton.tls import TlsError, TlsFiles
+from edgenewton.common.tls import TlsError, TlsFiles
 from pydantic import ValidationError
 
 from coordinator.cli.console import fail

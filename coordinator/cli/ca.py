@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from edgenewton.identity import OPERATOR_LABEL, Kind
+from edgenewton.common.identity import OPERATOR_LABEL, Kind
 from rich.console import Console
 from rich.table import Table
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from edgenewton.files import write_atomically
+from edgenewton.common.files import write_atomically
 
 from coordinator.cli.console import fail
 

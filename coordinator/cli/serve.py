@@ -25,14 +25,14 @@ from coordinator.cli.access import (
 from coordinator.cli.console import err, fail
 from coordinator.dashboard.app import is_loopback
 from coordinator.dashboard.server import DashboardServer
-from coordinator.decisions import Phase
 from coordinator.identity.gate import Gate
 from coordinator.identity.limits import Limits
-from coordinator.record import Record, RecordError, SessionRecord
-from coordinator.server import CoordinatorServer
-from coordinator.session import Session
-from coordinator.settings import SessionSettings
-from coordinator.tensorboard import TensorBoardError, TensorBoardWriter
+from coordinator.serving.server import CoordinatorServer
+from coordinator.session.decisions import Phase
+from coordinator.session.session import Session
+from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.record import Record, RecordError, SessionRecord
+from coordinator.telemetry.tensorboard import TensorBoardError, TensorBoardWriter
 
 _LIMITS = Limits()
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import grpc
 import typer
-from edgenewton.tls_diagnosis import diagnose
+from edgenewton.common.tls_diagnosis import diagnose
 from rich.live import Live
 
 from coordinator.cli.access import TlsOption, read_tls
 from coordinator.cli.console import fail
-from coordinator.watch import SessionView, follow
+from coordinator.telemetry.watch import SessionView, follow
 
 
 def watch(

@@ -13,8 +13,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.dashboard.feed import Feed, TooManyViewersError
-from coordinator.metrics import make_registry
-from coordinator.service import GradientExchangeService
+from coordinator.serving.service import GradientExchangeService
+from coordinator.telemetry.metrics import make_registry
 
 _ASSETS = {
     "index.html": "text/html; charset=utf-8",

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 from coordinator.dashboard.state import State, describe
-from coordinator.room import Room
+from coordinator.serving.room import Room
 
 log = logging.getLogger(__name__)
 

@@ -2,11 +2,11 @@
 
 import ssl
 
-from edgenewton.http_server import HttpServer
+from edgenewton.common.http_server import HttpServer
 
 from coordinator.dashboard.app import make_app
 from coordinator.dashboard.feed import MAX_VIEWERS, Feed
-from coordinator.service import GradientExchangeService
+from coordinator.serving.service import GradientExchangeService
 
 
 class DashboardServer:

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from coordinator.members import Member
-from coordinator.room import Room
-from coordinator.statistics import Curves, DeviceStatistics
+from coordinator.serving.room import Room
+from coordinator.session.members import Member
+from coordinator.telemetry.statistics import Curves, DeviceStatistics
 
 MAX_DEVICES = 200
 """So many devices are shown; those with a place come first, then those that were there last."""

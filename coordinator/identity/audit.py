@@ -17,7 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from edgenewton.identity import Identity
+from edgenewton.common.identity import Identity
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.identity.limits import TokenBucket

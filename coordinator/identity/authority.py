@@ -20,9 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from edgenewton.files import write_atomically
-from edgenewton.identity import IdentityError, Kind, check_name, identity_of, uri_of
-from edgenewton.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+from edgenewton.common.files import write_atomically
+from edgenewton.common.identity import IdentityError, Kind, check_name, identity_of, uri_of
+from edgenewton.common.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from filelock import FileLock, Timeout
 
 from coordinator.identity.ledger import Entry, Ledger

@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from edgenewton.identity import Identity
+from edgenewton.common.identity import Identity
 
 from coordinator.identity.gate import Gate
 from coordinator.identity.limits import LimitBook, Limits
 from coordinator.identity.server_tls import ServerTls
-from coordinator.refusal import RefusedError, Status
+from coordinator.session.refusal import RefusedError, Status
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from edgenewton.identity import OPERATOR_LABEL, Identity, IdentityError, Kind
+from edgenewton.common.identity import OPERATOR_LABEL, Identity, IdentityError, Kind
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.server_tls import ServerTls, revocation
-from coordinator.refusal import RefusedError, Status
-from coordinator.session import Session
-from coordinator.settings import SessionSettings
+from coordinator.session.refusal import RefusedError, Status
+from coordinator.session.session import Session
+from coordinator.session.settings import SessionSettings
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -3,8 +3,8 @@
 import datetime as dt
 from pathlib import Path
 
-from edgenewton.files import write_atomically
-from edgenewton.identity import Identity, Kind
+from edgenewton.common.files import write_atomically
+from edgenewton.common.identity import Identity, Kind
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 

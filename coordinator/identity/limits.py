@@ -7,7 +7,7 @@ from typing import Annotated
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.refusal import RefusedError, Status
+from coordinator.session.refusal import RefusedError, Status
 
 MAX_KNOWN = 10_000
 """So many identities' buckets are kept; those that were quiet for longest begin anew."""

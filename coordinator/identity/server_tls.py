@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from edgenewton.identity import Identity, IdentityError, identity_of
-from edgenewton.tls import Stamp, TlsError, TlsFiles, check_dates, parse_certificates, stamp
+from edgenewton.common.identity import Identity, IdentityError, identity_of
+from edgenewton.common.tls import Stamp, TlsError, TlsFiles, check_dates, parse_certificates, stamp
 
 from coordinator.identity.authority import CA_KEY_FILE, COORDINATORS_FOLDER, REVOKED_FILE
-from coordinator.refusal import RefusedError, Status
+from coordinator.session.refusal import RefusedError, Status
 
 log = logging.getLogger(__name__)
 

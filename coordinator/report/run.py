@@ -10,10 +10,10 @@ from typing import Any
 from edgenewton.v1.fingerprint import TensorSpec
 from safetensors import SafetensorError, safe_open
 
-from coordinator.history import StepRecord
-from coordinator.observer import RECORD_NAME
-from coordinator.record import Record, RecordError, SessionRecord
-from coordinator.statistics import DeviceStatistics, Happening, SessionStatistics
+from coordinator.flower.observer import RECORD_NAME
+from coordinator.telemetry.history import StepRecord
+from coordinator.telemetry.record import Record, RecordError, SessionRecord
+from coordinator.telemetry.statistics import DeviceStatistics, Happening, SessionStatistics
 
 HISTORY_NAME = "history.json"
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import torch
 import typer
+from edgenewton.common.addresses import is_loopback
 
 from edge_client.cli.console import err, fail
 from edge_client.cli.recognise import Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
-from edge_client.net import is_loopback
 from edge_client.tasks import TaskError
 
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)]

@@ -51,13 +51,13 @@ def train(
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
-    from edge_client.device_state import DeviceState
     from edge_client.exchange import Exchange, ExchangeError, GradientExchange, TlsFiles
     from edge_client.inference import Artefact
-    from edge_client.settings import SettingsError, parse_settings
     from edge_client.tasks import TaskError
-    from edge_client.trainer import Trainer
-    from edge_client.work import TrainedStep
+    from edge_client.training.device_state import DeviceState
+    from edge_client.training.settings import SettingsError, parse_settings
+    from edge_client.training.trainer import Trainer
+    from edge_client.training.work import TrainedStep
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from edgenewton.common.backoff import backoff
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
-from edge_client.backoff import backoff
-from edge_client.evaluation import Evaluation
-from edge_client.work import DataRequest, TrainedStep, TrainingReport, TrainRequest, WorkError
+from edge_client.training.work import DataRequest, TrainedStep, TrainingReport, TrainRequest, WorkError
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from edgenewton.tls import TlsFiles
+from edgenewton.common.addresses import is_loopback
+from edgenewton.common.tls import TlsFiles
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from edge_client.daemon.environment import ENVIRONMENT_PREFIX
 from edge_client.inference.engine import EngineName
-from edge_client.net import is_loopback
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=1)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
@@ -23,11 +24,10 @@ from edge_client.daemon.messages import (
     TrainMessage,
 )
 from edge_client.daemon.trainer_host import BusyError, JobError, TrainerDiedError
-from edge_client.evaluation import Evaluation
 from edge_client.inference import ArtefactError
 from edge_client.inference.store import StoreError
 from edge_client.tasks import TaskError
-from edge_client.work import DataRequest, TrainedStep, TrainRequest
+from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 if TYPE_CHECKING:
     from edge_client.daemon.daemon import Daemon

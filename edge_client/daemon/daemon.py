@@ -26,7 +26,7 @@ from edge_client.inference.server.servers import Addresses, InferenceServers
 from edge_client.inference.server.service import InferenceService, Limits
 from edge_client.inference.store import ModelStore, StoreError, Version
 from edge_client.tasks import TaskError
-from edge_client.work import TrainedStep
+from edge_client.training.work import TrainedStep
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgenewton.tls import TlsFiles
+from edgenewton.common.evaluation import Evaluation
+from edgenewton.common.tls import TlsFiles
 
 from edge_client.daemon.config import LogConfig
-from edge_client.evaluation import Evaluation
-from edge_client.work import DataRequest, TrainingReport, TrainRequest
+from edge_client.training.work import DataRequest, TrainingReport, TrainRequest
 
 
 @dataclass(frozen=True)

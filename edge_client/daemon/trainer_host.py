@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from multiprocessing.connection import Connection
 
 from edge_client.daemon.messages import Failed, Job, Result, Start
-from edge_client.work import TrainedStep
+from edge_client.training.work import TrainedStep
 
 log = logging.getLogger(__name__)
 

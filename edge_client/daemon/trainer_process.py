@@ -28,13 +28,21 @@ from edge_client.daemon.messages import (
     Trained,
     TrainMessage,
 )
-from edge_client.device_state import DeviceState
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
-from edge_client.jobs import DeviceData, TrainJob, dump_weights, evaluate_weights, initial_weights, read_weights, train
-from edge_client.settings import SettingsError
 from edge_client.tasks import TaskError, load_task
-from edge_client.work import DataRequest, TrainedStep
+from edge_client.training.device_state import DeviceState
+from edge_client.training.jobs import (
+    DeviceData,
+    TrainJob,
+    dump_weights,
+    evaluate_weights,
+    initial_weights,
+    read_weights,
+    train,
+)
+from edge_client.training.settings import SettingsError
+from edge_client.training.work import DataRequest, TrainedStep
 
 log = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.fingerprint import TensorSpec
 from torch import Tensor
 
-from edge_client.evaluation import Evaluation
 from edge_client.exchange.errors import NonFiniteGradientError
 from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.fingerprint import TensorSpec
 from torch import Tensor
-
-from edge_client.evaluation import Evaluation
 
 TensorKey = tuple[str, str]
 """Kind and name of an exchanged tensor, e.g. ("gradient", "features.0.weight")."""

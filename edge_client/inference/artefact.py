@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from edgenewton.files import write_atomically
+from edgenewton.common.files import write_atomically
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgenewton.files import write_atomically
+from edgenewton.common.files import write_atomically
 from torch import Tensor, nn
 
 from edge_client.inference.artefact import Artefact

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from edgenewton.files import sync_folder, write_atomically
+from edgenewton.common.files import sync_folder, write_atomically
 
 from edge_client.inference.artefact import Artefact, ArtefactError
 

@@ -1,7 +1,7 @@
 import subprocess
 
 import pytest
-from fleet import DOCKER, IMAGE, SETTINGS, Fleet
+from container_fleet import DOCKER, IMAGE, SETTINGS, Fleet
 
 BUILD_DEADLINE_S = 900
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from fleet import Fleet
+from container_fleet import Fleet
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 VARIANTS = ("state", "metrics", "tls")

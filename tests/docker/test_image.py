@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fleet import docker
+from container_fleet import docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 MAX_BYTES = 1_400_000_000

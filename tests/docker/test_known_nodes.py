@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from fleet import DEADLINE_S, IMAGE, Fleet, docker
+from container_fleet import DEADLINE_S, IMAGE, Fleet, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

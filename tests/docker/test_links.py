@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from fleet import DEVICES, DOCKER
+from container_fleet import DEVICES, DOCKER
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

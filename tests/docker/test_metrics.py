@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from edgenewton.identity import Kind
-from fleet import DOCKER
+from container_fleet import DOCKER
+from edgenewton.common.identity import Kind
 
 from benchmarks.private_flower import free_port
 from coordinator.identity.authority import Authority

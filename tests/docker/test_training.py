@@ -1,7 +1,7 @@
 """Training on a fleet, without and with faults: a device is killed, and the coordinator is restarted."""
 
 import pytest
-from fleet import DEVICES, SETTINGS, docker
+from container_fleet import DEVICES, SETTINGS, docker
 
 from edge_client.inference import Artefact
 from edge_client.tasks import Partition

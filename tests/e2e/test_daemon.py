@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,22 +16,20 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
+from client_app_calls import context, rounds
 from daemons import CLIENT, TASK, Daemon, artefact
 from processes import IMPATIENT, Coordinator
 from prometheus_client.parser import text_string_to_metric_families
 
-sys.path.append(str(Path(__file__).parents[1] / "edge_client"))
-from test_client_app import context, rounds
-
-from coordinator.server import embedded_coordinator
-from coordinator.settings import SessionSettings
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
 from edge_client.daemon.client import DaemonClient, DaemonError, train_message
 from edge_client.exchange import GradientExchange
 from edge_client.inference import Artefact, Recognizer
-from edge_client.jobs import DeviceData, dump_weights, initial_weights
-from edge_client.settings import TrainSettings
-from edge_client.trainer import Trainer, weights_digest
-from edge_client.work import TrainRequest
+from edge_client.training.jobs import DeviceData, dump_weights, initial_weights
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer, weights_digest
+from edge_client.training.work import TrainRequest
 
 SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
 

@@ -9,7 +9,7 @@ import pytest
 from deployment import fleet, until
 from safetensors.numpy import load_file
 
-from coordinator.watch import follow
+from coordinator.telemetry.watch import follow
 
 
 @pytest.fixture(scope="module")

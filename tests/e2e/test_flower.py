@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from edgenewton.identity import Kind
+from edgenewton.common.identity import Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.demo_results import DemoFailedError, read_rounds
@@ -17,7 +17,7 @@ from coordinator.report.html import render
 from coordinator.report.run import read_run
 from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
-from edge_client.settings import TrainSettings
+from edge_client.training.settings import TrainSettings
 
 DEVICES = 4
 RAY_DID_NOT_START = "The current node timed out during startup"

@@ -4,12 +4,12 @@ import contextlib
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
+from bare_client import Device
 from browser import NEEDS_CHROMIUM, chromium, screenshot
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1 import exchange_pb2_grpc
@@ -17,9 +17,6 @@ from processes import Coordinator, running
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "coordinator"))
-from bare_client import Device
 
 from coordinator.cli import app
 from coordinator.report.run import read_run

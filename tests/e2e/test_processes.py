@@ -9,10 +9,10 @@ import torch
 from processes import CLIENT, COORDINATOR, IMPATIENT, Coordinator, running, train_on_devices
 
 from benchmarks.union_batch import train_union
-from coordinator.watch import follow
+from coordinator.telemetry.watch import follow
 from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
-from edge_client.settings import parse_settings
+from edge_client.training.settings import parse_settings
 
 DEVICES = 3
 STEPS = 20

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import grpc.aio
-from edgenewton.http_server import HttpServer
+from edgenewton.common.http_server import HttpServer
 from edgenewton.inference import open_inference_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection

@@ -5,10 +5,10 @@ import torch
 from cases import CASES, dense_rows, run
 
 from edge_client.curvature import ESTIMATORS, EstimatorOptions
-from edge_client.curvature.estimator import Estimator
+from edge_client.curvature.estimators.base import Estimator
+from edge_client.curvature.estimators.mkor import rank_one_inverse
 from edge_client.curvature.inputs import DenseInputs
 from edge_client.curvature.layers import MatrixShape
-from edge_client.curvature.mkor import rank_one_inverse
 
 DAMPING = 0.05
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

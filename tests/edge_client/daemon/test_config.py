@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from edgenewton.tls import TlsFiles
+from edgenewton.common.tls import TlsFiles
 from typer.testing import CliRunner
 
 from edge_client.cli import app

@@ -16,10 +16,10 @@ from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.engine import ENGINES
 from edge_client.inference.onnx_engine import read_onnx, seal
 from edge_client.inference.onnx_export import to_int8_onnx, to_onnx
-from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, SampleError, load_task
 from edge_client.tasks.digits import DigitsTask
-from edge_client.trainer import Trainer
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer
 
 TASKS = ("digits", "keywords", "motion")
 

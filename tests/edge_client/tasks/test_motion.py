@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from edge_client.settings import TrainSettings
 from edge_client.tasks import Partition, SampleError, load_task
 from edge_client.tasks.motion import WINDOWS, MotionTask, _rotation
 from edge_client.tasks.motion_physics import GRAVITY, LENGTH, MOTIONS, RATE, _integrate
-from edge_client.trainer import Trainer
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer
 
 TIME = np.arange(LENGTH) / RATE
 

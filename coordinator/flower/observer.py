@@ -1,0 +1,103 @@
+"""Keeps a Flower run's steps in its output folder: a record for `edge-coordinator report`, and TensorBoard's files."""
+
+import logging
+import threading
+from pathlib import Path
+
+import grpc
+from edgenewton.common.tls import TlsFiles
+from edgenewton.v1 import exchange_pb2 as pb
+
+from coordinator.session.decisions import Phase
+from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.history import StepRecord
+from coordinator.telemetry.record import Record
+from coordinator.telemetry.statistics import SessionStatistics
+from coordinator.telemetry.tensorboard import EventFiles, TensorBoardError
+from coordinator.telemetry.watch import follow
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME = "record.sqlite"
+TENSORBOARD_NAME = "tensorboard"
+_SESSION = "run"
+_END_DEADLINE_S = 5.0
+
+
+class RunObserver:
+    """Follows the sessions of a run, one after the other, each in a thread. What goes wrong here fails no run.
+
+    Args:
+        folder: the run's output.
+        tls: certificate to show to the coordinator; None for plaintext.
+
+    Raises:
+        RecordError: the record cannot be written.
+
+    """
+
+    def __init__(self, folder: Path, tls: TlsFiles | None = None) -> None:
+        self._tls = tls
+        self._record = Record(folder / RECORD_NAME)
+        self._told: SessionStatistics | None = None
+        self._files: EventFiles | None = None
+        self._thread: threading.Thread | None = None
+        try:
+            self._files = EventFiles(folder / TENSORBOARD_NAME)
+        except TensorBoardError as error:
+            log.info("%s", error)
+
+    def observe(self, address: str, session: str, settings: SessionSettings) -> None:
+        """Follow a session of the coordinator at an address until it is over."""
+        self._wait()
+        if self._told is None:
+            if settings.first_step == 0 or not self._record.sessions():
+                self._record.begin_session(_SESSION, settings)
+            self._told = self._record.statistics(_SESSION)
+        arguments = (address, session, self._told)
+        self._thread = threading.Thread(target=self._follow, args=arguments, name="observer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._wait()
+        if self._files is not None:
+            self._files.close()
+        self._record.close()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join(_END_DEADLINE_S)
+
+    def _follow(self, address: str, session: str, told: SessionStatistics) -> None:
+        try:
+            for event in follow(address, session, self._tls):
+                told.apply(event)
+                if event.WhichOneof("event") == "step":
+                    self._record.set_committed(_SESSION, _step_record(event, told))
+                    if self._files is not None:
+                        self._files.write(event, told)
+            self._record.set_phase(_SESSION, Phase(told.phase), told.reason)
+            self._record.set_statistics(told)
+        except grpc.RpcError as error:
+            log.warning("session %r is not followed any more: %s", session, error)
+        except Exception:
+            log.exception("session %r is not recorded any more", session)
+
+
+def _step_record(event: pb.SessionEvent, told: SessionStatistics) -> StepRecord:
+    step = event.step
+    return StepRecord(
+        step=step.step,
+        time_s=event.time_s,
+        seconds=step.seconds,
+        samples=step.commit.samples,
+        devices=step.commit.devices,
+        left_out=len(step.commit.left_out),
+        loss=step.commit.loss,
+        correct=step.evaluation.correct if step.evaluation.samples else None,
+        tried=step.evaluation.samples or None,
+        received=told.received,
+        sent=told.sent,
+        saved=told.saved,
+    )

@@ -1,0 +1,227 @@
+"""Flower's side of training: each round is one session of the coordinator, then a federated evaluation."""
+
+import json
+import logging
+import random
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from coordinator.flower.checkpoint import Checkpoint, save_checkpoint, save_history
+from coordinator.flower.nodes import Node, wait_for_nodes
+from coordinator.flower.observer import RunObserver
+from coordinator.flower.remote import SessionHost
+from coordinator.flower.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+
+DIGEST_KEY = "weights-digest"
+
+
+class RoundFailedError(RuntimeError):
+    """A round could not be trained; the text gives each device's reason."""
+
+
+class NewtonStrategy(FedAvg):
+    """FedAvg's way of evaluating; but training goes through the coordinator, step by step.
+
+    All devices end a round with the same weights, so there is nothing left to average: one copy is taken after the
+    digests of all have been compared. Pass `start` a grid of `coordinator.flower.nodes.OpenGrid` with this strategy as
+    its round, and devices may come and go in the middle of a round.
+
+    Args:
+        coordinator: where the devices exchange their gradients.
+        config: how the run is organised.
+        device_settings: settings for the devices, which check them.
+        described: the whole run config, for the history.
+        run: id of the run, which tells its sessions from those of others.
+        resumed: what the run goes on from; Flower then counts only the rounds that are left.
+        observer: keeps what happens in the rounds; None for nobody.
+
+    """
+
+    def __init__(
+        self,
+        coordinator: SessionHost,
+        config: RunConfig,
+        device_settings: dict[str, object],
+        described: Mapping[str, object],
+        *,
+        run: str,
+        resumed: Checkpoint | None = None,
+        observer: RunObserver | None = None,
+    ) -> None:
+        super().__init__(
+            fraction_train=config.fraction_train,
+            fraction_evaluate=config.fraction_evaluate,
+            min_train_nodes=config.quorum or 1,
+            min_evaluate_nodes=1,
+            min_available_nodes=config.devices,
+        )
+        self.history: list[dict[str, Any]] = list(resumed.history) if resumed is not None else []
+        self._coordinator = coordinator
+        self._config = config
+        self._described = described
+        self._observer = observer
+        self._settings_json = json.dumps(device_settings)
+        self._run = run
+        self._rounds_before = resumed.round if resumed is not None else 0
+        self._step = resumed.step if resumed is not None else 0
+        """Number of the step that comes next."""
+        self._session = ""
+        self._invitation = RecordDict()
+        self._invited: dict[int, Node] = {}
+        self._silent: set[Node] = set()
+        """Nodes of the last round that did not answer: Flower may take a minute to see that they are gone."""
+
+    # ------------------------------------------------------------------ training
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Open the round's session and invite the nodes to it.
+
+        Raises:
+            TimeoutError: too few nodes are connected.
+
+        """
+        number = server_round + self._rounds_before
+        nodes = self._choose(grid, self._config.fraction_train, self._config.quorum or 1)
+        self._session = f"run-{self._run}-round-{number}"
+        config = ConfigRecord(
+            {
+                **config,
+                **self.device_config(),
+                "coordinator": self._coordinator.address,
+                "session": self._session,
+                "first-step": self._step,
+                "steps": self._config.steps_before(number + 1) - self._config.steps_before(number),
+                "server-round": number,
+            }
+        )
+        self._invitation = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        settings = self._config.session_settings(self._step, len(nodes))
+        self._coordinator.create_session(self._session, settings)
+        if self._observer is not None:
+            self._observer.observe(self._coordinator.address, self._session, settings)
+        log.info("round %d: %d devices train %d steps", number, len(nodes), config["steps"])
+        self._invited = {}
+        return self._invite(nodes)
+
+    def is_over(self) -> bool:
+        """Tell whether the session of the round is over."""
+        return self._coordinator.is_over(self._session)
+
+    def invite_latecomers(self, nodes: list[Node]) -> list[Message]:
+        """Return invitations to nodes that came, or came back, in the middle of the round."""
+        takes_all = self._config.fraction_train == 1
+        late = [n for n in nodes if self._invited.get(n.id, None if takes_all else n) != n and n not in self._silent]
+        for node in late:
+            log.info("node %d comes in the middle of the round", node.id)
+        return self._invite(late)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the weights that all devices share, and save them.
+
+        Raises:
+            RoundFailedError: no device trained, or the devices' weights differ.
+
+        """
+        number = server_round + self._rounds_before
+        replies = list(replies)
+        self.end_session("the round is over")
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        answered = {reply.metadata.src_node_id for reply in replies}
+        self._silent = {node for node in self._invited.values() if node.id not in answered}
+        failures = {str(m.metadata.src_node_id): m.error.reason for m in replies if m.has_error()}
+        failures |= {str(node.id): "it did not answer" for node in self._silent}
+        for node, reason in failures.items():
+            log.warning("round %d, node %s: %s", number, node, reason)
+        if not contents:
+            reasons = "; ".join(f"node {node}: {reason}" for node, reason in failures.items())
+            raise RoundFailedError(f"round {number} failed: {reasons or 'no device was there'}")
+        models = {(str(content["report"][DIGEST_KEY]), int(str(content["report"]["step"]))) for content in contents}
+        if len(models) > 1:
+            raise RoundFailedError(f"round {number}: the devices ended with {len(models)} different models")
+        ((_, self._step),) = models
+        # Whoever came when all was done trained nothing, and has no loss.
+        trained = [content for content in contents if content["metrics"][self.weighted_by_key]]
+        metrics = self.train_metrics_aggr_fn(trained, self.weighted_by_key) if trained else MetricRecord()
+        arrays = contents[0].array_records[self.arrayrecord_key]
+        path = save_checkpoint(arrays, self._config.output, number, self._step, self._config.task)
+        log.info("checkpoint %s", path)
+        entry = {"round": number, "step": self._step, "devices": len(contents), "train": dict(metrics)}
+        self.history.append(entry | ({"failures": failures} if failures else {}))
+        self.save_history()
+        return arrays, metrics
+
+    # ------------------------------------------------------------------ evaluation
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask the nodes to try the model on their held-out samples."""
+        if not self._config.fraction_evaluate:
+            return []
+        number = server_round + self._rounds_before
+        config = ConfigRecord({**config, **self.device_config(), "server-round": number})
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return _messages(record, self._choose(grid, self._config.fraction_evaluate, 1), MessageType.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Add the nodes' results up."""
+        metrics = super().aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            self.history[-1]["evaluate"] = dict(metrics)
+            self.save_history()
+        return metrics
+
+    # ------------------------------------------------------------------ around the rounds
+
+    def end_session(self, reason: str) -> None:
+        """End the session that is on, if there is one, and release its devices."""
+        if self._session:
+            self._coordinator.abort(self._session, reason)
+
+    def query(self, grid: Grid) -> ArrayRecord:
+        """Ask one node for the initial weights, so that the ServerApp needs no model; the node checks its settings.
+
+        Raises:
+            RoundFailedError: the node refuses the settings or does not answer.
+            TimeoutError: too few nodes are connected.
+
+        """
+        node = self._choose(grid, 1, 1)[0].id
+        message = Message(RecordDict({"config": self.device_config()}), node, MessageType.QUERY)
+        for reply in grid.send_and_receive([message], timeout=self._config.join_deadline_s):
+            if reply.has_error():
+                raise RoundFailedError(f"node {node} cannot begin: {reply.error.reason}")
+            return reply.content.array_records[self.arrayrecord_key]
+        raise RoundFailedError(f"node {node} did not answer within {self._config.join_deadline_s:g} s")
+
+    def device_config(self) -> ConfigRecord:
+        """Return what every message to a device carries."""
+        return ConfigRecord({"settings": self._settings_json})
+
+    def save_history(self) -> Path:
+        """Write what the rounds gave so far, and return the file."""
+        return save_history(self.history, self._described, self._config.output)
+
+    def _choose(self, grid: Grid, fraction: float, least: int) -> list[Node]:
+        config = self._config
+        nodes = wait_for_nodes(grid, config.devices, config.least_devices, config.join_deadline_s, self._silent)
+        return random.sample(nodes, min(len(nodes), max(least, int(len(nodes) * fraction))))
+
+    def _invite(self, nodes: Collection[Node]) -> list[Message]:
+        self._invited |= {node.id: node for node in nodes}
+        return _messages(self._invitation, nodes, MessageType.TRAIN)
+
+
+def _messages(record: RecordDict, nodes: Iterable[Node], message_type: str) -> list[Message]:
+    return [Message(record, node.id, message_type) for node in nodes]

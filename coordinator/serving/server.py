@@ -1,0 +1,213 @@
+"""The gRPC server around the service: address, health checking, reflection, orderly stop."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from edgenewton.common.loop_thread import LoopThread
+from edgenewton.common.memory import keep_freed_memory
+from edgenewton.v1 import (
+    MAX_MESSAGE_BYTES,
+    TRANSPORT_OPTIONS,
+    control_pb2,
+    control_pb2_grpc,
+    exchange_pb2,
+    exchange_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from coordinator.identity.calls import CallGuard
+from coordinator.identity.gate import Gate
+from coordinator.identity.limits import Limits
+from coordinator.serving.control import ControlService
+from coordinator.serving.service import GradientExchangeService
+from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.record import Record
+
+SERVICE_NAME: str = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"].full_name
+CONTROL_NAME: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+T = TypeVar("T")
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A port in use is an error, not a second coordinator behind the same address.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    *TRANSPORT_OPTIONS,
+]
+
+
+class _Methods:
+    """Takes what the generated code would register with a server."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, _Handler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: the same methods come by name too."""
+
+    def add_registered_method_handlers(self, _service: str, handlers: Mapping[str, _Handler]) -> None:
+        """Keep the methods of a service."""
+        self.handlers = dict(handlers)
+
+
+def _handlers(service: GradientExchangeService) -> "grpc.GenericRpcHandler[Any, Any]":
+    """Return the service's methods; frames travel as bytes, so that what goes to all devices is written once."""
+    methods = _Methods()
+    exchange_pb2_grpc.add_GradientExchangeServicer_to_server(service, methods)  # type: ignore[arg-type]
+    methods.handlers["Exchange"] = grpc.stream_stream_rpc_method_handler(service.Exchange)
+    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods.handlers)
+
+
+class CoordinatorServer:
+    """One coordinator, listening on one address. Use it on a running event loop.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        record: where its sessions are recorded; None for nowhere.
+        is_controlled: whether runs in other processes may open sessions.
+        gate: knows who may do what; plaintext for everybody unless given.
+        limits: of each identity; those that suit any device unless given.
+
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        record: Record | None = None,
+        *,
+        is_controlled: bool = False,
+        gate: Gate | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.service = GradientExchangeService(record, gate)
+        limits = limits or Limits()
+        self._tls = self.service.gate.tls
+        self._guard: CallGuard | None = None
+        if self._tls is not None:
+            self._guard = CallGuard(self.service.gate, self._tls, limits, self.service.refuse)
+        self.is_controlled = is_controlled
+        self.host = host
+        self.port = port
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
+        self._server = grpc.aio.server(
+            interceptors=[] if self._guard is None else [self._guard],
+            options=[("grpc.max_receive_message_length", limits.message_bytes), *_OPTIONS],
+        )
+        self._watchers: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; a port of 0 becomes a free one.
+
+        Raises:
+            OSError: the address cannot be listened on.
+
+        """
+        keep_freed_memory()
+        self._server.add_generic_rpc_handlers((_handlers(self.service),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self.is_controlled:
+            control_pb2_grpc.add_ControlServicer_to_server(ControlService(self.service), self._server)
+            names.append(CONTROL_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(self.address)
+            else:
+                self.port = self._server.add_secure_port(self.address, self._tls.server_credentials())
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self.address}: {error}") from None
+        await self._server.start()
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._watchers.append(asyncio.create_task(self.service.watch_deadlines()))
+        if self._guard is not None:
+            self._watchers.append(asyncio.create_task(self._guard.watch(self.service.expel_revoked)))
+
+    async def stop(self, reason: str, grace_s: float = 2.0, *, suspend: bool = False) -> None:
+        """Release the devices and close the port; sessions are aborted, or suspended so that they can be resumed."""
+        await self._health.enter_graceful_shutdown()
+        if suspend:
+            self.service.suspend_all(reason)
+        else:
+            self.service.abort_all(reason)
+        await self._server.stop(grace_s)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self.service.gate.audit.close()
+
+
+class EmbeddedCoordinator:
+    """A coordinator in a thread of its own, for programs that are not asynchronous themselves."""
+
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+    ) -> None:
+        self._loop = LoopThread("coordinator")
+        self._server = self._call(self._start(host, port, gate, limits))
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        return self._server.address
+
+    def create_session(self, name: str, settings: SessionSettings) -> None:
+        """Create a session that devices can join."""
+        self._call(self._create_session(name, settings))
+
+    def is_over(self, name: str) -> bool:
+        """Tell whether a session has ended or was aborted."""
+        return self._call(self._is_over(name))
+
+    def abort(self, name: str, reason: str) -> None:
+        """End a session early and release its devices."""
+        self._call(self._abort(name, reason))
+
+    def stop(self, reason: str = "the coordinator stops") -> None:
+        """Abort what is running and end the thread."""
+        self._call(self._server.stop(reason))
+        self._loop.stop()
+
+    async def _start(self, host: str, port: int, gate: Gate | None, limits: Limits | None) -> CoordinatorServer:
+        server = CoordinatorServer(host, port, gate=gate, limits=limits)
+        await server.start()
+        return server
+
+    async def _create_session(self, name: str, settings: SessionSettings) -> None:
+        self._server.service.create_session(name, settings)
+
+    async def _is_over(self, name: str) -> bool:
+        return self._server.service.registry.find(name).is_over
+
+    async def _abort(self, name: str, reason: str) -> None:
+        self._server.service.abort(name, reason)
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._loop.call(coroutine, timeout_s=30)
+
+
+@contextlib.contextmanager
+def embedded_coordinator(
+    host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+) -> Iterator[EmbeddedCoordinator]:
+    """Run a coordinator for the length of a `with` block."""
+    coordinator = EmbeddedCoordinator(host, port, gate, limits)
+    try:
+        yield coordinator
+    finally:
+        coordinator.stop()

@@ -1,0 +1,130 @@
+"""What a session decides: the caller carries it out, in order."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self
+
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.framing import SliceKey
+
+from coordinator.session.members import Member
+from coordinator.session.refusal import Status
+from coordinator.session.step import Contribution, Evaluation, Step
+
+
+class Phase(Enum):
+    """Where a session is in its life."""
+
+    GATHERING = "gathering"
+    TRAINING = "training"
+    ENDED = "ended"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True)
+class SliceReady:
+    """Send the mean of a slice to all members."""
+
+    step: int
+    key: SliceKey
+    values: Float32Array
+
+
+@dataclass(frozen=True)
+class StepCommitted:
+    """Record the step, then tell all members that it is committed."""
+
+    step: int
+    samples: int
+    devices: int
+    left_out: tuple[str, ...]
+    loss: float
+    evaluation: Evaluation | None
+    seconds: float
+
+    @classmethod
+    def of(cls, step: Step, left_out: tuple[str, ...], now: float) -> Self:
+        """Sum up a complete step."""
+        contributions = list(step.contributions.values())
+        samples = sum(contribution.samples for contribution in contributions)
+        evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
+        return cls(
+            step=step.number,
+            samples=samples,
+            devices=len(contributions),
+            left_out=left_out,
+            loss=sum(c.loss * c.samples for c in contributions) / samples,
+            evaluation=Evaluation.union(evaluations),
+            seconds=now - (step.began_at if step.began_at is not None else now),
+        )
+
+
+@dataclass(frozen=True)
+class StepSet:
+    """The session stands at a step that does not follow from the last one: no steps before it can be replayed."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class DeviceJoined:
+    """Announce a new member, or one that is back."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class DeviceRemoved:
+    """End the stream of a former member, with a status and a reason."""
+
+    device: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceReported:
+    """Announce a complete contribution."""
+
+    device: str
+    step: int
+    contribution: Contribution
+
+
+@dataclass(frozen=True)
+class DeviceHealing:
+    """Announce that a member does not take part for now; tell it if it needs a snapshot and does not know."""
+
+    device: str
+    step: int
+    reason: str
+    must_be_told: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceRecovered:
+    """Announce that a member takes part again."""
+
+    device: str
+    step: int
+
+
+@dataclass(frozen=True)
+class PhaseChanged:
+    """Announce a new phase; after ENDED and ABORTED there are no members left."""
+
+    phase: Phase
+    reason: str
+
+
+Decision = (
+    SliceReady
+    | StepCommitted
+    | StepSet
+    | DeviceJoined
+    | DeviceRemoved
+    | DeviceReported
+    | DeviceHealing
+    | DeviceRecovered
+    | PhaseChanged
+)

@@ -1,0 +1,436 @@
+"""The session state machine: membership, steps, deadlines. Plain Python: it is given events and the time.
+
+Every call may leave decisions behind, which the caller takes and carries out in their order. Phases:
+
+    GATHERING --all devices joined--> TRAINING --all devices finished--> ENDED
+        |                                |
+        +------ a deadline passed without the quorum, abort() ------> ABORTED
+
+A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standing`); docs/exchange.md has the diagram.
+"""
+
+from dataclasses import replace
+
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.framing import SliceKey
+
+from coordinator.session.admission import Admission
+from coordinator.session.decisions import (
+    Decision,
+    DeviceHealing,
+    DeviceJoined,
+    DeviceRecovered,
+    DeviceRemoved,
+    DeviceReported,
+    Phase,
+    PhaseChanged,
+    SliceReady,
+    StepCommitted,
+    StepSet,
+)
+from coordinator.session.members import Joining, Member, Standing
+from coordinator.session.refusal import RefusedError, Status, invalid
+from coordinator.session.roster import Roster, outvoted
+from coordinator.session.settings import SessionSettings
+from coordinator.session.step import Contribution, Step
+
+
+class Session:
+    """One model's training: who takes part, which step is on, what is to be sent."""
+
+    def __init__(self, name: str, settings: SessionSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.phase = Phase.GATHERING
+        self.reason = ""
+        self.members = Roster()
+        self.admission = Admission(name, settings)
+        self.step = Step(settings.first_step)
+        self._expected = settings.devices
+        self._is_resumed = False
+        self._weights_digest = b""
+        self._has_past = False
+        """Whether the state that the session begins with has optimizer and curvature of steps before."""
+        self._gathering_since: float | None = None
+        self._active_at: float | None = None
+        self._owner_heard_at: float | None = None
+        self._short_since: float | None = None
+        self._left_out: list[str] = []
+        self._someone_finished = False
+        self._decisions: list[Decision] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the session has ended or was aborted."""
+        return self.phase in (Phase.ENDED, Phase.ABORTED)
+
+    @property
+    def fingerprint(self) -> tuple[TensorSpec, ...]:
+        """The tensors that are exchanged."""
+        return self.admission.fingerprint
+
+    def take_decisions(self) -> list[Decision]:
+        """Return what is to be carried out since the last call, in order."""
+        decisions, self._decisions = self._decisions, []
+        return decisions
+
+    # ------------------------------------------------------------------ membership
+
+    def restore(self, admission: Admission, step: int, devices: list[str]) -> None:
+        """Go on from a record: gather the devices that took part, whose own state decides the step."""
+        self.admission = admission
+        self.step = Step(step)
+        self._is_resumed = True
+        self._expected = max(self.settings.required, len(devices))
+
+    def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
+        """Give a device a place, or its place again.
+
+        Args:
+            joining: the device.
+            now: the time.
+            replayable_from: the first step from which on a stream can carry everything; None for the present one.
+
+        Raises:
+            RefusedError: the session is over, no place is left, the id is taken, or the device does not suit.
+
+        """
+        self._refuse_if_over()
+        self.admission.check(joining, self.members)
+        if not self.fingerprint:
+            self.admission.adopt(joining)
+        if self.phase is Phase.GATHERING:
+            standing = self._standing_when_gathering(joining)
+        elif joining.next_step is None:
+            is_at_start = self.step.number == self.settings.first_step
+            is_same = is_at_start and not self._has_past and joining.weights_digest == self._weights_digest
+            standing = Standing.LAGGING if is_same else Standing.HEALING
+        else:
+            oldest = self.step.number if replayable_from is None else replayable_from
+            standing = self.members.standing_of_returning(joining, oldest, self.step.number)
+        member = Member(joining, standing, now)
+        self.members[joining.device] = member
+        self.members.lost.pop(joining.device, None)
+        if self._gathering_since is None:
+            self._gathering_since = now
+        self._active_at = now
+        self._decide(DeviceJoined(member))
+        if standing is not Standing.ACTIVE:
+            what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
+            self._decide(DeviceHealing(joining.device, self.step.number, what))
+        if self.phase is Phase.GATHERING and len(self.members) >= self._expected:
+            self._begin(f"all {len(self.members)} devices have joined", now)
+        self._watch_quorum(now)
+        return member
+
+    def healed(self, device: str, step: int) -> None:
+        """Note that a member has a snapshot of a step, and sees all steps from it on."""
+        member = self.members.get(device)
+        if member is None or member.standing is not Standing.HEALING:
+            return
+        member.standing = Standing.LAGGING
+        member.begin_step()
+        if self.phase is Phase.GATHERING and step == self.step.number:
+            member.standing = Standing.ACTIVE
+
+    def check_member(self, device: str) -> None:
+        """Check that a device has a place.
+
+        Raises:
+            RefusedError: it has none; the text says how the session ended, if it did.
+
+        """
+        if device not in self.members:
+            self._refuse_if_over()
+            raise RefusedError(
+                Status.FAILED_PRECONDITION,
+                f"device {device!r} is not in session {self.name!r}; join it first",
+            )
+
+    def finish(self, device: str, now: float) -> None:
+        """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
+        if self.members.pop(device, None) is None:
+            return
+        self._decide(DeviceRemoved(device, Status.OK, "finished"))
+        self._someone_finished = True
+        self._end_if_done(now)
+        self._advance(now)
+
+    def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
+        """Take a device's place away: it left, its lease ended, or it broke the contract.
+
+        The session goes on while its quorum is left, and else waits for devices to come back. Nothing happens if the
+        device is no member.
+        """
+        if self.members.pop(device, None) is None:
+            return
+        self._decide(DeviceRemoved(device, status, reason))
+        self.members.lost[device] = now
+        if self.phase is Phase.TRAINING:
+            self._left_out.append(device)
+            self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
+            self._advance(now)
+
+    def keep(self, now: float) -> None:
+        """Take a sign of life of whoever opened the session."""
+        self._owner_heard_at = now
+
+    def abort(self, reason: str) -> None:
+        """End the session early; every device is told why."""
+        if not self.is_over:
+            self._finish(Phase.ABORTED, reason)
+
+    # ------------------------------------------------------------------ steps
+
+    def wants(self, device: str, step: int, samples: int, key: SliceKey, now: float) -> bool:
+        """Tell whether a slice is to be decoded and contributed; otherwise it is known or comes too late.
+
+        Raises:
+            RefusedError: it is for a step to come, or the device sent it already on the same stream.
+
+        """
+        member = self._take_sign(device, step, samples, now)
+        if member is None:
+            return False
+        if key in member.sent:
+            spec = self.fingerprint[key.tensor]
+            raise invalid(device, step, f"the {spec}: sent the slice at {key.offset} twice")
+        member.sent.add(key)
+        return not self.step.has(device, key)
+
+    def contribute(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
+        """Take one slice that `wants` wants."""
+        self.step.add(device, samples, key, values)
+
+    def complete(self, device: str, step: int, contribution: Contribution, now: float) -> None:
+        """Take the end of a member's contribution.
+
+        Raises:
+            RefusedError: it is for a step to come, came twice, or the device did not send what the others sent.
+
+        """
+        member = self._take_sign(device, step, contribution.samples, now)
+        if member is None:
+            return
+        differing = self.step.complete(device, contribution)
+        if differing is not None:
+            raise invalid(
+                device,
+                step,
+                f"it and the first complete device differ in whether they sent the "
+                f"{self.fingerprint[differing.tensor]} (slice at {differing.offset})",
+            )
+        member.completed = step
+        self._decide(DeviceReported(device, step, contribution))
+
+    def advance(self, now: float) -> None:
+        """Decide what has become ready; call it after the contributions of one frame."""
+        if self.phase is Phase.TRAINING:
+            self._advance(now)
+
+    def tick(self, now: float) -> None:
+        """Act on leases and deadlines that have passed."""
+        settings = self.settings
+        self._watch_owner(now)
+        for device in self.members.silent(settings.lease_s, now):
+            reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
+            self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
+        if self.phase is Phase.GATHERING and self._gathering_since is not None:
+            if now >= self._gathering_since + settings.join_deadline_s:
+                self._close_gathering(now)
+        elif self.phase is Phase.TRAINING:
+            began_at = self.step.began_at
+            if self._short_since is not None:
+                if now >= self._short_since + settings.rejoin_deadline_s:
+                    self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
+            elif began_at is not None and now >= began_at + settings.step_deadline_s:
+                self._close_late_step(now)
+            elif self._active_at is not None and now >= self._active_at + settings.idle_deadline_s:
+                self._finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")
+            self._restart_if_none_has_the_state()
+            self._end_if_done(now)
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _decide(self, decision: Decision) -> None:
+        self._decisions.append(decision)
+
+    def _enter(self, phase: Phase, reason: str) -> None:
+        self.phase = phase
+        self.reason = reason
+        self._decide(PhaseChanged(phase, reason))
+
+    def _watch_owner(self, now: float) -> None:
+        lease_s = self.settings.owner_lease_s
+        if lease_s is None or self.is_over:
+            return
+        if self._owner_heard_at is None:
+            self._owner_heard_at = now
+        elif now >= self._owner_heard_at + lease_s:
+            self._finish(Phase.ABORTED, f"nothing was heard for {lease_s:g} s from the run that opened it")
+
+    def _finish(self, phase: Phase, reason: str) -> None:
+        status = Status.OK if phase is Phase.ENDED else Status.ABORTED
+        for device in list(self.members):
+            del self.members[device]
+            self._decide(DeviceRemoved(device, status, f"session {self.name!r} {phase.value}: {reason}"))
+        self._enter(phase, reason)
+
+    def _refuse_if_over(self) -> None:
+        if self.is_over:
+            raise RefusedError(
+                Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
+            )
+
+    def _standing_when_gathering(self, joining: Joining) -> Standing:
+        """Return a device's standing; the one that is furthest has the state of the session."""
+        is_first = not self.members.standing(Standing.ACTIVE)
+        # A device that only lost its connection sends no digest; what it has is in the session already.
+        has_past = bool(joining.next_step and joining.weights_digest)
+        if joining.next_step is None and self.step.number != self.settings.first_step:
+            return Standing.HEALING
+        step = self.settings.first_step if joining.next_step is None else joining.next_step
+        if is_first or (step, has_past) > (self.step.number, self._has_past):
+            for member in self.members.values():
+                if member.standing is Standing.ACTIVE and member.device != joining.device:
+                    member.standing = Standing.HEALING
+                    self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
+            if step != self.step.number:
+                self.step = Step(step)
+                self._decide(StepSet(step))
+            self._weights_digest, self._has_past = joining.weights_digest, has_past
+            return Standing.ACTIVE
+        if self._has_past and joining.next_step is None:
+            return Standing.HEALING
+        digests = {joining.weights_digest, self._weights_digest} - {b""}
+        is_same = step == self.step.number and len(digests) < 2
+        return Standing.ACTIVE if is_same else Standing.HEALING
+
+    def _begin(self, reason: str, now: float) -> None:
+        self._enter(Phase.TRAINING, reason)
+        self._watch_quorum(now)
+        self._advance(now)
+
+    def _close_gathering(self, now: float) -> None:
+        names = ", ".join(sorted(self.members)) or "none is left"
+        wait = f"{self.settings.join_deadline_s:g} s"
+        quorum = self.settings.required
+        if len(self.members) >= quorum and (self._is_resumed or self._expected > quorum):
+            self._begin(f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}", now)
+            return
+        self._finish(Phase.ABORTED, f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}")
+
+    def _watch_quorum(self, now: float, reason: str = "") -> None:
+        """Note since when the quorum is missing; without a time to come back the session is aborted."""
+        if self.phase is not Phase.TRAINING or len(self.members) >= self.settings.required:
+            self._short_since = None
+            return
+        if self._someone_finished:
+            return
+        if self._short_since is None:
+            self._short_since = now
+        self.reason = (
+            f"{reason or self.reason}; {len(self.members)} devices remain where at least {self.settings.required} "
+            "are needed"
+        )
+        if not self.settings.rejoin_deadline_s:
+            self._finish(Phase.ABORTED, self.reason)
+
+    def _take_sign(self, device: str, step: int, samples: int, now: float) -> Member | None:
+        """Return the member if what it sent is for the step that is on, and None if it comes too late to count.
+
+        Raises:
+            RefusedError: it is for a step to come or one that it completed, or the samples are wrong.
+
+        """
+        member = self.members[device]
+        self._active_at = now
+        if member.standing is Standing.HEALING:
+            return None
+        if not member.is_in_time(step, self.step.number):
+            return None
+        if self._someone_finished and len(self.members) < self.settings.required:
+            raise RefusedError(
+                Status.ABORTED,
+                f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must "
+                "take the same number of steps",
+            )
+        member.claim(samples, step)
+        self.step.begin(now)
+        if member.standing is Standing.LAGGING:
+            member.standing = Standing.ACTIVE
+            self._decide(DeviceRecovered(device, step))
+        return member
+
+    def _advance(self, now: float) -> None:
+        active = self.members.standing(Standing.ACTIVE)
+        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
+            return
+        for key, values in self.step.ready(active):
+            self._decide(SliceReady(self.step.number, key, values))
+        if active and self.step.is_complete(active) and len(self.step.contributions) >= self.settings.required:
+            self._commit(now)
+
+    def _commit(self, now: float) -> None:
+        step = self.step
+        self._decide(StepCommitted.of(step, tuple(self._left_out), now))
+        self._left_out = []
+        self._compare_digests(step)
+        self.step = Step(step.number + 1)
+        for member in self.members.values():
+            member.begin_step()
+
+    def _compare_digests(self, step: Step) -> None:
+        """Send those to heal whose weights are not those of most."""
+        digests = {d: c.weights_digest for d, c in step.contributions.items() if c.weights_digest and d in self.members}
+        for device in outvoted(digests):
+            member = self.members[device]
+            member.standing = Standing.HEALING
+            member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
+            reason = f"device {device!r} diverged: its weights before step {step.number} were not those of most"
+            self._decide(DeviceHealing(device, step.number, reason, must_be_told=True))
+
+    def _close_late_step(self, now: float) -> None:
+        settings = self.settings
+        late = [d for d in self.members.standing(Standing.ACTIVE) if d not in self.step.contributions]
+        wait = f"{settings.step_deadline_s:g} s"
+        if len(self.step.contributions) < settings.required:
+            patience = (self.step.began_at or now) + settings.step_deadline_s + settings.rejoin_deadline_s
+            if now >= patience:
+                behind = self.members.standing(Standing.LAGGING, Standing.HEALING)
+                missing = sorted({*late, *behind, *self.members.lost})
+                self._finish(
+                    Phase.ABORTED,
+                    f"step {self.step.number}: {len(self.step.contributions)} devices contributed within {wait} where "
+                    f"at least {settings.required} are needed; waited for {', '.join(map(repr, missing))}",
+                )
+            return
+        for device in late:
+            self.members[device].standing = Standing.LAGGING
+            self._left_out.append(device)
+            reason = f"device {device!r} was left out of step {self.step.number}: it took longer than {wait}"
+            self._decide(DeviceHealing(device, self.step.number, reason))
+        self._advance(now)
+
+    def _restart_if_none_has_the_state(self) -> None:
+        """Go back to the furthest state that anybody still has, once nobody has the session's."""
+        if self.phase is not Phase.TRAINING or len(self.members) < self.settings.required or self._someone_finished:
+            return
+        if self.members.standing(Standing.ACTIVE, Standing.LAGGING):
+            return
+        furthest = self.members.furthest()
+        if furthest is None:
+            self._finish(Phase.ABORTED, "no device has the session's state any more")
+            return
+        self.step = Step(furthest.joining.next_step or 0)
+        furthest.standing = Standing.LAGGING
+        self._decide(StepSet(self.step.number))
+
+    def _end_if_done(self, now: float) -> None:
+        """End the session when all have finished and nobody is expected back."""
+        if self.members or not self._someone_finished or self.is_over:
+            return
+        self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
+        if not self.members.lost:
+            self._finish(Phase.ENDED, "all devices have finished")

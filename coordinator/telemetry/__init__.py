@@ -1,0 +1,1 @@
+"""What is told and remembered of sessions: events, statistics, metrics, and the record on disk."""

@@ -1,0 +1,149 @@
+"""What a record keeps for people: a session's steps, and its statistics. Both stay small however long it runs."""
+
+import json
+import sqlite3
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from coordinator.telemetry.statistics import DeviceStatistics, Happening, SessionStatistics
+
+MAX_STEPS = 10_000
+"""So many steps of a session are kept; then every second one goes, so that the oldest are known most coarsely."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS steps (
+    session TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    time_s REAL NOT NULL,        -- of the commit, seconds since the Unix epoch
+    seconds REAL NOT NULL,       -- from the first frame to the commit
+    samples INTEGER NOT NULL,
+    devices INTEGER NOT NULL,    -- that contributed
+    left_out INTEGER NOT NULL,   -- devices that were not in time
+    loss REAL,
+    correct INTEGER,             -- held-out samples recognised, if the model was tried
+    tried INTEGER,
+    received INTEGER NOT NULL,   -- bytes from all devices until then
+    sent INTEGER NOT NULL,
+    saved INTEGER NOT NULL,      -- by the codec, against float32
+    PRIMARY KEY (session, step)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS statistics (
+    session TEXT PRIMARY KEY,
+    content TEXT NOT NULL        -- of the devices, and of what happened, as JSON
+);
+"""
+
+# Steps at which the model was tried are thinned on their own: they are few, and every second step may be one.
+_THIN = """
+DELETE FROM steps WHERE session = :session AND step IN (
+    SELECT step FROM (
+        SELECT step, ROW_NUMBER() OVER (PARTITION BY tried IS NULL ORDER BY step) AS number
+        FROM steps WHERE session = :session
+    ) WHERE number % 2 = 0
+)
+"""
+_DEVICE = [name for name in DeviceStatistics.__dataclass_fields__ if not name.startswith("_")]
+_TOTALS = [
+    *("codec", "phase", "reason", "began_at", "ended_at", "step", "steps", "samples", "left_out", "step_seconds"),
+    *("step_buckets", "received", "sent", "saved"),
+]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is recorded of a committed step."""
+
+    step: int
+    time_s: float
+    seconds: float
+    samples: int
+    devices: int
+    left_out: int
+    loss: float | None
+    correct: int | None
+    tried: int | None
+    received: int
+    sent: int
+    saved: int
+
+    @property
+    def accuracy(self) -> float | None:
+        """Part of the held-out samples that the model recognised before the step, if it was tried."""
+        return None if not self.tried or self.correct is None else self.correct / self.tried
+
+
+_COLUMNS = ", ".join(StepRecord.__dataclass_fields__)
+_INSERT = f"INSERT OR REPLACE INTO steps (session, {_COLUMNS}) VALUES (?{', ?' * len(StepRecord.__dataclass_fields__)})"
+
+
+class History:
+    """The steps and statistics of the sessions in a database; who calls it holds the transaction."""
+
+    def __init__(self, database: sqlite3.Connection, max_steps: int = MAX_STEPS) -> None:
+        self._database = database
+        self._max_steps = max_steps
+        self._counts: dict[str, int] = {}
+
+    def forget(self, session: str) -> None:
+        """Forget a session."""
+        self._counts.pop(session, None)
+        self._database.execute("DELETE FROM steps WHERE session = ?", (session,))
+        self._database.execute("DELETE FROM statistics WHERE session = ?", (session,))
+
+    def add(self, session: str, step: StepRecord) -> None:
+        """Add a step, in place of an earlier one of the same number."""
+        if session not in self._counts:
+            (self._counts[session],) = self._database.execute(
+                "SELECT COUNT(*) FROM steps WHERE session = ?", (session,)
+            ).fetchone()
+        self._database.execute(_INSERT, (session, *(getattr(step, name) for name in step.__dataclass_fields__)))
+        self._counts[session] += 1
+        if self._counts[session] > self._max_steps:
+            self._database.execute(_THIN, {"session": session})
+            del self._counts[session]
+
+    def steps(self, session: str) -> list[StepRecord]:
+        """Return the steps that are kept, in order."""
+        rows = self._database.execute(f"SELECT {_COLUMNS} FROM steps WHERE session = ? ORDER BY step", (session,))
+        return [StepRecord(*row) for row in rows]
+
+    def set_statistics(self, statistics: SessionStatistics) -> None:
+        """Record where a session stands."""
+        content = {
+            "totals": {name: getattr(statistics, name) for name in _TOTALS},
+            "refusals": dict(statistics.refusals),
+            "devices": [{name: getattr(device, name) for name in _DEVICE} for device in statistics.devices.values()],
+            "happenings": [asdict(happening) for happening in statistics.happenings],
+            "refused": [asdict(happening) for happening in statistics.refused],
+        }
+        self._database.execute(
+            "INSERT OR REPLACE INTO statistics VALUES (?, ?)", (statistics.name, json.dumps(content))
+        )
+
+    def statistics(self, session: str) -> SessionStatistics:
+        """Return a session's statistics as they were recorded last, with the curves of its steps.
+
+        Raises:
+            ValueError: what is recorded cannot be read.
+
+        """
+        found = SessionStatistics(session)
+        row = self._database.execute("SELECT content FROM statistics WHERE session = ?", (session,)).fetchone()
+        if row is not None:
+            try:
+                _fill(found, json.loads(row[0]))
+            except (TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"the statistics of session {session!r} cannot be read: {error!r}") from None
+        for step in self.steps(session):
+            found.curves.add(step.step, step.loss, step.accuracy, step.seconds, step.received + step.sent, step.saved)
+        return found
+
+
+def _fill(found: SessionStatistics, content: dict[str, Any]) -> None:
+    for name in _TOTALS:
+        setattr(found, name, content["totals"][name])
+    found.refusals = Counter(content["refusals"])
+    found.devices = {entry["device"]: DeviceStatistics(**entry) for entry in content["devices"]}
+    found.happenings.extend(Happening(**entry) for entry in content["happenings"])
+    found.refused.extend(Happening(**entry) for entry in content["refused"])

@@ -1,0 +1,288 @@
+"""What people want to know of a session: plain Python, fed with the session's events in their order.
+
+The page, the metrics, the terminal and the record all read it. Memory is bounded: curves are thinned, and of devices
+that are gone and of things that happened only the latest are kept.
+"""
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from edgenewton.v1 import exchange_pb2 as pb
+
+from coordinator.telemetry.curve import Curve
+
+MAX_GONE = 500
+"""So many devices that are gone are kept."""
+MAX_HAPPENINGS = 200
+MAX_REFUSED = 50
+PACE_STEPS = 32
+"""Latest steps that the pace is taken from."""
+MAX_TEXT = 300
+"""Characters of a text that came from a device."""
+STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets that steps are counted in."""
+RATE_S = 5.0
+"""Seconds over which a link's rate is smoothed; after so many without a report it counts as idle."""
+
+PHASES = {
+    pb.PHASE_GATHERING: "gathering",
+    pb.PHASE_TRAINING: "training",
+    pb.PHASE_ENDED: "ended",
+    pb.PHASE_ABORTED: "aborted",
+}
+
+
+@dataclass
+class DeviceStatistics:
+    """One device, over all its memberships."""
+
+    device: str
+    state: str = "joined"
+    """joined, training, healing, finished or gone."""
+    software: str = ""
+    training_samples: int = 0
+    step: int | None = None
+    """The last one that it contributed to."""
+    batches: int = 0
+    loss: float | None = None
+    lag_s: float = 0.0
+    """Seconds behind the first device in that step."""
+    received: int = 0
+    """Bytes from the device, in all."""
+    sent: int = 0
+    saved: int = 0
+    received_per_s: float = 0.0
+    sent_per_s: float = 0.0
+    left_out: int = 0
+    """Steps that were committed without it."""
+    healings: int = 0
+    last_error: str = ""
+    last_error_at: float | None = None
+    joined_at: float = 0.0
+    seen_at: float = 0.0
+    """When it joined, contributed, or left; seconds since the Unix epoch, as all times here."""
+    _counted: tuple[int, int, int] = (0, 0, 0)
+    """What its present membership has exchanged so far."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has no place now."""
+        return self.state in ("finished", "gone")
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Return bytes per second from and to it, smoothed; none once it is idle."""
+        return (self.received_per_s, self.sent_per_s) if now < self.seen_at + RATE_S else (0.0, 0.0)
+
+    def count(self, received: int, sent: int, saved: int, now: float) -> None:
+        """Take in what its present membership has exchanged so far."""
+        before = self._counted if received >= self._counted[0] else (0, 0, 0)
+        new = (received - before[0], sent - before[1], saved - before[2])
+        self._counted = (received, sent, saved)
+        self.received += new[0]
+        self.sent += new[1]
+        self.saved += new[2]
+        seconds = now - self.seen_at
+        if seconds > 0:
+            weight = 1 - math.exp(-seconds / RATE_S)
+            self.received_per_s += weight * (new[0] / seconds - self.received_per_s)
+            self.sent_per_s += weight * (new[1] / seconds - self.sent_per_s)
+        self.seen_at = now
+
+    def end_membership(self) -> None:
+        """Let the next membership count from nothing."""
+        self._counted = (0, 0, 0)
+
+    def fail(self, reason: str, now: float) -> None:
+        """Note what went wrong with it."""
+        self.last_error, self.last_error_at = reason[:MAX_TEXT], now
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something out of the ordinary."""
+
+    time_s: float
+    kind: str
+    """joined, left, healing, recovered, left out, refused or phase."""
+    step: int | None
+    device: str
+    text: str
+
+
+@dataclass
+class Curves:
+    """Quantities over the steps."""
+
+    loss: Curve = field(default_factory=Curve)
+    accuracy: Curve = field(default_factory=Curve)
+    seconds: Curve = field(default_factory=Curve)
+    wire: Curve = field(default_factory=Curve)
+    """Bytes exchanged with all devices so far."""
+    float32: Curve = field(default_factory=Curve)
+    """What they would be if all tensors travelled in float32."""
+
+    def add(self, step: int, loss: float | None, accuracy: float | None, seconds: float, wire: int, saved: int) -> None:
+        """Add a committed step."""
+        if loss is not None:
+            self.loss.add(step, loss)
+        if accuracy is not None:
+            self.accuracy.add(step, accuracy)
+        self.seconds.add(step, seconds)
+        self.wire.add(step, wire)
+        self.float32.add(step, wire + saved)
+
+
+@dataclass
+class SessionStatistics:
+    """One session; feed it events with `apply`."""
+
+    name: str
+    codec: str = ""
+    phase: str = "gathering"
+    reason: str = ""
+    began_at: float | None = None
+    ended_at: float | None = None
+    step: int | None = None
+    """The last one that was committed."""
+    steps: int = 0
+    samples: int = 0
+    left_out: int = 0
+    step_seconds: float = 0.0
+    """All steps' seconds together."""
+    step_buckets: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
+    received: int = 0
+    sent: int = 0
+    saved: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By gRPC status."""
+    devices: dict[str, DeviceStatistics] = field(default_factory=dict)
+    happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=MAX_HAPPENINGS))
+    refused: deque[Happening] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
+    """Apart, so that whoever is refused a thousand times hides nothing else."""
+    curves: Curves = field(default_factory=Curves)
+    _first_report: tuple[int, float] = (-1, 0.0)
+    _commits: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
+
+    def apply(self, event: pb.SessionEvent) -> None:
+        """Take one event in."""
+        now = event.time_s
+        match event.WhichOneof("event"):
+            case "phase":
+                self._apply_phase(event.phase, now)
+            case "joined":
+                self._apply_joined(event.joined, now)
+            case "report":
+                self._apply_report(event.report, now)
+            case "step":
+                self._apply_step(event.step, now)
+            case "left":
+                self._apply_left(event.left, now)
+            case "healing":
+                device = self._device(event.healing.device)
+                device.state = "healing"
+                device.healings += 1
+                self._happened(now, "healing", device.device, event.healing.reason, event.healing.step)
+            case "recovered":
+                device = self._device(event.recovered.device)
+                device.state = "training"
+                self._happened(now, "recovered", device.device, "takes part again", event.recovered.step)
+
+    def refuse(self, device: str, status: str, reason: str, now: float) -> None:
+        """Note that a request of a device was refused; it need not be one of the session."""
+        self.refusals[status] += 1
+        if device in self.devices:
+            self.devices[device].fail(reason, now)
+        self.refused.append(Happening(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
+
+    def steps_per_s(self, now: float) -> float:
+        """Return the pace of the latest steps; none once no step has come for much longer than they took."""
+        if len(self._commits) < 2 or self.ended_at is not None:
+            return 0.0
+        seconds = self._commits[-1] - self._commits[0]
+        pause_s = max(RATE_S, 3 * seconds / (len(self._commits) - 1))
+        return (len(self._commits) - 1) / seconds if seconds > 0 and now < self._commits[-1] + pause_s else 0.0
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _apply_phase(self, phase: pb.PhaseChanged, now: float) -> None:
+        self.phase, self.reason = PHASES.get(phase.phase, "unknown"), phase.reason
+        self.codec = pb.Codec.Name(phase.settings.codec).removeprefix("CODEC_").lower()
+        self.ended_at = now if self.phase in ("ended", "aborted") else None
+        if self.phase == "training" and self.began_at is None:
+            self.began_at = now
+        self._happened(now, "phase", "", f"{self.phase}: {self.reason}")
+
+    def _apply_joined(self, joined: pb.DeviceJoined, now: float) -> None:
+        device = self._device(joined.device)
+        device.state, device.training_samples = "joined", joined.training_samples
+        device.software = joined.software[:MAX_TEXT]
+        device.joined_at = device.seen_at = now
+        self._happened(now, "joined", joined.device, joined.software)
+
+    def _apply_report(self, report: pb.DeviceReport, now: float) -> None:
+        device = self._device(report.device)
+        device.state, device.step, device.loss = "training", report.step, _finite(report.contribution.loss)
+        device.batches += 1
+        if report.step != self._first_report[0]:
+            self._first_report = (report.step, now)
+        device.lag_s = max(0.0, now - self._first_report[1])
+        self._count(device, report, now)
+
+    def _apply_step(self, step: pb.StepCommitted, now: float) -> None:
+        self.step = step.step
+        self.steps += 1
+        self.samples += step.commit.samples
+        self._commits.append(now)
+        self.step_seconds += step.seconds
+        self.step_buckets[next((i for i, s in enumerate(STEP_SECONDS) if step.seconds <= s), len(STEP_SECONDS))] += 1
+        self.left_out += len(step.commit.left_out)
+        for name in step.commit.left_out:
+            device = self._device(name)
+            device.left_out += 1
+            if not device.is_gone:  # else it is known why
+                device.fail(f"not in time for step {step.step}", now)
+            self._happened(now, "left out", name, "was not in time", step.step)
+        evaluation = step.evaluation
+        accuracy = evaluation.correct / evaluation.samples if evaluation.samples else None
+        self.curves.add(
+            step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received + self.sent, self.saved
+        )
+
+    def _apply_left(self, left: pb.DeviceLeft, now: float) -> None:
+        device = self._device(left.device)
+        self._count(device, left, now)
+        device.end_membership()
+        is_failure = left.status not in ("", "OK")
+        device.state = "finished" if left.reason == "finished" else "gone"
+        if is_failure:
+            device.fail(left.reason, now)
+        if device.state == "gone":
+            self._happened(now, "left", left.device, left.reason)
+        self._forget_oldest()
+
+    def _count(self, device: DeviceStatistics, use: pb.DeviceReport | pb.DeviceLeft, now: float) -> None:
+        before = (device.received, device.sent, device.saved)
+        device.count(use.bytes_received, use.bytes_sent, use.bytes_saved, now)
+        self.received += device.received - before[0]
+        self.sent += device.sent - before[1]
+        self.saved += device.saved - before[2]
+
+    def _device(self, name: str) -> DeviceStatistics:
+        if name not in self.devices:
+            self.devices[name] = DeviceStatistics(name)
+        return self.devices[name]
+
+    def _forget_oldest(self) -> None:
+        gone = sorted((d for d in self.devices.values() if d.is_gone), key=lambda d: d.seen_at)
+        for device in gone[: max(0, len(gone) - MAX_GONE)]:
+            del self.devices[device.device]
+
+    def _happened(self, now: float, kind: str, device: str, text: str, step: int | None = None) -> None:
+        at = self.step if step is None else step
+        self.happenings.append(Happening(now, kind, at, device[:MAX_TEXT], text[:MAX_TEXT]))
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that a device reported, unless it is none."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Curvature estimators, one per file, behind one interface."""

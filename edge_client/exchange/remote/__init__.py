@@ -1,0 +1,1 @@
+"""The exchange over gRPC, through a coordinator."""

@@ -1,0 +1,1 @@
+"""The torch optimizer, its options, and what keeps its steps safe."""

@@ -1,0 +1,1 @@
+"""Plans: when devices exchange what, and whose curvature they use."""

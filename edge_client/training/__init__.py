@@ -1,0 +1,1 @@
+"""Training on a device: the loop, its settings and state, and the jobs that a device is given."""

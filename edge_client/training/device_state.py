@@ -1,0 +1,79 @@
+"""A device's own checkpoint: with it the device takes its place again, or goes on in the next session."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgenewton.common.files import write_atomically
+from torch import Tensor
+
+from edge_client.sync.replica import dump_state, load_state
+
+FORMAT = "edgenewton-device-state"
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a device knew before a step."""
+
+    session: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    settings: str = ""
+    """What it was trained with; a state of other settings is not gone on from."""
+
+    @property
+    def step(self) -> int:
+        """The first step that it does not contain."""
+        return int(self.optimizer["steps"])
+
+    def dump(self) -> bytes:
+        """Return the state as bytes."""
+        content = {"session": self.session, "model": self.model, "optimizer": self.optimizer, "settings": self.settings}
+        return dump_state({"format": FORMAT, **content})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "DeviceState":
+        """Return the state that `dump` gave.
+
+        Raises:
+            ValueError: the bytes are damaged or something else.
+
+        """
+        content = load_state(data)
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}")
+            return cls(content["session"], content["model"], content["optimizer"], content.get("settings", ""))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it lacks {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write the file; a crash at any time leaves either the old file or the new one."""
+        write_atomically(path, self.dump(), mode=0o600)
+
+    @classmethod
+    def read(cls, path: Path) -> "DeviceState | None":
+        """Return what a file has; None if there is no file.
+
+        Raises:
+            ValueError: the file is damaged or something else; the text names it.
+
+        """
+        try:
+            return cls.parse(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{path} is no state of a device, or damaged ({error}); remove it to begin anew") from None
+
+    @classmethod
+    def load(cls, path: Path, session: str) -> "DeviceState | None":
+        """Return what was saved for a session; None if there is nothing for it.
+
+        Raises:
+            ValueError: the file is damaged or something else; the text names it.
+
+        """
+        state = cls.read(path)
+        return state if state is not None and state.session == session else None

@@ -1,0 +1,173 @@
+"""The trainer of one device: one batch, exchange, invert, update; again until all steps are taken."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from edgenewton.common.evaluation import Evaluation
+from torch import Tensor, nn
+
+from edge_client.curvature.likelihood import sample_targets
+from edge_client.exchange import Exchange, InProcessExchange
+from edge_client.optim.newton import NewtonOptimizer
+from edge_client.sync.replica import weights_digest
+from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.training.batches import BatchOrder
+from edge_client.training.settings import TrainSettings
+from edge_client.training.work import TrainedStep, TrainingReport
+
+
+class Trainer:
+    """Trains a task's model on this device's partition, together with the devices of an exchange.
+
+    Args:
+        settings: what to train, and how.
+        index: number of this device's partition, from 0.
+        count: number of partitions.
+        exchange: how devices synchronise; None for one device alone.
+        weights: initial weights; None for those that the settings' seed gives.
+        state: of the optimizer, from `Trainer.state_dict`.
+
+    Raises:
+        ExchangeError: the coordinator is down or refuses this device.
+        ValueError: the settings, weights or state do not fit.
+
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        index: int = 0,
+        count: int = 1,
+        exchange: Exchange | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.task = load_task(settings.task)
+        partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
+        self._samples = self.task.train_data(partition)
+        self._held_out = self.task.test_data(partition)
+        self._seed = device_seed(settings.seed, index)
+        self._batches = BatchOrder(len(self._samples), settings.batch_size, self._seed)
+        self.model = build_model(self.task, settings.seed, weights)
+        self.exchange = exchange if exchange is not None else InProcessExchange()
+        self.optimizer = NewtonOptimizer(
+            self.model,
+            exchange=self.exchange,
+            training_samples=len(self._samples),
+            state=state,
+            **settings.optimizer_options(),
+        )
+
+    def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
+        """Go on until so many steps are taken; those that this device missed count, because it applied them too.
+
+        Raises:
+            ExchangeError: the session failed or went on without this device.
+
+        """
+        began = time.perf_counter()
+        losses: list[float] = []
+        target = self.optimizer.steps + steps
+        self.model.train()
+        while self.optimizer.steps < target:
+            taken = self.train_batch()
+            losses.append(taken.loss)
+            if on_step is not None:
+                on_step(taken)
+        if self.optimizer.steps == target:  # else it healed with a state that came after this
+            self.optimizer.synchronise()
+        return TrainingReport(
+            steps=len(losses),
+            step=self.optimizer.steps,
+            samples=len(losses) * self.settings.batch_size,
+            loss=sum(losses) / len(losses) if losses else math.nan,
+            bytes_sent=self.exchange.traffic.sent,
+            bytes_received=self.exchange.traffic.received,
+            seconds=time.perf_counter() - began,
+            weights_digest=weights_digest(self.model).hex(),
+        )
+
+    def train_batch(self) -> TrainedStep:
+        """Take one step: one batch, exchange, invert, update.
+
+        Raises:
+            ExchangeError: the session failed or went on without this device.
+
+        """
+        step = self.optimizer.steps
+        every = self.settings.evaluate_every
+        evaluation = self.evaluate() if every and step % every == 0 else None
+        batch = torch.from_numpy(self._batches.indices(step))
+        inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
+        self.optimizer.zero_grad()
+        outputs = self.model(inputs)
+        if self.settings.fisher == "sampled":
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+            sampled = sample_targets(outputs, self.task.likelihood, generator)
+            self.optimizer.sample_fisher(self.task.loss(outputs, sampled))
+        loss = self.task.loss(outputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.report(loss.item(), evaluation)
+        self.optimizer.step(reevaluate=lambda: self.task.loss(self.model(inputs), targets).item())
+        result = self.optimizer.last_result
+        if result is None:
+            raise RuntimeError("the optimizer's step left no result")
+        traffic = self.exchange.traffic
+        return TrainedStep(
+            step=step,
+            loss=loss.item(),
+            session_loss=result.loss,
+            devices=result.devices,
+            exchange_s=self.optimizer.exchange_s,
+            curvature_s=self.optimizer.curvature_s,
+            bytes_sent=traffic.sent,
+            bytes_received=traffic.received,
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Try the model on this device's held-out samples."""
+        return evaluate(self.model, self.task, self._held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state, for another trainer that goes on."""
+        return self.optimizer.state_dict()
+
+
+def device_seed(seed: int, index: int) -> int:
+    """Return the seed of a device's batches, different for each device."""
+    return seed * 10_007 + index
+
+
+def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return a task's model with the weights of a seed, or with given ones.
+
+    Raises:
+        ValueError: the weights do not fit the model.
+
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.model()
+    if weights is not None:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit the model of task {task.name!r}: {error}") from None
+    return model
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, samples: Samples) -> Evaluation:
+    """Try a model on samples; it is left in the mode, training or not, in which it came."""
+    was_training = model.training
+    model.eval()
+    outputs = model(samples.inputs)
+    model.train(was_training)
+    loss = task.loss(outputs, samples.targets).item()
+    return Evaluation(task.correct(outputs, samples.targets), len(samples), loss)

@@ -1,0 +1,213 @@
+"""The page's server, with the protocol's own stubs as devices: what it answers, to whom; and the exchange goes on."""
+
+import json
+import socket
+import time
+
+import grpc
+import httpx
+import pytest
+from bare_client import SPEC, Device, join_request, refused
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1 import exchange_pb2_grpc
+from edgenewton.v1.codecs import CodecChoice
+from edgenewton.v1.framing import FramePacker, Layout
+from served import Served
+
+from coordinator.dashboard import feed
+from coordinator.dashboard.app import is_loopback
+
+
+@pytest.fixture
+def served():
+    served = Served()
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def stub(served):
+    with grpc.insecure_channel(served.server.address) as channel:
+        yield exchange_pb2_grpc.GradientExchangeStub(channel)
+
+
+def events(lines):
+    """Yield the server-sent events in lines, as their names and data."""
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def train(devices, steps):
+    for step in steps:
+        for device in devices:
+            device.send_gradient(step, 1.0, samples=4)
+        for device in devices:
+            next(device.stream)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/static/page.js", "/static/style.css", "/api/state", "/metrics", "/health", "/nowhere", "/static/../app.py"],
+)
+def test_every_answer_lets_a_browser_do_nothing_but_show_the_page(served, path):
+    answer = httpx.get(served.url + path)
+    assert answer.status_code == (404 if path in ("/nowhere", "/static/../app.py") else 200)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert "server" not in answer.headers
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(served):
+    for name in ("", "static/page.js", "static/chart.js", "static/format.js", "static/style.css"):
+        text = httpx.get(f"{served.url}/{name}").text.replace("http://www.w3.org/2000/svg", "")
+        assert "//" not in text.replace("// ", "").replace("//\n", "")  # comments aside, no address
+        assert "innerHTML" not in text
+        assert "<style" not in text
+        assert "style=" not in text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(served, method):
+    for path in ("/", "/api/state", "/api/events", "/metrics"):
+        assert httpx.request(method, served.url + path).status_code == 405
+
+
+def test_a_name_that_leads_to_loopback_from_elsewhere_is_refused(served):
+    answer = httpx.get(f"{served.url}/api/state", headers={"Host": "evil.example"})
+    assert answer.status_code == 421
+    assert "sessions" not in answer.text
+    port = served.url.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
+        assert httpx.get(f"{served.url}/api/state", headers={"Host": host}).status_code == 200
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+
+
+def test_state_and_metrics_are_those_of_the_devices(served, stub):
+    served.create(devices=2, codec="fp32")
+    a, b = Device(stub, "a"), Device(stub, "b")
+    train((a, b), range(3))
+    session = served.session()
+    assert (session["phase"], session["step"], session["steps"], session["members"]) == ("training", 2, 3, 2)
+    assert session["samples"] == 24
+    assert [point[0] for point in session["curves"]["loss"]] == [0, 1, 2]
+    assert [(d["device"], d["state"], d["batches"]) for d in session["devices"]] == [
+        ("a", "active", 3),
+        ("b", "active", 3),
+    ]
+    assert session["received"] == sum(device["received"] for device in session["devices"]) > 0
+
+    of = ("session", "s")
+    metrics = served.metrics()
+    assert metrics["edgenewton_coordinator_steps_total", of] == 3
+    assert metrics["edgenewton_coordinator_step_seconds_count", of] == 3
+    assert metrics["edgenewton_coordinator_step_seconds_bucket", ("le", "+Inf"), of] == 3
+    assert metrics["edgenewton_coordinator_devices", of, ("standing", "active")] == 2
+    assert metrics["edgenewton_coordinator_loss", of] == 1.0
+    assert metrics["edgenewton_coordinator_phase", ("phase", "training"), of] == 1
+    codec = ("codec", "fp32")
+    assert metrics["edgenewton_coordinator_bytes_total", codec, ("direction", "received"), of] == session["received"]
+    assert metrics["edgenewton_coordinator_device_bytes_total", ("device", "a"), ("direction", "received"), of] > 0
+
+
+def test_what_the_codec_saves_is_what_float32_would_take_more(served, stub):
+    """The only tensor has six elements, which bf16 writes in 12 bytes where float32 takes 24."""
+    served.create(devices=1, codec="bf16")
+    device = Device(stub, "a")
+    packer = FramePacker(0, 1, 1 << 20)
+    (piece,) = Layout((SPEC,), CodecChoice("bf16"), 1 << 20).slices(0)
+    assert not list(packer.add(piece, bytes(12)))
+    device.send(pb.Frame.FromString(packer.take(pb.Frame(contribution=pb.Contribution(loss=1.0)))))
+    next(device.stream)
+    device.end()
+    stub.Leave(pb.LeaveRequest(session="s", device="a", token=device.reply.token, finished=True))
+    assert served.session()["saved"] == 2 * 12  # up and down
+
+
+def test_refusals_are_counted_and_shown_but_hide_nothing(served, stub):
+    served.create(devices=2)
+    Device(stub, "a")
+    for number in range(60):
+        refused(lambda name=f"b{number}": stub.Join(join_request(name, version=9), timeout=5))
+    refused(lambda: stub.Join(join_request("c", session="other"), timeout=5))
+    session = served.session()
+    assert session["refusals"] == {"FAILED_PRECONDITION": 60}
+    kinds = [happening["kind"] for happening in session["happenings"]]
+    assert kinds.count("refused") < 50
+    metrics = served.metrics()
+    assert metrics["edgenewton_coordinator_refusals_total", ("status", "FAILED_PRECONDITION")] == 60
+    assert metrics["edgenewton_coordinator_refusals_total", ("status", "NOT_FOUND")] == 1
+
+
+def test_the_feed_tells_everything_and_then_what_is_new(served, stub):
+    served.create(devices=1)
+    device = Device(stub, "a")
+    train((device,), range(2))
+    with httpx.stream("GET", f"{served.url}/api/events", timeout=20) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = events(answer.iter_lines())
+        name, data = next(told)
+        assert name == "everything"
+        assert [point[0] for point in data["sessions"][0]["curves"]["loss"]] == [0, 1]
+        train((device,), range(2, 5))
+        points = []
+        for name, data in told:
+            assert name == "update"
+            points += [point[0] for point in data["sessions"][0]["curves"]["loss"]]
+            if 4 in points:
+                break
+        assert sorted(set(points)) in ([0, 1, 2, 3, 4], [2, 3, 4])
+
+
+def test_too_many_viewers_are_told_so_and_leave_no_trace(served, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_VIEWERS", 1)
+    with httpx.stream("GET", f"{served.url}/api/events", timeout=20) as answer:
+        lines = answer.iter_lines()  # kept: its end would close the stream
+        next(lines)
+        refusal = httpx.get(f"{served.url}/api/events")
+        assert refusal.status_code == 503
+        assert "1 viewers are connected already" in refusal.json()["error"]
+    deadline = time.monotonic() + 20
+    while True:
+        with httpx.stream("GET", f"{served.url}/api/events", timeout=20) as again:
+            if again.status_code == 200:
+                break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_viewer_that_never_reads_stops_nobody(served, stub):
+    served.create(devices=1)
+    device = Device(stub, "a")
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as deaf:
+        deaf.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        train((device,), range(50))
+        assert served.session()["steps"] == 50
+
+
+def test_an_error_in_the_statistics_stops_nobody(served, stub, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("coordinator.telemetry.statistics.SessionStatistics._apply_report", fail)
+    served.create(devices=1)
+    train((Device(stub, "a"),), range(3))
+
+
+def test_what_a_device_says_comes_as_it_is_for_the_page_to_show_as_text(served, stub):
+    name = '<img src=x onerror=alert(1)>"\\'
+    served.create(devices=1)
+    Device(stub, name)
+    assert served.session()["devices"][0]["device"] == name
+    labels = ("edgenewton_coordinator_device_lag_seconds", ("device", name), ("session", "s"))
+    assert labels in served.metrics()

@@ -1,0 +1,124 @@
+"""The record on disk: readable after a kill at any instant, and enough to go on from."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from edgenewton.v1.fingerprint import TensorSpec
+
+from coordinator.session.decisions import Phase
+from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.history import History, StepRecord
+from coordinator.telemetry.record import Record, RecordError
+
+
+def step_record(step, **fields):
+    usual = {"seconds": 0.25, "samples": 8, "devices": 2, "left_out": 0, "loss": 1.5, "correct": None, "tried": None}
+    return StepRecord(
+        step=step, time_s=100.0 + step, received=10 * step, sent=20 * step, saved=5 * step, **usual | fields
+    )
+
+
+SPECS = (TensorSpec("w", (2, 3)), TensorSpec("A", (6,), kind="curvature"))
+
+
+def test_a_session_comes_back_as_it_was(tmp_path):
+    record = Record(tmp_path / "a" / "record.sqlite")
+    settings = SessionSettings(devices=2, codec="topk", topk_fraction=0.05)
+    record.begin_session("s", settings)
+    record.begin_session("over", settings)
+    record.set_model("s", SPECS, {"lr": "0.1"})
+    record.set_phase("over", Phase.ENDED, "done")
+    record.set_phase("s", Phase.TRAINING, "all joined")
+    record.set_committed("s", step_record(41))
+    for device, state in (("a", "member"), ("b", "lost"), ("c", "finished")):
+        record.set_device("s", device, state)
+    record.close()
+    (found,) = Record(tmp_path / "a" / "record.sqlite").resumable()
+    assert (found.name, found.settings, found.phase, found.committed) == ("s", settings, Phase.TRAINING, 41)
+    assert (found.fingerprint, found.options, found.devices) == (SPECS, {"lr": "0.1"}, ["a", "b"])
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from coordinator.telemetry.record import Record
+from coordinator.telemetry.history import StepRecord
+from coordinator.session.settings import SessionSettings
+record = Record(Path(sys.argv[1]))
+record.begin_session("s", SessionSettings())
+step = 0
+while True:
+    record.set_committed("s", StepRecord(step, 0.0, 0.1, 8, 2, 0, 0.5, None, None, step, step, 0))
+    print(step, flush=True)
+    step += 1
+"""
+
+
+def test_a_kill_at_any_instant_leaves_the_last_step_or_the_one_after_it(tmp_path):
+    path = tmp_path / "record.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    for line in writer.stdout:
+        if int(line) >= 50:
+            os.kill(writer.pid, signal.SIGKILL)
+            break
+    told = max([50, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+    writer.wait()
+    record = Record(path)
+    (found,) = record.resumable()
+    assert found.committed in (told, told + 1)
+    # A step is in the history if and only if it is the session's.
+    assert [step.step for step in record.history.steps("s")] == list(range(found.committed + 1))
+
+
+def test_files_that_are_no_record_are_named(tmp_path):
+    path = tmp_path / "record.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(RecordError, match=r"record.sqlite cannot be used as the coordinator's record"):
+        Record(path)
+    newer = tmp_path / "newer.sqlite"
+    with sqlite3.connect(newer) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(RecordError, match="was written by a newer release"):
+        Record(newer)
+
+
+def test_the_history_stays_small_and_keeps_the_steps_at_which_the_model_was_tried(tmp_path):
+    database = Record(tmp_path / "record.sqlite").history._database
+    history = History(database, max_steps=100)
+    for step in range(1_000):
+        tried = {"correct": step, "tried": 1_000} if step % 10 == 1 else {}
+        history.add("s", step_record(step, **tried))
+        assert len(history.steps("s")) <= 100
+    kept = history.steps("s")
+    assert kept[0].step <= 1
+    assert kept[-1] == step_record(999)
+    assert kept == sorted(kept, key=lambda step: step.step)
+    tried = [step for step in kept if step.tried]
+    assert len(tried) >= 5
+    assert all(step.accuracy == step.step / 1_000 for step in tried)
+
+
+def test_a_step_that_is_done_again_replaces_the_first(tmp_path):
+    record = Record(tmp_path / "record.sqlite")
+    record.begin_session("s", SessionSettings())
+    record.set_committed("s", step_record(3))
+    record.set_committed("s", step_record(3, loss=0.5))
+    assert record.history.steps("s") == [step_record(3, loss=0.5)]
+    record.begin_session("s", SessionSettings())
+    assert record.history.steps("s") == []
+
+
+def test_a_record_of_the_release_before_is_gone_on_with(tmp_path):
+    path = tmp_path / "record.sqlite"
+    record = Record(path)
+    record.begin_session("s", SessionSettings(devices=1))
+    record.close()
+    with sqlite3.connect(path) as database:
+        database.executescript("DROP TABLE steps; DROP TABLE statistics; PRAGMA user_version = 1")
+    record = Record(path)
+    assert [found.name for found in record.resumable()] == ["s"]
+    assert record.history.steps("s") == []

@@ -1,0 +1,160 @@
+import math
+from itertools import pairwise
+
+import pytest
+from edgenewton.v1 import exchange_pb2 as pb
+
+from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.curve import Curve
+from coordinator.telemetry.record import Record
+from coordinator.telemetry.statistics import MAX_GONE, STEP_SECONDS, SessionStatistics
+
+
+def phase(kind, time_s=0.0):
+    settings = SessionSettings(codec="int8").to_proto()
+    return pb.SessionEvent(time_s=time_s, phase=pb.PhaseChanged(phase=kind, reason="because", settings=settings))
+
+
+def joined(device, time_s=0.0):
+    return pb.SessionEvent(time_s=time_s, joined=pb.DeviceJoined(device=device, training_samples=7, software="x 1"))
+
+
+def report(device, step, time_s, received=0, sent=0, saved=0, loss=1.0):
+    event = pb.DeviceReport(device=device, step=step, bytes_received=received, bytes_sent=sent, bytes_saved=saved)
+    event.contribution.loss = loss
+    return pb.SessionEvent(time_s=time_s, report=event)
+
+
+def left(device, time_s, status, reason, **use):
+    return pb.SessionEvent(time_s=time_s, left=pb.DeviceLeft(device=device, status=status, reason=reason, **use))
+
+
+def committed(step, time_s, seconds=0.2, loss=0.5, left_out=(), correct=None):
+    event = pb.StepCommitted(step=step, seconds=seconds)
+    event.commit.CopyFrom(pb.Commit(samples=16, devices=2, loss=loss, left_out=left_out))
+    if correct is not None:
+        event.evaluation.CopyFrom(pb.Evaluation(correct=correct, samples=10))
+    return pb.SessionEvent(time_s=time_s, step=event)
+
+
+def told(*events):
+    statistics = SessionStatistics("s")
+    for event in events:
+        statistics.apply(event)
+    return statistics
+
+
+def test_bytes_add_up_over_connections_and_memberships():
+    statistics = told(
+        joined("a"),
+        report("a", 0, 1.0, received=100, sent=10, saved=5),
+        report("a", 1, 2.0, received=250, sent=40, saved=9),
+        left("a", 3.0, "DEADLINE_EXCEEDED", "silent", bytes_received=250, bytes_sent=70, bytes_saved=9),
+        joined("a", 4.0),
+        report("a", 2, 5.0, received=30, sent=3, saved=-1),
+    )
+    a = statistics.devices["a"]
+    assert (a.received, a.sent, a.saved) == (280, 73, 8)
+    assert (statistics.received, statistics.sent, statistics.saved) == (280, 73, 8)
+    assert a.last_error == "silent"
+    assert a.last_error_at == 3.0
+    assert (a.batches, a.step, a.state) == (3, 2, "training")
+
+
+def test_lag_is_counted_from_the_first_device_of_the_step():
+    statistics = told(report("a", 4, 10.0), report("b", 4, 10.25), report("b", 5, 11.0), report("a", 5, 11.5))
+    assert statistics.devices["b"].lag_s == 0.0
+    assert statistics.devices["a"].lag_s == 0.5
+
+
+def test_rates_approach_what_flows_and_end_with_it():
+    statistics = told(joined("a", 0.0), *(report("a", t, float(t), received=1_000 * t, sent=0) for t in range(1, 60)))
+    received, sent = statistics.devices["a"].rates(60.0)
+    assert received == pytest.approx(1_000, rel=0.01)
+    assert sent == 0
+    assert statistics.devices["a"].rates(70.0) == (0.0, 0.0)
+
+
+def test_steps_losses_and_accuracy():
+    statistics = told(
+        phase(pb.PHASE_TRAINING, 1.0),
+        committed(0, 2.0, seconds=0.2, loss=2.0, correct=3),
+        committed(1, 3.0, seconds=70.0, loss=1.0, left_out=["b"]),
+    )
+    assert (statistics.codec, statistics.phase, statistics.began_at) == ("int8", "training", 1.0)
+    assert (statistics.step, statistics.steps, statistics.samples) == (1, 2, 32)
+    assert list(statistics.curves.loss) == [(0, 2.0), (1, 1.0)]
+    assert list(statistics.curves.accuracy) == [(0, 0.3)]
+    assert statistics.step_buckets[STEP_SECONDS.index(0.25)] == 1
+    assert statistics.step_buckets[-1] == 1
+    assert statistics.devices["b"].left_out == statistics.left_out == 1
+    assert statistics.devices["b"].last_error == "not in time for step 1"
+
+
+def test_of_a_device_that_is_gone_the_reason_stays():
+    statistics = told(
+        joined("a"), left("a", 1.0, "DEADLINE_EXCEEDED", "nothing was heard"), committed(0, 2.0, left_out=["a"])
+    )
+    assert statistics.devices["a"].last_error == "nothing was heard"
+    assert statistics.devices["a"].left_out == 1
+
+
+def test_numbers_that_are_none_are_not_shown():
+    statistics = told(report("a", 0, 1.0, loss=math.nan), committed(0, 2.0, loss=math.inf))
+    assert statistics.devices["a"].loss is None
+    assert list(statistics.curves.loss) == []
+
+
+def test_memory_is_bounded_whatever_comes_and_goes():
+    statistics = SessionStatistics("s")
+    for number in range(MAX_GONE + 300):
+        statistics.apply(joined(f"d{number}", number))
+        statistics.apply(left(f"d{number}", number + 0.5, "ABORTED", "x" * 10_000))
+        statistics.refuse("e" * 10_000, "NOT_FOUND", "y" * 10_000, number)
+    assert len(statistics.devices) == MAX_GONE
+    assert f"d{MAX_GONE + 299}" in statistics.devices
+    assert statistics.refusals["NOT_FOUND"] == MAX_GONE + 300
+    assert len(statistics.refused) == 50
+    assert len(statistics.happenings) == 200
+    assert all(len(h.text) + len(h.device) < 1_000 for h in (*statistics.happenings, *statistics.refused))
+
+
+def test_a_curve_keeps_its_shape_its_ends_and_its_size():
+    curve = Curve(limit=64)
+    for step in range(10_000):
+        curve.add(step, step**2)
+        assert len(list(curve)) <= 66
+    points = list(curve)
+    assert points[0] == (0, 0)
+    assert points[-1] == (9_999, 9_999**2)
+    assert all(value == step**2 for step, value in points)
+    gaps = [b - a for (a, _), (b, _) in pairwise(points[:-1])]
+    assert max(gaps) <= 2 * min(gaps)
+
+
+def test_a_curve_that_goes_back_forgets_what_came_after():
+    curve = Curve()
+    for step in range(10):
+        curve.add(step, 1.0)
+    curve.add(5, 2.0)
+    assert list(curve) == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0)]
+    assert curve.since(3) == [(4, 1.0), (5, 2.0)]
+
+
+def test_they_come_back_from_the_record_as_they_were(tmp_path):
+    path = tmp_path / "record.sqlite"
+    statistics = told(
+        phase(pb.PHASE_TRAINING, 1.0),
+        joined("a"),
+        report("a", 0, 1.5, received=5, sent=6, saved=7),
+        committed(0, 2.0, left_out=["b"]),
+    )
+    statistics.refuse("a", "INVALID_ARGUMENT", "a frame broke the contract", 3.0)
+    record = Record(path)
+    record.set_statistics(statistics)
+    record.close()
+    found = Record(path).statistics("s")
+    statistics.devices["a"].end_membership()
+    for passing in ("curves", "_first_report", "_commits"):
+        setattr(found, passing, getattr(statistics, passing))
+    assert found == statistics

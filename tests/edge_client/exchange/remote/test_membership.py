@@ -1,0 +1,244 @@
+"""The exchange over gRPC, with a real coordinator and several devices in threads."""
+
+import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from edgenewton.v1.fingerprint import TensorSpec
+from torch import nn
+
+from benchmarks.tcp_proxy import TcpProxy
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
+from edge_client import GradientExchange, NewtonOptimizer
+from edge_client.exchange import Cause, Evaluation, ExchangeError, NonFiniteGradientError
+
+SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
+KEYS = [(spec.kind, spec.name) for spec in SPECS]
+
+
+@pytest.fixture
+def coordinator():
+    with embedded_coordinator() as embedded:
+        yield embedded
+
+
+class Weights:
+    """A replica whose state is some bytes and the steps that were applied to them."""
+
+    is_shared = True
+
+    def __init__(self, weights: bytes = b"same", next_step: int | None = None) -> None:
+        self.weights, self.next_step, self.applied = weights, next_step, []
+
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.weights).digest()
+
+    def dump(self) -> bytes:
+        return self.weights
+
+    def load(self, data: bytes) -> None:
+        self.weights = data
+
+    def apply(self, result) -> None:
+        self.applied.append(result.step)
+
+
+def join(coordinator, device: str, session: str = "s", specs=SPECS, options=None, weights: bytes = b"same"):
+    exchange = GradientExchange.join(coordinator.address, session=session, device=device)
+    exchange.replica = Weights(weights)
+    exchange.start(specs, options or {}, exchange.replica)
+    return exchange
+
+
+def exchange_once(exchange, tensors, samples, loss=0.0, evaluation=None):
+    exchange.begin(samples)
+    for key, tensor in tensors.items():
+        exchange.contribute(key, tensor)
+    return exchange.collect(loss, evaluation)
+
+
+def tensors(seed: int) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.randn(spec.shape, generator=generator, dtype=getattr(torch, spec.dtype))
+        for key, spec in zip(KEYS, SPECS, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("codec", "tolerance"), [("fp32", 1e-6), ("bf16", 2e-2), ("fp16", 2e-3), ("int8", 3e-2), ("powersgd", 2e-2)]
+)
+@pytest.mark.parametrize("frame_bytes", [1024, 1 << 20])
+def test_every_device_gets_the_same_plain_weighted_mean(coordinator, codec, tolerance, frame_bytes):
+    coordinator.create_session("s", SessionSettings(devices=3, codec=codec, frame_bytes=frame_bytes))
+    exchanges = [join(coordinator, f"d{i}") for i in range(3)]
+    samples = [1, 5, 10]
+    with ThreadPoolExecutor(3) as pool:
+        for step in range(3):
+            inputs = [tensors(10 * step + i) for i in range(3)]
+            results = list(pool.map(exchange_once, exchanges, inputs, samples, samples))
+            for key in KEYS:
+                mean = sum(n * values[key] for n, values in zip(samples, inputs, strict=True)) / 16
+                for result in results:
+                    assert result.tensors[key].dtype == inputs[0][key].dtype
+                    assert torch.equal(result.tensors[key], results[0].tensors[key])
+                    torch.testing.assert_close(result.tensors[key], mean, rtol=tolerance, atol=tolerance)
+            assert {(r.step, r.samples, r.devices) for r in results} == {(step, 16, 3)}
+            assert results[0].loss == pytest.approx((1 + 25 + 100) / 16)
+    for exchange in exchanges:
+        exchange.close()
+
+
+def test_frames_leave_and_come_back_before_the_step_is_collected(coordinator):
+    """What a hook sends early is synchronised while backward still runs."""
+    coordinator.create_session("s", SessionSettings(devices=2, frame_bytes=1024))
+    exchanges = [join(coordinator, f"d{i}") for i in range(2)]
+    before = exchanges[0].traffic.received
+    for exchange in exchanges:
+        exchange.begin(1)
+        exchange.contribute(KEYS[1], torch.ones(700))
+    deadline = time.monotonic() + 10
+    while exchanges[0].traffic.received - before < 2000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert exchanges[0].traffic.received - before >= 2000  # two full frames of means
+
+
+def test_other_weights_are_replaced_by_those_of_the_session(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=3))
+    first = join(coordinator, "a", weights=b"A" * 3_000_000)
+    same = join(coordinator, "b", weights=b"A" * 3_000_000)
+    with ThreadPoolExecutor(3) as pool:
+        # The first device hands its state in from within its step, as soon as it begins one.
+        steps = [pool.submit(exchange_once, exchange, tensors(i), 1) for i, exchange in enumerate((first, same))]
+        other = join(coordinator, "c", weights=b"B")
+        assert other.replica.weights == b"A" * 3_000_000
+        exchange_once(other, tensors(2), 1)
+        assert all(step.result().devices == 3 for step in steps)
+
+
+def test_nobody_listening_is_said_within_seconds():
+    began = time.monotonic()
+    with pytest.raises(ExchangeError, match=r"no coordinator answers at 127.0.0.1:9 within 1 s") as raised:
+        GradientExchange.join("127.0.0.1:9", session="s", device="a", connect_timeout_s=1.0)
+    assert raised.value.cause is Cause.UNREACHABLE
+    assert time.monotonic() - began < 10
+
+
+def test_refusals_reach_the_user_in_words(coordinator):
+    with pytest.raises(ExchangeError, match="session 'nowhere' does not exist") as raised:
+        join(coordinator, "a", session="nowhere")
+    assert raised.value.cause is Cause.REFUSED
+    coordinator.create_session("s", SessionSettings(devices=3))
+    join(coordinator, "a", options={"lr": "0.1"})
+    for device, changes, message in [
+        ("a", {}, "a live device with this id"),
+        ("b", {"specs": [TensorSpec("w", (3, 9)), *SPECS[1:]]}, "3 x 2 float32 where this device has.* 3 x 9"),
+        ("b", {"options": {"lr": "0.2"}}, "option 'lr' is 0.1 in the session but 0.2 on this device"),
+    ]:
+        with pytest.raises(ExchangeError, match=message):
+            join(coordinator, device, **({"options": {"lr": "0.1"}} | changes))
+
+
+def test_a_coordinator_that_is_lost_during_the_first_join_is_asked_again(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    with TcpProxy(coordinator.address) as proxy:
+        exchange = GradientExchange.join(proxy.address, session="s", device="a")
+        proxy.cut_after_bytes = 50  # of the request
+        exchange.start(SPECS, {}, Weights())
+        exchange.begin(1)
+        exchange.close()
+    with embedded_coordinator() as another:
+        impatient = GradientExchange.join(another.address, session="s", device="b", reconnect_deadline_s=0.2)
+    with pytest.raises(ExchangeError, match="device 'b' lost the coordinator") as failure:
+        impatient.start(SPECS, {}, Weights())
+    assert failure.value.cause is Cause.UNREACHABLE
+    impatient.close()
+
+
+def test_another_protocol_version_is_refused(coordinator, monkeypatch):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    monkeypatch.setattr("edge_client.exchange.remote.membership.PROTOCOL_VERSION", 99)
+    with pytest.raises(ExchangeError, match="protocol version 99 and the coordinator version 1"):
+        join(coordinator, "a")
+
+
+def test_a_tensor_that_is_not_finite_is_never_sent(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    exchange = join(coordinator, "gateway-7")
+    exchange.begin(1)
+    with pytest.raises(NonFiniteGradientError, match="device 'gateway-7', step 0: the gradient of 'w'"):
+        exchange.contribute(KEYS[0], torch.full((3, 2), float("inf")))
+
+
+def test_a_waiting_device_is_released_when_another_fails(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=2, rejoin_deadline_s=0))
+    a, b = join(coordinator, "a"), join(coordinator, "b")
+    threading.Timer(0.3, b.close, kwargs={"failure": "out of memory"}).start()
+    with pytest.raises(ExchangeError, match="device 'b' left in step 0: out of memory") as raised:
+        exchange_once(a, tensors(0), 1)
+    assert raised.value.cause is Cause.ABORTED
+    a.close()
+
+
+def test_a_coordinator_that_dies_ends_the_wait(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a, _ = join(coordinator, "a"), join(coordinator, "b")
+    a._link._reconnect_deadline_s = 0.5
+    threading.Timer(0.3, coordinator._call, (coordinator._server._server.stop(0),)).start()
+    with pytest.raises(ExchangeError, match="'a' lost the coordinator at"):
+        exchange_once(a, tensors(0), 1)
+
+
+def test_going_on_when_the_session_is_over_is_refused(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    exchange = join(coordinator, "a")
+    exchange_once(exchange, tensors(0), 1)
+    coordinator.abort("s", "enough")
+    with pytest.raises(ExchangeError, match="enough"):
+        exchange_once(exchange, tensors(0), 1)
+
+
+def test_traffic_is_counted(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    exchange = join(coordinator, "a", weights=b"")
+    before = exchange.traffic
+    exchange_once(exchange, tensors(0), 1, evaluation=Evaluation(1, 2, 0.5))
+    payload = 4 * (6 + 700 + 1)
+    assert payload < exchange.traffic.sent - before.sent < payload + 200
+    assert payload < exchange.traffic.received - before.received < payload + 200
+
+
+def train(coordinator, device, x, y, steps, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    with GradientExchange.join(coordinator.address, session="s", device=device) as exchange:
+        optimizer = NewtonOptimizer(model, lr=0.05, exchange=exchange, **options)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        optimizer.synchronise()
+    return model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:no curvature estimator")
+@pytest.mark.parametrize("curvature", ["kfac", "eva"])
+@pytest.mark.parametrize("curvature_scope", ["shared", "local"])
+def test_devices_with_different_data_end_with_identical_models(coordinator, curvature, curvature_scope):
+    coordinator.create_session("s", SessionSettings(devices=3))
+    rng = np.random.default_rng(0)
+    data = [
+        (torch.from_numpy(rng.normal(i, 1 + i, (8, 6)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 8)))
+        for i in range(3)
+    ]
+    options = {"curvature": curvature, "curvature_scope": curvature_scope, "average_every": 2}
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(train, coordinator, f"d{i}", x, y, 5, **options) for i, (x, y) in enumerate(data)]
+        states = [future.result() for future in futures]
+    for state in states[1:]:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())

@@ -1,0 +1,27 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_client.training.batches import BatchOrder
+
+
+@given(samples=st.integers(1, 40), batch_size=st.integers(1, 60), seed=st.integers(0, 1000))
+def test_batches_are_full_and_every_pass_sees_every_sample_once(samples, batch_size, seed):
+    order = BatchOrder(samples, batch_size, seed)
+    drawn = [index for step in range(10) for index in order.indices(step)]
+    assert len(drawn) == 10 * batch_size
+    for begin in range(0, len(drawn) - samples + 1, samples):
+        assert Counter(drawn[begin : begin + samples]) == Counter(range(samples))
+
+
+def test_any_step_can_be_the_first():
+    whole = BatchOrder(10, 4, seed=1)
+    before = [whole.indices(step).tolist() for step in range(8)]
+    assert BatchOrder(10, 4, seed=1).indices(7).tolist() == before[7]
+
+
+def test_a_device_without_samples_is_refused():
+    with pytest.raises(ValueError, match="no training samples"):
+        BatchOrder(0, 4, seed=0)

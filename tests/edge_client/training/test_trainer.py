@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from edge_client.sync.replica import weights_digest
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer, build_model
+
+
+@pytest.mark.parametrize("curvature", ["kfac", "eva"])
+def test_two_trainers_one_after_the_other_are_one(curvature):
+    settings = TrainSettings(steps=6, curvature=curvature)
+    whole = Trainer(settings)
+    whole.train(6)
+    first = Trainer(settings)
+    first.train(4)
+    second = Trainer(settings, weights=first.model.state_dict(), state=first.state_dict())
+    report = second.train(2)
+    assert report.weights_digest == weights_digest(whole.model).hex()
+
+
+def test_a_report_says_what_was_done():
+    seen = []
+    trainer = Trainer(TrainSettings(batch_size=8), index=1, count=3)
+    report = trainer.train(3, on_step=seen.append)
+    assert [step.step for step in seen] == [0, 1, 2]
+    assert (report.steps, report.samples) == (3, 24)
+    assert report.loss == pytest.approx(sum(step.loss for step in seen) / 3)
+    assert seen[0].session_loss == seen[0].loss
+    result = trainer.evaluate()
+    assert result.samples == 120
+    assert 0 <= result.correct <= 120
+
+
+def test_evaluations_ride_along_at_their_interval():
+    trainer = Trainer(TrainSettings(evaluate_every=2))
+    sent = []
+    collect = trainer.exchange.collect
+    trainer.exchange.collect = lambda loss, evaluation: (sent.append(evaluation), collect(loss, evaluation))[1]
+    trainer.train(4)
+    assert [evaluation is not None for evaluation in sent] == [True, False, True, False]
+
+
+def test_the_seed_decides_the_weights_and_leaves_torch_alone():
+    task = Trainer(TrainSettings()).task
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (build_model(task, seed) for seed in (1, 1, 2))
+    assert torch.rand(1) == expected
+    assert weights_digest(one) == weights_digest(same) != weights_digest(other)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="the weights do not fit the model of task 'digits'"):
+        Trainer(TrainSettings(), weights={"0.weight": torch.zeros(1)})
