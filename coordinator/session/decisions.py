@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.session.members import Member
 from coordinator.session.refusal import Status
-from coordinator.session.step import Contribution, Evaluation, Step
+from coordinator.session.step import Contribution, Step
 
 
 class Phase(Enum):

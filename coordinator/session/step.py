@@ -3,28 +3,11 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.session.aggregation import WeightedMean
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model did on held-out samples."""
-
-    correct: int
-    samples: int
-    loss: float
-
-    @classmethod
-    def union(cls, evaluations: Collection["Evaluation"]) -> "Evaluation | None":
-        """Return how it did on the samples of all of them together, or None if there are none."""
-        samples = sum(evaluation.samples for evaluation in evaluations)
-        if not samples:
-            return None
-        loss = sum(evaluation.loss * evaluation.samples for evaluation in evaluations) / samples
-        return cls(sum(evaluation.correct for evaluation in evaluations), samples, loss)
 
 
 @dataclass(frozen=True)

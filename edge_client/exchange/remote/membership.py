@@ -15,6 +15,7 @@ from edgenewton.common.tls_diagnosis import diagnose
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Encoder, Float32Array
+from edgenewton.v1.evaluation import evaluation_to_proto
 from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import FramePacker, Layout, SliceKey, check_values
 from torch import Tensor
@@ -176,11 +177,9 @@ class GradientExchange:
         """End the contribution and wait for the commit: see `Exchange.collect`."""
         if self._packer is None:
             raise ExchangeError(f"device {self.device!r}: begin a step before collecting it", Cause.INVALID)
-        contribution = pb.Contribution(loss=loss, weights_digest=self._digest_if_due())
-        if evaluation is not None:
-            contribution.evaluation.CopyFrom(
-                pb.Evaluation(correct=evaluation.correct, samples=evaluation.samples, loss=evaluation.loss)
-            )
+        contribution = pb.Contribution(
+            loss=loss, evaluation=evaluation_to_proto(evaluation), weights_digest=self._digest_if_due()
+        )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer = None
         step = self._wait_for_step()

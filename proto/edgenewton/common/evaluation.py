@@ -1,5 +1,6 @@
 """How good a model is."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -10,3 +11,12 @@ class Evaluation:
     correct: int
     samples: int
     loss: float
+
+    @classmethod
+    def union(cls, evaluations: Collection["Evaluation"]) -> "Evaluation | None":
+        """Return how it did on the samples of all of them together, or None if there are none."""
+        samples = sum(evaluation.samples for evaluation in evaluations)
+        if not samples:
+            return None
+        loss = sum(evaluation.loss * evaluation.samples for evaluation in evaluations) / samples
+        return cls(sum(evaluation.correct for evaluation in evaluations), samples, loss)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
 from hypothesis import given
@@ -13,7 +14,7 @@ from coordinator.session.members import Joining, Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
 from coordinator.session.settings import SessionSettings
-from coordinator.session.step import Contribution, Evaluation
+from coordinator.session.step import Contribution
 
 SPECS = (TensorSpec("w", (4,)), TensorSpec("b", (2,)))
 W, B = SliceKey(0, 0), SliceKey(1, 0)
