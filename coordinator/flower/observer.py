@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc
 from edgenewton.common.tls import TlsFiles
-from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings
@@ -74,7 +73,7 @@ class RunObserver:
             for event in follow(address, session, self._tls):
                 told.apply(event)
                 if event.WhichOneof("event") == "step":
-                    self._record.set_committed(_SESSION, _step_record(event, told))
+                    self._record.set_committed(_SESSION, StepRecord.of(event.step, event.time_s, told))
                     if self._files is not None:
                         self._files.write(event, told)
             self._record.set_phase(_SESSION, Phase(told.phase), told.reason)
@@ -83,21 +82,3 @@ class RunObserver:
             log.warning("session %r is not followed any more: %s", session, error)
         except Exception:
             log.exception("session %r is not recorded any more", session)
-
-
-def _step_record(event: pb.SessionEvent, told: SessionStatistics) -> StepRecord:
-    step = event.step
-    return StepRecord(
-        step=step.step,
-        time_s=event.time_s,
-        seconds=step.seconds,
-        samples=step.commit.samples,
-        devices=step.commit.devices,
-        left_out=len(step.commit.left_out),
-        loss=step.commit.loss,
-        correct=step.evaluation.correct if step.evaluation.samples else None,
-        tried=step.evaluation.samples or None,
-        received=told.received,
-        sent=told.sent,
-        saved=told.saved,
-    )

@@ -15,14 +15,15 @@ from edgenewton.v1.codecs import Encoder
 from edgenewton.v1.framing import FramePacker, Layout, Slice, SliceKey, check_values, parse_frame
 
 from coordinator.serving.broadcast import BroadcastLog
-from coordinator.serving.link_use import LinkUse, saved_bytes
 from coordinator.serving.snapshots import SnapshotDesk
-from coordinator.serving.translation import commit_to_proto, contribution_from_proto
+from coordinator.serving.translation import contribution_from_proto
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
+from coordinator.telemetry.announcement import commit_to_proto
 from coordinator.telemetry.chronicle import Chronicle
+from coordinator.telemetry.link_use import LinkUse, saved_bytes
 from coordinator.telemetry.record import Record
 
 MAX_TOKENS = 10_000

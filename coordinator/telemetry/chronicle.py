@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from edgenewton.v1 import exchange_pb2 as pb
 
-from coordinator.serving.link_use import LinkUse
-from coordinator.serving.translation import event_for
 from coordinator.session import decisions as d
 from coordinator.session.refusal import Status
 from coordinator.session.session import Session
+from coordinator.telemetry.announcement import event_for, step_to_proto
 from coordinator.telemetry.events import EventLog
 from coordinator.telemetry.history import StepRecord
+from coordinator.telemetry.link_use import LinkUse
 from coordinator.telemetry.record import Record
 from coordinator.telemetry.statistics import SessionStatistics
 
@@ -48,24 +48,9 @@ class Chronicle:
 
     def commit(self, decision: d.StepCommitted) -> None:
         """Record a step, before anybody is told of it."""
-        if self._record is None:
-            return
-        evaluation = decision.evaluation
-        step = StepRecord(
-            step=decision.step,
-            time_s=time.time(),
-            seconds=decision.seconds,
-            samples=decision.samples,
-            devices=decision.devices,
-            left_out=len(decision.left_out),
-            loss=decision.loss,
-            correct=evaluation.correct if evaluation else None,
-            tried=evaluation.samples if evaluation else None,
-            received=self.statistics.received,
-            sent=self.statistics.sent,
-            saved=self.statistics.saved,
-        )
-        self._record.set_committed(self._session.name, step)
+        if self._record is not None:
+            step = StepRecord.of(step_to_proto(decision), time.time(), self.statistics)
+            self._record.set_committed(self._session.name, step)
 
     def note(self, decision: d.Decision, use: LinkUse | None) -> None:
         """Tell everybody who watches of a decision; `use` is that of the link to the device that it is about."""

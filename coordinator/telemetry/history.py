@@ -4,7 +4,9 @@ import json
 import sqlite3
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
+
+from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.telemetry.statistics import DeviceStatistics, Happening, SessionStatistics
 
@@ -66,6 +68,25 @@ class StepRecord:
     received: int
     sent: int
     saved: int
+
+    @classmethod
+    def of(cls, step: pb.StepCommitted, time_s: float, statistics: SessionStatistics) -> Self:
+        """Return what is recorded of a step that is committed at a time; the statistics know the bytes until then."""
+        is_tried = step.evaluation.samples > 0
+        return cls(
+            step=step.step,
+            time_s=time_s,
+            seconds=step.seconds,
+            samples=step.commit.samples,
+            devices=step.commit.devices,
+            left_out=len(step.commit.left_out),
+            loss=step.commit.loss,
+            correct=step.evaluation.correct if is_tried else None,
+            tried=step.evaluation.samples if is_tried else None,
+            received=statistics.received,
+            sent=statistics.sent,
+            saved=statistics.saved,
+        )
 
     @property
     def accuracy(self) -> float | None:

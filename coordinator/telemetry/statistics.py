@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from edgenewton.v1 import exchange_pb2 as pb
 
+from coordinator.telemetry.announcement import PHASES
 from coordinator.telemetry.curve import Curve
 
 MAX_GONE = 500
@@ -25,12 +26,7 @@ STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 RATE_S = 5.0
 """Seconds over which a link's rate is smoothed; after so many without a report it counts as idle."""
 
-PHASES = {
-    pb.PHASE_GATHERING: "gathering",
-    pb.PHASE_TRAINING: "training",
-    pb.PHASE_ENDED: "ended",
-    pb.PHASE_ABORTED: "aborted",
-}
+_PHASE_NAMES = {number: phase.value for phase, number in PHASES.items()}
 
 
 @dataclass
@@ -206,7 +202,7 @@ class SessionStatistics:
     # ------------------------------------------------------------------ inner workings
 
     def _apply_phase(self, phase: pb.PhaseChanged, now: float) -> None:
-        self.phase, self.reason = PHASES.get(phase.phase, "unknown"), phase.reason
+        self.phase, self.reason = _PHASE_NAMES.get(phase.phase, "unknown"), phase.reason
         self.codec = pb.Codec.Name(phase.settings.codec).removeprefix("CODEC_").lower()
         self.ended_at = now if self.phase in ("ended", "aborted") else None
         if self.phase == "training" and self.began_at is None:

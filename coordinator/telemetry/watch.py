@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.telemetry.statistics import PHASES, SessionStatistics
+from coordinator.telemetry.statistics import _PHASE_NAMES, SessionStatistics
 
 MAX_ERRORS = 5
 """So many devices' last errors are shown."""
@@ -90,7 +90,7 @@ class SessionView:
         match event.WhichOneof("event"):
             case "phase":
                 self.session, self.reason = event.session, event.phase.reason
-                self.phase = PHASES.get(event.phase.phase, "unknown")
+                self.phase = _PHASE_NAMES.get(event.phase.phase, "unknown")
                 if event.phase.phase == pb.PHASE_TRAINING and self._began_at is None:
                     self._began_at = event.time_s
             case "joined":

@@ -1,0 +1,93 @@
+"""What is told of a session's decisions: the events for those who watch it."""
+
+import time
+
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.evaluation import evaluation_to_proto
+
+from coordinator.session import decisions as d
+from coordinator.session.session import Session
+from coordinator.session.step import Contribution
+from coordinator.telemetry.link_use import LinkUse
+
+PHASES = {
+    d.Phase.GATHERING: pb.PHASE_GATHERING,
+    d.Phase.TRAINING: pb.PHASE_TRAINING,
+    d.Phase.ENDED: pb.PHASE_ENDED,
+    d.Phase.ABORTED: pb.PHASE_ABORTED,
+}
+
+
+def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None) -> pb.SessionEvent | None:
+    """Return what user interfaces are told of a decision, if anything.
+
+    `use` is that of the link to the device that it is about.
+    """
+    use = use or LinkUse()
+    event = pb.SessionEvent(time_s=time.time(), session=session.name)
+    match decision:
+        case d.DeviceJoined(member):
+            joining = member.joining
+            event.joined.device = joining.device
+            event.joined.training_samples = joining.training_samples
+            event.joined.software = joining.software
+        case d.DeviceRemoved(device, status, reason):
+            event.left.CopyFrom(
+                pb.DeviceLeft(
+                    device=device,
+                    reason=reason,
+                    bytes_received=use.received,
+                    bytes_sent=use.sent,
+                    bytes_saved=use.saved,
+                    status=status.name,
+                )
+            )
+        case d.DeviceReported(device, step, contribution):
+            event.report.CopyFrom(
+                pb.DeviceReport(
+                    device=device,
+                    step=step,
+                    samples=contribution.samples,
+                    contribution=_contribution_to_proto(contribution),
+                    bytes_received=use.received,
+                    bytes_sent=use.sent,
+                    bytes_saved=use.saved,
+                )
+            )
+        case d.StepCommitted():
+            event.step.CopyFrom(step_to_proto(decision))
+        case d.PhaseChanged(phase, reason):
+            event.phase.CopyFrom(
+                pb.PhaseChanged(phase=PHASES[phase], reason=reason, settings=session.settings.to_proto())
+            )
+        case d.DeviceHealing(device, step, reason):
+            event.healing.CopyFrom(pb.DeviceHealing(device=device, step=step, reason=reason))
+        case d.DeviceRecovered(device, step):
+            event.recovered.CopyFrom(pb.DeviceRecovered(device=device, step=step))
+        case d.SliceReady() | d.StepSet():
+            return None
+    return event
+
+
+def step_to_proto(decision: d.StepCommitted) -> pb.StepCommitted:
+    """Return what those who watch are told of a committed step."""
+    return pb.StepCommitted(
+        step=decision.step,
+        commit=commit_to_proto(decision),
+        evaluation=evaluation_to_proto(decision.evaluation),
+        seconds=decision.seconds,
+    )
+
+
+def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
+    """Return what its members are told of a committed step."""
+    return pb.Commit(
+        samples=decision.samples,
+        devices=decision.devices,
+        left_out=decision.left_out,
+        loss=decision.loss,
+    )
+
+
+def _contribution_to_proto(contribution: Contribution) -> pb.Contribution:
+    return pb.Contribution(loss=contribution.loss, evaluation=evaluation_to_proto(contribution.evaluation))
