@@ -1,36 +1,61 @@
 """The coordinator's metrics, for Prometheus; read from the sessions' statistics when they are asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from coordinator.serving.room import Room
-from coordinator.serving.service import GradientExchangeService
 from coordinator.session.decisions import Phase
 from coordinator.session.members import Standing
-from coordinator.session.refusal import Status
+from coordinator.session.refusal import RefusalLog, Status
+from coordinator.session.session import Session
+from coordinator.telemetry.chronicle import Chronicle
 from coordinator.telemetry.statistics import STEP_SECONDS, SessionStatistics
 
 _PREFIX = "edgenewton_coordinator_"
 
 
-def make_registry(service: GradientExchangeService) -> CollectorRegistry:
-    """Return a registry with the metrics of a service and of its process."""
+class WatchedSession(Protocol):
+    """A session, and its chronicle."""
+
+    @property
+    def session(self) -> Session:
+        """The session."""
+
+    @property
+    def chronicle(self) -> Chronicle:
+        """What is known of it."""
+
+
+class WatchedCoordinator(Protocol):
+    """Whatever has the sessions of a coordinator."""
+
+    @property
+    def rooms(self) -> Sequence[WatchedSession]:
+        """The sessions, the oldest first."""
+
+    @property
+    def refusals(self) -> RefusalLog:
+        """The requests that it refused."""
+
+
+def make_registry(coordinator: WatchedCoordinator) -> CollectorRegistry:
+    """Return a registry with the metrics of a coordinator and of this process."""
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(service))
+    registry.register(SessionsCollector(coordinator))
     ProcessCollector(registry=registry)
     return registry
 
 
-class ServiceCollector(Collector):
-    """Metrics of a service. Those of a session go with it, so that their number is bounded."""
+class SessionsCollector(Collector):
+    """Metrics of a coordinator's sessions. Those of a session go with it, so that their number is bounded."""
 
-    def __init__(self, service: GradientExchangeService) -> None:
-        self._service = service
+    def __init__(self, coordinator: WatchedCoordinator) -> None:
+        self._coordinator = coordinator
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
@@ -38,15 +63,15 @@ class ServiceCollector(Collector):
         refusals = CounterMetricFamily(_PREFIX + "refusals", "Requests that were refused, by status", labels=["status"])
         for status in Status:
             if status is not Status.OK:
-                refusals.add_metric([status.name], self._service.refusals.counts[status])
+                refusals.add_metric([status.name], self._coordinator.refusals.counts[status])
         yield refusals
-        rooms = self._service.rooms
+        rooms = self._coordinator.rooms
         yield from _sessions(rooms)
         yield from _bytes(rooms)
         yield from _devices(rooms)
 
 
-def _sessions(rooms: list[Room]) -> Iterator[Metric]:
+def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     labels = ["session"]
     phase = GaugeMetricFamily(_PREFIX + "phase", "1 for the phase that a session is in", labels=["session", "phase"])
     steps = CounterMetricFamily(_PREFIX + "steps", "Steps that were committed", labels=labels)
@@ -57,34 +82,35 @@ def _sessions(rooms: list[Room]) -> Iterator[Metric]:
     loss = GaugeMetricFamily(_PREFIX + "loss", "Mean loss over the batches of the last step", labels=labels)
     accuracy = GaugeMetricFamily(_PREFIX + "accuracy", "Part of the held-out samples recognised", labels=labels)
     for room in rooms:
-        told, name = room.chronicle.statistics, [room.session.name]
+        statistics, name = room.chronicle.statistics, [room.session.name]
         for known in Phase:
             phase.add_metric([*name, known.value], room.session.phase is known)
-        steps.add_metric(name, told.steps)
-        seconds.add_metric(name, _buckets(told), told.step_seconds)
-        samples.add_metric(name, told.samples)
-        left_out.add_metric(name, told.left_out)
-        for gauge, value in ((step, told.step), (loss, told.curves.loss.last), (accuracy, told.curves.accuracy.last)):
+        steps.add_metric(name, statistics.steps)
+        seconds.add_metric(name, _buckets(statistics), statistics.step_seconds)
+        samples.add_metric(name, statistics.samples)
+        left_out.add_metric(name, statistics.left_out)
+        curves = statistics.curves
+        for gauge, value in ((step, statistics.step), (loss, curves.loss.last), (accuracy, curves.accuracy.last)):
             if value is not None:
                 gauge.add_metric(name, value)
     yield from (phase, steps, seconds, samples, left_out, step, loss, accuracy)
 
 
-def _bytes(rooms: list[Room]) -> Iterator[Metric]:
+def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     labels = ["session", "direction", "codec"]
     exchanged = CounterMetricFamily(_PREFIX + "bytes", "Bytes exchanged with devices", labels=labels)
     saved = CounterMetricFamily(
         _PREFIX + "saved_bytes", "Bytes that the codec saved, against float32", labels=["session", "codec"]
     )
     for room in rooms:
-        told, name, codec = room.chronicle.statistics, room.session.name, room.session.settings.codec
-        exchanged.add_metric([name, "received", codec], told.received)
-        exchanged.add_metric([name, "sent", codec], told.sent)
-        saved.add_metric([name, codec], max(0, told.saved))
+        statistics, name, codec = room.chronicle.statistics, room.session.name, room.session.settings.codec
+        exchanged.add_metric([name, "received", codec], statistics.received)
+        exchanged.add_metric([name, "sent", codec], statistics.sent)
+        saved.add_metric([name, codec], max(0, statistics.saved))
     yield from (exchanged, saved)
 
 
-def _devices(rooms: list[Room]) -> Iterator[Metric]:
+def _devices(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     standing = GaugeMetricFamily(_PREFIX + "devices", "Devices with a place", labels=["session", "standing"])
     labels = ["session", "device"]
     lag = GaugeMetricFamily(_PREFIX + "device_lag_seconds", "Behind the first device of its last step", labels=labels)
@@ -96,17 +122,17 @@ def _devices(rooms: list[Room]) -> Iterator[Metric]:
         for known in Standing:
             standing.add_metric([name, known.name.lower()], len(members.standing(known)))
         for device in members:
-            told = room.chronicle.statistics.devices.get(device)
-            if told is not None:
-                lag.add_metric([name, device], told.lag_s)
-                exchanged.add_metric([name, device, "received"], told.received)
-                exchanged.add_metric([name, device, "sent"], told.sent)
+            device_statistics = room.chronicle.statistics.devices.get(device)
+            if device_statistics is not None:
+                lag.add_metric([name, device], device_statistics.lag_s)
+                exchanged.add_metric([name, device, "received"], device_statistics.received)
+                exchanged.add_metric([name, device, "sent"], device_statistics.sent)
     yield from (standing, lag, exchanged)
 
 
-def _buckets(told: SessionStatistics) -> list[tuple[str, float]]:
+def _buckets(statistics: SessionStatistics) -> list[tuple[str, float]]:
     buckets, total = [], 0
-    for bound, count in zip((*STEP_SECONDS, float("inf")), told.step_buckets, strict=True):
+    for bound, count in zip((*STEP_SECONDS, float("inf")), statistics.step_buckets, strict=True):
         total += count
         buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
     return buckets
