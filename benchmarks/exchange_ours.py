@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from benchmarks.exchange_peers import SPAWN, repetitions
 from coordinator.serving.server import CoordinatorServer

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from itertools import groupby
 
 from edgenewton.v1 import PROTOCOL_VERSION
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 

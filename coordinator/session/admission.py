@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from edgenewton.v1.codecs import CODEC_NUMBERS
-from edgenewton.v1.fingerprint import TensorSpec, first_difference, first_option_difference
+from edgenewton.v1.fingerprint import first_difference, first_option_difference
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.members import Joining, Member
 from coordinator.session.refusal import RefusedError, Status

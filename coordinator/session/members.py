@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.refusal import RefusedError, Status, invalid
 

@@ -12,8 +12,8 @@ A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standin
 from dataclasses import replace
 
 from edgenewton.v1.codecs import Float32Array
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
 from coordinator.session.decisions import (

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.fingerprint import TensorSpec, fingerprint_from_proto
+from edgenewton.v1.fingerprint import fingerprint_from_proto, spec_to_proto
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings
@@ -116,7 +117,7 @@ class Record:
 
     def set_model(self, name: str, fingerprint: tuple[TensorSpec, ...], options: Mapping[str, str]) -> None:
         """Record the model and the options that all devices share."""
-        tensors = pb.JoinRequest(tensors=[spec.to_proto() for spec in fingerprint]).SerializeToString()
+        tensors = pb.JoinRequest(tensors=[spec_to_proto(spec) for spec in fingerprint]).SerializeToString()
         self._database.execute(
             "UPDATE sessions SET fingerprint = ?, options = ? WHERE name = ?",
             (tensors, json.dumps(dict(options)), name),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import NonFiniteGradientError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 TensorKey = tuple[str, str]

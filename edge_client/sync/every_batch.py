@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor, nn
 
 from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients

@@ -10,8 +10,9 @@ import pytest
 from edgenewton.v1 import PROTOCOL_VERSION, TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CodecChoice
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.fingerprint import spec_to_proto
 from edgenewton.v1.framing import FramePacker, Layout
+from edgenewton.v1.tensor_spec import TensorSpec
 
 SPEC = TensorSpec("fc.weight", (2, 3))
 LAYOUT = Layout((SPEC,), CodecChoice(), 1 << 20)
@@ -54,7 +55,9 @@ class Device:
 
 
 def join_request(name: str, spec: TensorSpec = SPEC, session: str = "s", version: int = PROTOCOL_VERSION, **fields):
-    return pb.JoinRequest(protocol_version=version, session=session, device=name, tensors=[spec.to_proto()], **fields)
+    return pb.JoinRequest(
+        protocol_version=version, session=session, device=name, tensors=[spec_to_proto(spec)], **fields
+    )
 
 
 def gradient_frame(step: int, values, samples: int = 1, **contribution) -> pb.Frame:

@@ -16,8 +16,9 @@ from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Encoder, Float32Array
 from edgenewton.v1.evaluation import evaluation_to_proto
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.fingerprint import spec_to_proto
 from edgenewton.v1.framing import FramePacker, Layout, SliceKey, check_values
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
@@ -120,7 +121,7 @@ class GradientExchange:
             protocol_version=PROTOCOL_VERSION,
             session=self.session,
             device=self.device,
-            tensors=[spec.to_proto() for spec in self._specs],
+            tensors=[spec_to_proto(spec) for spec in self._specs],
             training_samples=training_samples,
             options=dict(options),
             weights_digest=replica.digest(),

@@ -1,10 +1,9 @@
 """The model fingerprint: names, shapes, dtypes and kinds of the tensors that a session exchanges."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.tensor_spec import TensorSpec
 
 DTYPES: dict[str, pb.DType] = {
     "float32": pb.DTYPE_FLOAT32,
@@ -25,44 +24,27 @@ MAX_ELEMENTS = 1 << 34
 """Largest tensor that a fingerprint may announce; a lie beyond it would exhaust the receiver's memory."""
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor that may be exchanged: kind and name identify it, shape and dtype describe it."""
+def spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
+    """Return the message for the wire."""
+    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=DTYPES[spec.dtype], kind=KINDS[spec.kind])
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    kind: str = "gradient"
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+def spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
+    """Return the spec in a message.
 
-    def __str__(self) -> str:
-        return f"{self.kind} of {self.name!r}, {' x '.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+    Raises:
+        ValueError: dtype or kind is unknown, or the shape is absurd; the text names the tensor.
 
-    def to_proto(self) -> pb.TensorSpec:
-        """Return the message for the wire."""
-        return pb.TensorSpec(name=self.name, shape=self.shape, dtype=DTYPES[self.dtype], kind=KINDS[self.kind])
-
-    @classmethod
-    def from_proto(cls, message: pb.TensorSpec) -> "TensorSpec":
-        """Return the spec in a message.
-
-        Raises:
-            ValueError: dtype or kind is unknown, or the shape is absurd; the text names the tensor.
-
-        """
-        if message.dtype not in _DTYPE_NAMES or message.kind not in _KIND_NAMES:
-            raise ValueError(
-                f"tensor {message.name!r} has dtype {message.dtype} and kind {message.kind}; "
-                f"known are {', '.join(DTYPES)} and {', '.join(KINDS)}"
-            )
-        spec = cls(message.name, tuple(message.shape), _DTYPE_NAMES[message.dtype], _KIND_NAMES[message.kind])
-        if spec.size > MAX_ELEMENTS:
-            raise ValueError(f"the {spec} is larger than {MAX_ELEMENTS} elements")
-        return spec
+    """
+    if message.dtype not in _DTYPE_NAMES or message.kind not in _KIND_NAMES:
+        raise ValueError(
+            f"tensor {message.name!r} has dtype {message.dtype} and kind {message.kind}; "
+            f"known are {', '.join(DTYPES)} and {', '.join(KINDS)}"
+        )
+    spec = TensorSpec(message.name, tuple(message.shape), _DTYPE_NAMES[message.dtype], _KIND_NAMES[message.kind])
+    if spec.size > MAX_ELEMENTS:
+        raise ValueError(f"the {spec} is larger than {MAX_ELEMENTS} elements")
+    return spec
 
 
 def fingerprint_from_proto(messages: Iterable[pb.TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -72,7 +54,7 @@ def fingerprint_from_proto(messages: Iterable[pb.TensorSpec]) -> tuple[TensorSpe
         ValueError: it is empty, names a tensor twice, or a spec is wrong.
 
     """
-    specs = tuple(TensorSpec.from_proto(message) for message in messages)
+    specs = tuple(spec_from_proto(message) for message in messages)
     if not specs:
         raise ValueError("the model has no tensors to exchange")
     seen: set[tuple[str, str]] = set()

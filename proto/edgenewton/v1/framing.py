@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Codec, CodecChoice, Data, Float32Array, Shape
-from edgenewton.v1.fingerprint import DTYPES, TensorSpec
+from edgenewton.v1.fingerprint import DTYPES
+from edgenewton.v1.tensor_spec import TensorSpec
 from edgenewton.v1.wire import read_frame, write_field
 
 MAX_MAGNITUDE = 1e25

@@ -8,7 +8,7 @@ import pytest
 from bare_client import SPEC, Device, gradient_frame, join_request, refused, wait_until_open
 from edgenewton.v1 import TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings

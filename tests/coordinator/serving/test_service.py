@@ -9,7 +9,7 @@ import pytest
 from bare_client import Device, elements, gradient_frame, join_request, refused, wait_until_open
 from edgenewton.v1 import MAX_MESSAGE_BYTES, TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

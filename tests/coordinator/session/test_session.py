@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.tensor_spec import TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError

@@ -1,8 +1,8 @@
 """Random interleavings of join, contribute, drop, deadline, crash and resume: the invariants of the session hold."""
 
 import numpy as np
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.tensor_spec import TensorSpec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import FramePacker, Layout, check_values, parse_frame
+from edgenewton.v1.tensor_spec import TensorSpec
 from edgenewton.v1.wire import read_frame, write_varint
 from google.protobuf.message import DecodeError
 from hypothesis import example, given

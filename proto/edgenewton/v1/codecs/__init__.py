@@ -10,7 +10,7 @@ from edgenewton.v1.codecs.interface import Codec, Data, Encoder, Float32Array, S
 from edgenewton.v1.codecs.plain import Bf16, Fp16, Fp32
 from edgenewton.v1.codecs.powersgd import PowerSgd
 from edgenewton.v1.codecs.topk import TopK
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 
 __all__ = ["CODEC_NUMBERS", "Codec", "CodecChoice", "Data", "Encoder", "Float32Array", "Shape"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CodecChoice
-from edgenewton.v1.fingerprint import TensorSpec
 from edgenewton.v1.framing import FramePacker, Layout
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.exchange.remote.assembly import Assembly
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import nn
 
 from benchmarks.tcp_proxy import TcpProxy

@@ -10,7 +10,7 @@ import pytest
 import torch
 from edgenewton.common.identity import Kind
 from edgenewton.common.tls import TlsFiles
-from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.authority import Authority
