@@ -1,6 +1,10 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
 BENCHMARKS := demo fleet convergence overhead drift exchange codecs faults inference
+# A benchmark's module below benchmarks/, where it is not its name
+MODULE_overhead := convergence.overhead
+MODULE_drift := convergence.drift
+MODULE_codecs := exchange.codecs
 
 .PHONY: help setup demo test test-docker check format proto bench clean distclean
 
@@ -36,7 +40,7 @@ proto: setup ## generate the code of the messages anew
 bench: $(BENCHMARKS:%=bench-%) ## run all benchmarks
 
 bench-%: setup
-	$(BIN)/python -m benchmarks.$* $(ARGS)
+	$(BIN)/python -m benchmarks.$(or $(MODULE_$*),$*) $(ARGS)
 
 clean: ## remove what tools left
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ import pytest
 from container_fleet import DOCKER
 from edgenewton.common.identity import Kind
 
-from benchmarks.private_flower import free_port
+from benchmarks.shared.ports import free_port
 from coordinator.identity.authority import Authority
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]

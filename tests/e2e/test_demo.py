@@ -12,9 +12,10 @@ from edgenewton.v1 import exchange_pb2 as pb
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks import demo
-from benchmarks.demo_results import DemoFailedError, read_rounds
-from benchmarks.output_folder import output_folder
+from benchmarks.demo import __main__ as demo
+from benchmarks.demo import screen
+from benchmarks.demo.output_folder import output_folder
+from benchmarks.demo.rounds import DemoFailedError, read_rounds
 
 KEYS = {
     "accuracy",
@@ -154,8 +155,8 @@ def test_a_broken_stream_of_events_counts_nothing_twice(monkeypatch):
         is_set = staticmethod(lambda: False)
         wait = staticmethod(lambda seconds: None)
 
-    monkeypatch.setattr(demo, "follow", follow)
-    screen = demo.Screen()
-    demo.watch("anywhere", screen, NeverOver())
-    assert screen.view.devices["a"].batches == 3
+    monkeypatch.setattr(screen, "follow", follow)
+    shown = screen.Screen()
+    screen.watch("anywhere", shown, NeverOver())
+    assert shown.view.devices["a"].batches == 3
     assert next(streams, None) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.faults_fleet import Fault, Fleet, FleetSettings
+from benchmarks.faults.fleet import Fault, Fleet, FleetSettings
 
 SETTINGS = FleetSettings(steps=14)
 CASES = [

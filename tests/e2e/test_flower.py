@@ -9,9 +9,9 @@ import torch
 from edgenewton.common.identity import Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.demo_results import DemoFailedError, read_rounds
-from benchmarks.private_flower import private_flower
-from benchmarks.union_batch import train_union
+from benchmarks.demo.rounds import DemoFailedError, read_rounds
+from benchmarks.shared.private_flower import private_flower
+from benchmarks.shared.union_batch import train_union
 from coordinator.identity.authority import Authority
 from coordinator.report.html import render
 from coordinator.report.run import read_run

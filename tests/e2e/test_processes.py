@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import CLIENT, COORDINATOR, IMPATIENT, Coordinator, running, train_on_devices
 
-from benchmarks.union_batch import train_union
+from benchmarks.shared.union_batch import train_union
 from coordinator.telemetry.watch import follow
 from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact

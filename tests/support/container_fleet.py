@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 
-from benchmarks.private_flower import free_port
+from benchmarks.shared.ports import free_port
 from coordinator.telemetry.watch import follow
 from edge_client.tasks.digits import DigitsTask
 

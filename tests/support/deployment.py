@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from daemons import Daemon
 from processes import Coordinator
 
-from benchmarks.private_flower import PROJECT, PrivateFlower, flower_command, free_port
+from benchmarks.shared.ports import free_port
+from benchmarks.shared.private_flower import PROJECT, PrivateFlower, flower_command
 
 DEADLINE_S = 150
 _OPENSSL = """

@@ -11,7 +11,7 @@ import torch
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import nn
 
-from benchmarks.tcp_proxy import TcpProxy
+from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import GradientExchange, NewtonOptimizer

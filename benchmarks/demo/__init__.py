@@ -1,0 +1,1 @@
+"""The demo: four devices train together through the coordinator, and recognise."""

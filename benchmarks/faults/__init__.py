@@ -1,0 +1,1 @@
+"""Training while processes die, links break and devices stand still."""

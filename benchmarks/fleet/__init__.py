@@ -1,0 +1,1 @@
+"""Seconds to a target on a fleet of containers: EdgeNewton and Flower's FedAvg."""

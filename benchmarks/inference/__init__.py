@@ -1,0 +1,1 @@
+"""Recognition beside other servers, and while the device trains."""
