@@ -145,7 +145,7 @@ def _serve(pipe: Any, members: int, codec: str, profiled: bool) -> None:
 
 async def _run(pipe: Any, settings: SessionSettings, profile: cProfile.Profile | None) -> None:
     server = CoordinatorServer()
-    server.service.create_session("benchmark", settings)
+    server.directory.create("benchmark", settings)
     await server.start()
     before = time.process_time()
     pipe.send(server.address)

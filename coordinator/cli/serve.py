@@ -199,13 +199,15 @@ async def _serve(
     try:
         # Before it listens: a device that comes back finds its session.
         for known in resumed:
-            session = server.service.resume_session(known)
+            session = server.directory.resume(known)
         if not resumed and name is not None:
-            session = server.service.create_session(name, settings)
+            session = server.directory.create(name, settings)
         if tensorboard is not None:
-            companions.append(TensorBoardWriter(server.service.all_events, tensorboard))
+            companions.append(TensorBoardWriter(server.directory.events, tensorboard))
         if page is not None:
-            companions.append(DashboardServer(server.service, *page, tls=gate.tls.page_context() if gate.tls else None))
+            companions.append(
+                DashboardServer(server.directory, *page, tls=gate.tls.page_context() if gate.tls else None)
+            )
         for companion in companions:
             await companion.start()
         await server.start()

@@ -13,8 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.dashboard.feed import Feed, TooManyViewersError
-from coordinator.serving.service import GradientExchangeService
-from coordinator.telemetry.metrics import make_registry
+from coordinator.telemetry.metrics import WatchedCoordinator, make_registry
 
 _ASSETS = {
     "index.html": "text/html; charset=utf-8",
@@ -39,12 +38,12 @@ _HEADERS = {
 }
 
 
-def make_app(service: GradientExchangeService, feed: Feed, host: str) -> FastAPI:
-    """Return the application that shows a service, for a server that listens on `host`."""
+def make_app(coordinator: WatchedCoordinator, feed: Feed, host: str) -> FastAPI:
+    """Return the application that shows a coordinator's sessions, for a server that listens on `host`."""
     app = FastAPI(
         title="EdgeNewton coordinator", version=version("edgenewton"), docs_url=None, redoc_url=None, openapi_url=None
     )
-    registry = make_registry(service)
+    registry = make_registry(coordinator)
     folder = resources.files(__package__) / "static"
     assets = {name: (folder / name).read_bytes() for name in _ASSETS}
 

@@ -4,11 +4,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from coordinator.dashboard.state import State, describe
-from coordinator.serving.room import Room
+from coordinator.telemetry.metrics import WatchedCoordinator
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ class Feed:
     """Tells viewers of the sessions: everything at first, then what is new.
 
     Args:
-        rooms: returns the sessions.
+        coordinator: whose sessions are shown.
         period_s: seconds between two updates.
 
     """
 
-    def __init__(self, rooms: Callable[[], Iterable[Room]], period_s: float = PERIOD_S) -> None:
-        self._rooms = rooms
+    def __init__(self, coordinator: WatchedCoordinator, period_s: float = PERIOD_S) -> None:
+        self._coordinator = coordinator
         self._period_s = period_s
         self._viewers = 0
         self._number = 0
@@ -48,7 +48,7 @@ class Feed:
     def everything(self) -> State:
         """Return all that is known of all sessions."""
         now = time.time()
-        return {"now": now, "sessions": [describe(room, now) for room in self._rooms()]}
+        return {"now": now, "sessions": [describe(room, now) for room in self._coordinator.rooms]}
 
     def admit(self) -> None:
         """Check that one more viewer can be served.
@@ -95,7 +95,7 @@ class Feed:
         self._wake()
 
     async def _tick(self) -> None:
-        self._told = {room.session.name: -1 for room in self._rooms()}
+        self._told = {room.session.name: -1 for room in self._coordinator.rooms}
         self._take_news()
         while True:
             await asyncio.sleep(self._period_s)
@@ -107,7 +107,7 @@ class Feed:
     def _take_news(self) -> None:
         now = time.time()
         sessions = []
-        for room in self._rooms():
+        for room in self._coordinator.rooms:
             state = describe(room, now, self._told.get(room.session.name, -1))
             sessions.append(state)
             step = room.chronicle.statistics.step

@@ -6,14 +6,14 @@ from edgenewton.common.http_server import HttpServer
 
 from coordinator.dashboard.app import make_app
 from coordinator.dashboard.feed import MAX_VIEWERS, Feed
-from coordinator.serving.service import GradientExchangeService
+from coordinator.telemetry.metrics import WatchedCoordinator
 
 
 class DashboardServer:
-    """Serves the page and the metrics of a service. Use it on the service's event loop.
+    """Serves the page and the metrics of a coordinator. Use it on the coordinator's event loop.
 
     Args:
-        service: whose sessions are shown.
+        coordinator: whose sessions are shown.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         tls: context that demands certificates of viewers; None for plaintext.
@@ -21,11 +21,11 @@ class DashboardServer:
     """
 
     def __init__(
-        self, service: GradientExchangeService, host: str, port: int, tls: ssl.SSLContext | None = None
+        self, coordinator: WatchedCoordinator, host: str, port: int, tls: ssl.SSLContext | None = None
     ) -> None:
-        self._feed = Feed(lambda: service.rooms)
+        self._feed = Feed(coordinator)
         self._server = HttpServer(
-            make_app(service, self._feed, host),
+            make_app(coordinator, self._feed, host),
             host,
             port,
             purpose="the page",

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from coordinator.serving.room import Room
 from coordinator.session.members import Member
+from coordinator.telemetry.metrics import WatchedSession
 from coordinator.telemetry.statistics import Curves, DeviceStatistics
 
 MAX_DEVICES = 200
@@ -15,7 +15,7 @@ CURVES = tuple(Curves.__dataclass_fields__)
 State = dict[str, Any]
 
 
-def describe(room: Room, now: float, since: int | None = None) -> State:
+def describe(room: WatchedSession, now: float, since: int | None = None) -> State:
     """Return all that the page shows of a session.
 
     Args:

@@ -15,7 +15,8 @@ from edgenewton.v1 import control_pb2 as pb
 from edgenewton.v1 import control_pb2_grpc
 from pydantic import ValidationError
 
-from coordinator.serving.service import GradientExchangeService
+from coordinator.serving.directory import Directory
+from coordinator.serving.refusing import Refusals
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.settings import SessionSettings
 
@@ -28,26 +29,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
     """Controls the sessions of a coordinator.
 
     Args:
-        exchange: the service that has them.
+        directory: the sessions.
+        refusals: refuses calls.
 
     """
 
-    def __init__(self, exchange: GradientExchangeService) -> None:
-        self._exchange = exchange
-        self._gate = exchange.gate
+    def __init__(self, directory: Directory, refusals: Refusals) -> None:
+        self._directory = directory
+        self._gate = directory.gate
+        self._refusals = refusals
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: _Context) -> pb.OpenSessionReply:
         try:
             identity = self._gate.check_operator(context)
-            if self._exchange.is_suspended:
-                raise RefusedError(Status.UNAVAILABLE, "the coordinator is shutting down; try again when it is back")
+            self._directory.check_open()
             settings = self._gate.with_defaults(_settings(request.settings_json))
-            self._exchange.create_session(request.session, settings)
+            self._directory.create(request.session, settings)
         except ValueError as error:
             refusal = RefusedError(Status.INVALID_ARGUMENT, str(error))
-            await self._exchange.refuse(context, refusal, request.session)
+            await self._refusals.refuse(context, refusal, request.session)
         except RefusedError as error:
-            await self._exchange.refuse(context, error, request.session)
+            await self._refusals.refuse(context, error, request.session)
         log.info("session %r: opened by %s", request.session, identity or context.peer())
         self._gate.audit.controlled("opened", request.session, "", identity, context.peer())
         return pb.OpenSessionReply()
@@ -55,9 +57,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def KeepSession(self, request: pb.KeepSessionRequest, context: _Context) -> pb.KeepSessionReply:
         try:
             self._gate.check_operator(context)
-            session = self._exchange.registry.find(request.session)
+            session = self._directory.find(request.session).session
         except RefusedError as error:
-            await self._exchange.refuse(context, error, request.session)
+            await self._refusals.refuse(context, error, request.session)
         session.keep(time.monotonic())
         return pb.KeepSessionReply(is_over=session.is_over, reason=session.reason)
 
@@ -65,9 +67,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         try:
             identity = self._gate.check_operator(context)
         except RefusedError as error:
-            await self._exchange.refuse(context, error, request.session)
+            await self._refusals.refuse(context, error, request.session)
         reason = request.reason or "whoever opened it ended it"
-        self._exchange.abort(request.session, reason)
+        self._directory.abort(request.session, reason)
         self._gate.audit.controlled("ended", request.session, reason, identity, context.peer())
         return pb.AbortSessionReply()
 

@@ -168,6 +168,17 @@ class Room:
         self.session.remove(device, reason, now, status)
         self.carry_out()
 
+    def abort(self, reason: str) -> None:
+        """End the session early and release its devices; nothing happens if it is over."""
+        self.session.abort(reason)
+        self.carry_out()
+
+    def suspend(self, reason: str) -> None:
+        """Close all streams; the session stays as it is recorded."""
+        for outbox in self.outboxes.values():
+            outbox.close(Status.UNAVAILABLE, reason)
+        self.chronicle.close()
+
     def tick(self, now: float) -> None:
         """Let the session act on its deadlines, and find somebody to heal those in need."""
         self.session.tick(now)

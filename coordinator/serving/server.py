@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +25,8 @@ from coordinator.identity.calls import CallGuard
 from coordinator.identity.gate import Gate
 from coordinator.identity.limits import Limits
 from coordinator.serving.control import ControlService
+from coordinator.serving.directory import Directory
+from coordinator.serving.refusing import Refusals
 from coordinator.serving.service import GradientExchangeService
 from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.record import Record
@@ -33,6 +36,9 @@ CONTROL_NAME: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 T = TypeVar("T")
+
+TICK_S = 0.1
+"""Seconds between looks at the sessions' deadlines."""
 
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -88,12 +94,13 @@ class CoordinatorServer:
         gate: Gate | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.service = GradientExchangeService(record, gate)
+        self.directory = Directory(record, gate)
+        self._refusals = Refusals(self.directory)
         limits = limits or Limits()
-        self._tls = self.service.gate.tls
+        self._tls = self.directory.gate.tls
         self._guard: CallGuard | None = None
         if self._tls is not None:
-            self._guard = CallGuard(self.service.gate, self._tls, limits, self.service.refuse)
+            self._guard = CallGuard(self.directory.gate, self._tls, limits, self._refusals.refuse)
         self.is_controlled = is_controlled
         self.host = host
         self.port = port
@@ -117,11 +124,12 @@ class CoordinatorServer:
 
         """
         keep_freed_memory()
-        self._server.add_generic_rpc_handlers((_handlers(self.service),))
+        self._server.add_generic_rpc_handlers((_handlers(GradientExchangeService(self.directory, self._refusals)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if self.is_controlled:
-            control_pb2_grpc.add_ControlServicer_to_server(ControlService(self.service), self._server)
+            control = ControlService(self.directory, self._refusals)
+            control_pb2_grpc.add_ControlServicer_to_server(control, self._server)
             names.append(CONTROL_NAME)
         reflection.enable_server_reflection(names, self._server)
         try:
@@ -134,22 +142,30 @@ class CoordinatorServer:
         await self._server.start()
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._watchers.append(asyncio.create_task(self.service.watch_deadlines()))
+        self._watchers.append(asyncio.create_task(self._watch_deadlines()))
         if self._guard is not None:
-            self._watchers.append(asyncio.create_task(self._guard.watch(self.service.expel_revoked)))
+            self._watchers.append(asyncio.create_task(self._guard.watch(self._expel_revoked)))
 
     async def stop(self, reason: str, grace_s: float = 2.0, *, suspend: bool = False) -> None:
         """Release the devices and close the port; sessions are aborted, or suspended so that they can be resumed."""
         await self._health.enter_graceful_shutdown()
         if suspend:
-            self.service.suspend_all(reason)
+            self.directory.suspend(reason)
         else:
-            self.service.abort_all(reason)
+            self.directory.abort_all(reason)
         await self._server.stop(grace_s)
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        self.service.gate.audit.close()
+        self.directory.gate.audit.close()
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.directory.tick(time.monotonic())
+
+    def _expel_revoked(self) -> None:
+        self.directory.expel_revoked(time.monotonic())
 
 
 class EmbeddedCoordinator:
@@ -165,6 +181,11 @@ class EmbeddedCoordinator:
     def address(self) -> str:
         """Where it listens, as host:port."""
         return self._server.address
+
+    @property
+    def directory(self) -> Directory:
+        """Its sessions; they belong to the coordinator's thread, and others may look at them alone."""
+        return self._server.directory
 
     def create_session(self, name: str, settings: SessionSettings) -> None:
         """Create a session that devices can join."""
@@ -189,13 +210,13 @@ class EmbeddedCoordinator:
         return server
 
     async def _create_session(self, name: str, settings: SessionSettings) -> None:
-        self._server.service.create_session(name, settings)
+        self._server.directory.create(name, settings)
 
     async def _is_over(self, name: str) -> bool:
-        return self._server.service.registry.find(name).is_over
+        return self._server.directory.find(name).session.is_over
 
     async def _abort(self, name: str, reason: str) -> None:
-        self._server.service.abort(name, reason)
+        self._server.directory.abort(name, reason)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._loop.call(coroutine, timeout_s=30)

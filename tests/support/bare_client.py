@@ -76,7 +76,7 @@ def elements(frame: pb.Frame) -> np.ndarray:
 def wait_until_open(coordinator, device: str, session: str = "s") -> None:
     """Return once the coordinator knows of a device's stream."""
     deadline = time.monotonic() + 10
-    room = coordinator._server.service._rooms[session]
+    room = coordinator.directory.find(session)
     while not room.session.members[device].is_connected:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -20,13 +20,13 @@ class Served:
 
     async def _start(self):
         self.server = CoordinatorServer()
-        self.page = DashboardServer(self.server.service, "127.0.0.1", 0, self.tls)
+        self.page = DashboardServer(self.server.directory, "127.0.0.1", 0, self.tls)
         await self.page.start()
         await self.server.start()
 
     def create(self, name="s", **settings):
         async def create():
-            self.server.service.create_session(name, SessionSettings(**settings))
+            self.server.directory.create(name, SessionSettings(**settings))
 
         self.loop.call(create(), 20)
 

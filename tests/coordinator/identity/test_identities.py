@@ -241,7 +241,7 @@ def test_an_operators_watch_ends_with_his_certificate(secured):
 def test_a_damaged_or_foreign_revocation_list_changes_nothing(secured, other_authority):
     secured.authority.revoke(Kind.DEVICE, "c")
     path = secured.folder / "ca/coordinators/c0/revoked.pem"
-    tls = secured.coordinator._server.service.gate.tls
+    tls = secured.coordinator.directory.gate.tls
     tls.reread()
     for content in (b"-----BEGIN", (other_authority.folder / "revoked.pem").read_bytes()):
         path.write_bytes(content)

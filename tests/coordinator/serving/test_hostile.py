@@ -152,7 +152,7 @@ def test_a_thousand_joins_leave_the_places_and_the_memory_as_they_were(coordinat
     codes = [join.code() for join in joins]
     assert codes.count(grpc.StatusCode.OK) == 1
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 999
-    room = coordinator._server.service._rooms["s"]
+    room = coordinator.directory.find("s")
     assert len(room.session.members) == len(room.devices_by_token) == 3
     # The one that got in never opens a stream; the step's deadline leaves it out, and the others train on.
     assert_trains_on(a, b)
@@ -177,7 +177,7 @@ def test_a_receiver_that_never_reads_costs_bounded_memory_and_has_to_heal(coordi
     spec = TensorSpec("w", (1 << 18,))
     # Small budget: the log keeps the last step and no more.
     coordinator.create_session("s", SessionSettings(devices=2, quorum=1, replay_bytes=0, step_deadline_s=0.2, **QUICK))
-    room = coordinator._server.service._rooms["s"]
+    room = coordinator.directory.find("s")
     values = np.ones(1 << 18, "<f4")
     a, lazy = Device(stub, "a", spec), Device(stub, "b", spec)
     a.beat(every_s=0.1)
@@ -207,5 +207,5 @@ def test_an_id_or_name_that_is_no_text_of_ours_is_quoted_and_harmless(coordinato
     assert code is grpc.StatusCode.NOT_FOUND
     assert repr(unprintable) in details
     deadline = time.monotonic() + 5
-    while name not in coordinator._server.service._rooms["s"].session.members:
+    while name not in coordinator.directory.find("s").session.members:
         assert time.monotonic() < deadline
