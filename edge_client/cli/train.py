@@ -2,13 +2,17 @@
 
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from edge_client.cli.console import check_output, fail, out, save
+
+if TYPE_CHECKING:
+    from edge_client.exchange import Exchange, TlsFiles
 
 
 def train(
@@ -51,59 +55,40 @@ def train(
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
-    from edge_client.exchange import Exchange, ExchangeError, GradientExchange, TlsFiles
+    from edge_client.exchange import ExchangeError, TlsFiles
     from edge_client.inference import Artefact
     from edge_client.tasks import TaskError
     from edge_client.training.device_state import DeviceState
+    from edge_client.training.run import Saving, train_in_session
     from edge_client.training.settings import SettingsError, parse_settings
-    from edge_client.training.trainer import Trainer
-    from edge_client.training.work import TrainedStep
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_output(output)
-    exchange: Exchange | None = None
     try:
         settings = parse_settings(config or [])
         files = TlsFiles.parse(tls) if tls else None
         device = device or (files.read().identity.name if files else "device-0")
-        if coordinator is not None:
-            exchange = GradientExchange.join(
-                coordinator,
-                session=session,
-                device=device,
-                reconnect_deadline_s=reconnect_deadline_s,
-                tls=files,
-            )
         saved = DeviceState.load(state, session) if state is not None else None
         if saved is not None:
             out.print(f"{device}: goes on from {escape(str(state))} at step {saved.step}")
-        trainer = Trainer(
-            settings,
-            index,
-            count,
-            exchange,
-            weights=saved.model if saved is not None else None,
-            state=saved.optimizer if saved is not None else None,
-        )
-
-        def keep(step: TrainedStep | None) -> None:
-            if state is not None and (step is None or (step.step + 1) % save_every == 0):
-                DeviceState(session, trainer.model.state_dict(), trainer.state_dict()).save(state)
-
         with out.status(f"{device}: training"):
-            report = trainer.train(max(0, settings.steps - trainer.optimizer.steps), on_step=keep)
-        keep(None)
-        if exchange is not None:
-            exchange.close()
+            trained = train_in_session(
+                session,
+                settings,
+                index,
+                count,
+                until_step=settings.steps,
+                connect=_exchange(coordinator, session, device, reconnect_deadline_s, files),
+                weights=saved.model if saved is not None else None,
+                state=saved.optimizer if saved is not None else None,
+                saving=Saving(lambda current: current.save(state), save_every) if state is not None else None,
+            )
     except (SettingsError, TaskError, ExchangeError, ValueError) as error:
-        if exchange is not None:
-            exchange.close(failure=str(error))
         fail(str(error))
     except KeyboardInterrupt:
-        if exchange is not None:
-            exchange.close(failure="it was stopped")
         fail("stopped", code=130)
+    report, trainer = trained.report, trained.trainer
     result = trainer.evaluate()
     out.print(
         f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, "
@@ -113,3 +98,19 @@ def train(
     if output is not None:
         save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps), output)
         out.print(f"model saved as {escape(str(output))}")
+
+
+def _exchange(
+    coordinator: str | None, session: str, device: str, reconnect_deadline_s: float, tls: "TlsFiles | None"
+) -> "Callable[[], Exchange]":
+    from edge_client.exchange import GradientExchange, InProcessExchange
+
+    if coordinator is None:
+        return InProcessExchange
+    return lambda: GradientExchange.join(
+        coordinator,
+        session=session,
+        device=device,
+        reconnect_deadline_s=reconnect_deadline_s,
+        tls=tls,
+    )

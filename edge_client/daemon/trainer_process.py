@@ -41,6 +41,7 @@ from edge_client.training.jobs import (
     read_weights,
     train,
 )
+from edge_client.training.run import Saving
 from edge_client.training.settings import SettingsError
 from edge_client.training.work import DataRequest, TrainedStep
 
@@ -82,11 +83,8 @@ class Worker:
             self._load_state(),
             self._tell_step,
             tls=self._start.tls,
-            save=self._save,
-            save_every_steps=self._start.save_every_steps,
-            evaluates=True,
+            saving=Saving(self._save, self._start.save_every_steps),
         )
-        self._save(outcome.state)
         weights = outcome.state.model
         task = load_task(data.settings.task)
         artefact = Artefact(
@@ -94,8 +92,7 @@ class Worker:
         )
         path = self._start.state_dir / "trained.pt"
         artefact.save(path)
-        evaluation = outcome.evaluation
-        assert evaluation is not None  # evaluates=True
+        evaluation = outcome.trainer.evaluate()
         return Trained(
             report=outcome.report,
             weights=dump_weights(weights),

@@ -9,17 +9,15 @@ from edgenewton.common.evaluation import Evaluation
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
 
 from edge_client.exchange import GradientExchange, TlsFiles
 from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import Partition, load_task
 from edge_client.training.device_state import DeviceState
+from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
 from edge_client.training.settings import TrainSettings, check_settings
-from edge_client.training.trainer import Trainer, build_model, evaluate
-from edge_client.training.work import DataRequest, TrainedStep, TrainingReport, TrainRequest
-
-Weights = dict[str, Tensor]
+from edge_client.training.trainer import build_model, evaluate
+from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -116,25 +114,13 @@ class TrainJob:
         return self.weights, None
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a job led to."""
-
-    report: TrainingReport
-    state: DeviceState
-    """For the next job; it has the weights."""
-    evaluation: Evaluation | None = None
-
-
 def train(
     job: TrainJob,
     saved: DeviceState | None,
     on_step: Callable[[TrainedStep], None] | None = None,
     *,
     tls: TlsFiles | None = None,
-    save: Callable[[DeviceState], None] | None = None,
-    save_every_steps: int = 0,
-    evaluates: bool = False,
+    saving: Saving | None = None,
 ) -> TrainOutcome:
     """Train a job's steps in step with the other devices.
 
@@ -143,9 +129,7 @@ def train(
         saved: what this device knew last, after another job or in the middle of this one.
         on_step: told of each step.
         tls: this device's certificate; None for plaintext.
-        save: takes the state every `save_every_steps` steps.
-        save_every_steps: 0 for never.
-        evaluates: whether the model is tried on the device's held-out samples at the end.
+        saving: who keeps the state.
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
@@ -153,29 +137,22 @@ def train(
         ValueError: settings, weights or state do not fit, or the certificate cannot be used.
 
     """
-    exchange = GradientExchange.join(job.coordinator, session=job.session, device=device_id(job, tls), tls=tls)
-    try:
-        data = job.data
-        weights, state = job.beginning(saved)
-        trainer = Trainer(data.settings, data.index, data.count, exchange, weights, state)
-
-        def current() -> DeviceState:
-            return DeviceState(job.session, copy_weights(trainer.model), trainer.state_dict(), job.settings_text)
-
-        def after_step(step: TrainedStep) -> None:
-            if save is not None and save_every_steps and (step.step + 1) % save_every_steps == 0:
-                save(current())
-            if on_step is not None:
-                on_step(step)
-
-        # Whoever came late, or comes back, has fewer left.
-        report = trainer.train(max(0, job.first_step + job.steps - trainer.optimizer.steps), after_step)
-    except BaseException as error:
-        exchange.close(failure=str(error) or type(error).__name__)
-        raise
-    exchange.close()
-    evaluation = trainer.evaluate() if evaluates else None
-    return TrainOutcome(report, current(), evaluation)
+    weights, state = job.beginning(saved)
+    return train_in_session(
+        job.session,
+        job.data.settings,
+        job.data.index,
+        job.data.count,
+        until_step=job.first_step + job.steps,
+        connect=lambda: GradientExchange.join(
+            job.coordinator, session=job.session, device=device_id(job, tls), tls=tls
+        ),
+        weights=weights,
+        state=state,
+        origin=job.settings_text,
+        on_step=on_step,
+        saving=saving,
+    )
 
 
 def device_id(job: TrainJob, tls: TlsFiles | None) -> str:
@@ -210,11 +187,6 @@ def initial_weights(settings: TrainSettings) -> Weights:
 
     """
     return copy_weights(build_model(load_task(settings.task), settings.seed))
-
-
-def copy_weights(model: nn.Module) -> Weights:
-    """Return a copy of a model's state_dict, whose tensors share no memory."""
-    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
 def dump_weights(weights: Weights) -> bytes:

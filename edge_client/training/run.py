@@ -1,0 +1,106 @@
+"""Training in one session, as all who train do it: begin, train, keep the state, tell the coordinator how it ended."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from edge_client.exchange import Exchange, InProcessExchange
+from edge_client.training.device_state import DeviceState
+from edge_client.training.settings import TrainSettings
+from edge_client.training.trainer import Trainer
+from edge_client.training.work import TrainedStep, TrainingReport
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Who keeps the device's state."""
+
+    save: Callable[[DeviceState], None]
+    every_steps: int = 0
+    """Steps between two savings; 0 for only at the end."""
+
+    def is_due_after(self, step: int) -> bool:
+        """Return whether the state is to be kept after a step."""
+        return self.every_steps > 0 and (step + 1) % self.every_steps == 0
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a session led to."""
+
+    report: TrainingReport
+    state: DeviceState
+    """To go on from; it has the weights."""
+    trainer: Trainer
+
+
+def train_in_session(
+    session: str,
+    settings: TrainSettings,
+    index: int = 0,
+    count: int = 1,
+    *,
+    until_step: int,
+    connect: Callable[[], Exchange] = InProcessExchange,
+    weights: Mapping[str, Tensor] | None = None,
+    state: dict[str, Any] | None = None,
+    origin: str = "",
+    on_step: Callable[[TrainedStep], None] | None = None,
+    saving: Saving | None = None,
+) -> TrainOutcome:
+    """Train a session's steps in step with the other devices, and tell the coordinator how it ended.
+
+    Args:
+        session: its name.
+        settings: what to train, and how.
+        index: number of this device's partition, from 0.
+        count: number of partitions.
+        until_step: the first step that is not trained. Whoever came late, or comes back, has fewer left.
+        connect: opens the exchange with the other devices; without it the device trains alone.
+        weights: to begin with; None for those that the settings' seed gives.
+        state: of the optimizer, to begin with.
+        origin: kept in the states, so that who goes on from one knows what it was trained with.
+        on_step: told of each step, after the state was kept.
+        saving: who keeps the state; also at the end, before the coordinator hears of it.
+
+    Raises:
+        ExchangeError: the coordinator is down, refuses this device, or the session failed.
+        TaskError: the task cannot be loaded.
+        ValueError: settings, weights or state do not fit.
+
+    """
+    exchange = connect()
+    try:
+        trainer = Trainer(settings, index, count, exchange, weights, state)
+
+        def current() -> DeviceState:
+            return DeviceState(session, copy_weights(trainer.model), trainer.state_dict(), origin)
+
+        def after_step(step: TrainedStep) -> None:
+            if saving is not None and saving.is_due_after(step.step):
+                saving.save(current())
+            if on_step is not None:
+                on_step(step)
+
+        report = trainer.train(max(0, until_step - trainer.optimizer.steps), after_step)
+        last = current()
+        if saving is not None:
+            saving.save(last)
+        exchange.close()
+    except BaseException as error:
+        exchange.close(failure=_reason(error))
+        raise
+    return TrainOutcome(report, last, trainer)
+
+
+def copy_weights(model: nn.Module) -> Weights:
+    """Return a copy of a model's state_dict, whose tensors share no memory."""
+    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _reason(error: BaseException) -> str:
+    return "it was stopped" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
