@@ -104,13 +104,13 @@ def run_flower(
         if late.is_set():
             raise DemoFailedError(f"the Flower run was given up after {deadline_s:g} s (--deadline-s)")
         last = read_rounds(output / "history.json", int(str(settings["rounds"])))[-1]
-        if screen.view.batches != last["step"]:
-            raise DemoFailedError(f"{screen.view.batches} of {last['step']} steps were seen on the coordinator")
+        if screen.training.batches != last["step"]:
+            raise DemoFailedError(f"{screen.training.batches} of {last['step']} steps were seen on the coordinator")
     except DemoFailedError as error:
         tail = "".join(lines[-_LOG_TAIL:])
         raise DemoFailedError(f"{error}; {output / 'flwr.log'} ends with:\n{tail}") from None
     # Evaluations in steps come before their update; only the round's comes after the last one.
-    screen.view.accuracy[last["step"]] = last["evaluate"]["accuracy"]
+    screen.training.add_evaluation(last["step"], last["evaluate"]["accuracy"])
     return last
 
 
@@ -142,8 +142,8 @@ def train(
         baseline = tuned_sgd(TrainSettings(seed=seed), devices, baseline_steps, target)
         last = run_flower(output, run_config, devices, screen, deadline_s)
         screen.doing = "done"
-    summary = summarise(screen.view, last, baseline, target)
-    plot(output / "accuracy.png", screen.view, baseline, target)
+    summary = summarise(screen.training, last, baseline, target)
+    plot(output / "accuracy.png", screen.training, baseline, target)
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     Artefact.from_checkpoint(output / f"round-{rounds}.safetensors").save(output / "model.pt")
     print_summary(console, summary, output)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coordinator.telemetry.watch import SessionView, megabytes
+from benchmarks.shared.watched_training import WatchedTraining
+from coordinator.telemetry.terminal import megabytes
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ def read_rounds(path: Path, rounds: int) -> list[dict[str, Any]]:
     return list(history)
 
 
-def plot(path: Path, view: SessionView, baseline: Baseline, target: float) -> None:
+def plot(path: Path, training: WatchedTraining, baseline: Baseline, target: float) -> None:
     """Draw accuracy against batches, ours and the baseline's."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150)
-    ours = sorted(view.accuracy.items())
+    ours = sorted(training.accuracy.items())
     axes.plot(*zip(*ours, strict=True), color="#0b6e4f", linewidth=2.2, label="EdgeNewton (K-FAC)")
     batches = range(1, len(baseline.accuracies) + 1)
     label = f"synchronous SGD with momentum, tuned (lr {baseline.lr:g})"
@@ -62,7 +63,7 @@ def plot(path: Path, view: SessionView, baseline: Baseline, target: float) -> No
     axes.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
     axes.text(len(baseline.accuracies), target - 0.012, f"{target:.0%}", ha="right", va="top", color="0.4")
     axes.set(
-        xlabel=f"batches trained by each of {len(view.devices)} devices",
+        xlabel=f"batches trained by each of {len(training.statistics.devices)} devices",
         ylabel="accuracy on held-out digits",
         ylim=(0, 1.02),
         xlim=(0, len(baseline.accuracies)),
@@ -75,11 +76,11 @@ def plot(path: Path, view: SessionView, baseline: Baseline, target: float) -> No
     plt.close(figure)
 
 
-def summarise(view: SessionView, last: dict[str, Any], baseline: Baseline, target: float) -> dict[str, Any]:
-    """Return the figures of `summary.json`, from the view of the whole run and its last round's metrics."""
-    reached = next((batches for batches in sorted(view.accuracy) if view.accuracy[batches] >= target), None)
-    at_target = view.traffic.get(reached) if reached is not None else None
-    states, devices = view.devices.values(), len(view.devices)
+def summarise(training: WatchedTraining, last: dict[str, Any], baseline: Baseline, target: float) -> dict[str, Any]:
+    """Return the figures of `summary.json`, from the whole run and its last round's metrics."""
+    reached = next((batches for batches in sorted(training.accuracy) if training.accuracy[batches] >= target), None)
+    at_target = training.traffic.get(reached) if reached is not None else None
+    statistics, devices = training.statistics, len(training.statistics.devices)
     return {
         "task": "digits",
         "devices": devices,
@@ -87,12 +88,12 @@ def summarise(view: SessionView, last: dict[str, Any], baseline: Baseline, targe
         "accuracy": last["evaluate"]["accuracy"],
         "batches": last["step"],
         "batches_to_target": reached,
-        "bytes_sent_per_device": round(sum(state.sent_before + state.sent for state in states) / devices),
-        "bytes_received_per_device": round(sum(state.received_before + state.received for state in states) / devices),
+        "bytes_sent_per_device": round(statistics.received / devices),
+        "bytes_received_per_device": round(statistics.sent / devices),
         "bytes_sent_per_device_to_target": round(at_target.sent) if at_target else None,
         "bytes_received_per_device_to_target": round(at_target.received) if at_target else None,
-        "seconds": round(max(view.seconds.values()), 2),
-        "seconds_to_target": round(view.seconds[reached], 2) if reached in view.seconds else None,
+        "seconds": round(max(training.seconds.values()), 2),
+        "seconds_to_target": round(training.seconds[reached], 2) if reached in training.seconds else None,
         "baseline": "synchronous SGD with momentum 0.9, learning rate tuned",
         "baseline_lr": baseline.lr,
         "baseline_batches_to_target": baseline.batches_to_target,

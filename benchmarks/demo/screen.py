@@ -9,7 +9,8 @@ import grpc
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from coordinator.telemetry.watch import SessionView, follow
+from benchmarks.shared.watched_training import WatchedTraining
+from coordinator.telemetry.watch import follow
 
 
 class Screen:
@@ -17,29 +18,29 @@ class Screen:
 
     def __init__(self) -> None:
         self.doing = "starting"
-        self.view = SessionView()
+        self.training = WatchedTraining()
         self.began = time.monotonic()
 
     def __rich__(self) -> RenderableType:
         seconds = f"  {time.monotonic() - self.began:5.1f} s  "
         head = Text.assemble(("EdgeNewton demo", "bold"), seconds, (self.doing, "cyan"))
-        return Group(head, self.view) if self.view.devices else Group(head)
+        return Group(head, self.training.view) if self.training.statistics.devices else Group(head)
 
 
 def watch(address: str, screen: Screen, over: threading.Event) -> None:
     """Feed the screen with the coordinator's events until the run is over.
 
-    The coordinator tells every listener all that happened, so a new stream after a broken one fills a new view.
+    The coordinator tells every listener all that happened, so a new stream after a broken one tells a new training.
     """
     while not over.is_set():
-        view = SessionView()
+        training = WatchedTraining()
         with contextlib.suppress(grpc.RpcError):
             for event in follow(address):
-                view.apply(event)
-                screen.view = view
-                if view.phase == "training":
-                    screen.doing = f"{len(view.devices)} devices train together ({view.session})"
-                elif view.phase == "ended":
+                training.apply(event)
+                screen.training, statistics = training, training.statistics
+                if statistics.phase == "training":
+                    screen.doing = f"{len(statistics.devices)} devices train together ({training.view.session})"
+                elif statistics.phase == "ended":
                     screen.doing = "the devices evaluate the model and the ServerApp writes a checkpoint"
             return
         over.wait(0.2)

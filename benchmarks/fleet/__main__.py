@@ -26,7 +26,8 @@ from rich.console import Console
 from benchmarks.fleet.goal import DEVICES, TARGET
 from benchmarks.shared.ports import free_port
 from benchmarks.shared.results import FOLDER, markdown_table, save_results
-from coordinator.telemetry.watch import SessionView, follow
+from benchmarks.shared.watched_training import WatchedTraining
+from coordinator.telemetry.watch import follow
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -108,23 +109,25 @@ class Fleet:
         settings = f"devices={DEVICES} coordinator='coordinator:50051' output='/tmp/run' rounds=1 steps={STEPS}"
         settings += f" evaluate-every=1 seed={seed} {RUN_CONFIG[method]}"
         log = self.on_superlink(f'exec flower-run -c "{settings}"')
-        view, curve, opened = SessionView(), [], None
+        training, curve, opened = WatchedTraining(), [], None
         for event in follow(self.coordinator):
             if event.time_s < began:
                 continue
             opened = event.time_s if opened is None else opened
-            view.apply(event)
+            training.apply(event)
             if event.WhichOneof("event") == "step" and event.step.HasField("evaluation"):
-                curve.append((event.time_s - began, view.accuracy[event.step.step]))
-            if view.phase in ("ended", "aborted"):
+                curve.append((event.time_s - began, training.accuracy[event.step.step]))
+            if training.statistics.phase in ("ended", "aborted"):
                 break
-        if opened is None or view.phase != "ended":
-            raise RuntimeError(f"EdgeNewton's training {view.phase}: {view.reason}\n{log}")
-        step = next((step for step, accuracy in sorted(view.accuracy.items()) if accuracy >= TARGET), None)
+        if opened is None or training.statistics.phase != "ended":
+            raise RuntimeError(
+                f"EdgeNewton's training {training.statistics.phase}: {training.statistics.reason}\n{log}"
+            )
+        step = next((step for step, accuracy in sorted(training.accuracy.items()) if accuracy >= TARGET), None)
         if step is None:
             return Run(method, self.mbit_s, seed, None, None, None, None, curve)
         seconds = next(seconds for seconds, accuracy in curve if accuracy >= TARGET)
-        megabytes = view.traffic[step].sent / 1e6 if step in view.traffic else None
+        megabytes = training.traffic[step].sent / 1e6 if step in training.traffic else None
         return Run(method, self.mbit_s, seed, seconds, seconds - (opened - began), step, megabytes, curve)
 
     def fedavg(self, seed: int) -> Run:

@@ -9,7 +9,8 @@ from rich.live import Live
 
 from coordinator.cli.access import TlsOption, read_tls
 from coordinator.cli.console import fail
-from coordinator.telemetry.watch import SessionView, follow
+from coordinator.telemetry.terminal import TerminalView
+from coordinator.telemetry.watch import follow
 
 
 def watch(
@@ -19,7 +20,7 @@ def watch(
 ) -> None:
     """Show what happens in a session, as it happens, until it is over."""
     files = read_tls(tls)
-    view = SessionView()
+    view = TerminalView()
     live = Live(view, refresh_per_second=8)
     try:
         for event in follow(address, session, files):

@@ -158,5 +158,5 @@ def test_a_broken_stream_of_events_counts_nothing_twice(monkeypatch):
     monkeypatch.setattr(screen, "follow", follow)
     shown = screen.Screen()
     screen.watch("anywhere", shown, NeverOver())
-    assert shown.view.devices["a"].batches == 3
+    assert shown.training.statistics.devices["a"].batches == 3
     assert next(streams, None) is None

@@ -3,41 +3,14 @@ from itertools import pairwise
 
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
+from session_events import committed, joined, left, phase, report
 
-from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.curve import Curve
 from coordinator.telemetry.record import Record
 from coordinator.telemetry.statistics import MAX_GONE, STEP_SECONDS, SessionStatistics
 
 
-def phase(kind, time_s=0.0):
-    settings = SessionSettings(codec="int8").to_proto()
-    return pb.SessionEvent(time_s=time_s, phase=pb.PhaseChanged(phase=kind, reason="because", settings=settings))
-
-
-def joined(device, time_s=0.0):
-    return pb.SessionEvent(time_s=time_s, joined=pb.DeviceJoined(device=device, training_samples=7, software="x 1"))
-
-
-def report(device, step, time_s, received=0, sent=0, saved=0, loss=1.0):
-    event = pb.DeviceReport(device=device, step=step, bytes_received=received, bytes_sent=sent, bytes_saved=saved)
-    event.contribution.loss = loss
-    return pb.SessionEvent(time_s=time_s, report=event)
-
-
-def left(device, time_s, status, reason, **use):
-    return pb.SessionEvent(time_s=time_s, left=pb.DeviceLeft(device=device, status=status, reason=reason, **use))
-
-
-def committed(step, time_s, seconds=0.2, loss=0.5, left_out=(), correct=None):
-    event = pb.StepCommitted(step=step, seconds=seconds)
-    event.commit.CopyFrom(pb.Commit(samples=16, devices=2, loss=loss, left_out=left_out))
-    if correct is not None:
-        event.evaluation.CopyFrom(pb.Evaluation(correct=correct, samples=10))
-    return pb.SessionEvent(time_s=time_s, step=event)
-
-
-def told(*events):
+def statistics_of(*events):
     statistics = SessionStatistics("s")
     for event in events:
         statistics.apply(event)
@@ -45,7 +18,7 @@ def told(*events):
 
 
 def test_bytes_add_up_over_connections_and_memberships():
-    statistics = told(
+    statistics = statistics_of(
         joined("a"),
         report("a", 0, 1.0, received=100, sent=10, saved=5),
         report("a", 1, 2.0, received=250, sent=40, saved=9),
@@ -62,13 +35,15 @@ def test_bytes_add_up_over_connections_and_memberships():
 
 
 def test_lag_is_counted_from_the_first_device_of_the_step():
-    statistics = told(report("a", 4, 10.0), report("b", 4, 10.25), report("b", 5, 11.0), report("a", 5, 11.5))
+    statistics = statistics_of(report("a", 4, 10.0), report("b", 4, 10.25), report("b", 5, 11.0), report("a", 5, 11.5))
     assert statistics.devices["b"].lag_s == 0.0
     assert statistics.devices["a"].lag_s == 0.5
 
 
 def test_rates_approach_what_flows_and_end_with_it():
-    statistics = told(joined("a", 0.0), *(report("a", t, float(t), received=1_000 * t, sent=0) for t in range(1, 60)))
+    statistics = statistics_of(
+        joined("a", 0.0), *(report("a", t, float(t), received=1_000 * t, sent=0) for t in range(1, 60))
+    )
     received, sent = statistics.devices["a"].rates(60.0)
     assert received == pytest.approx(1_000, rel=0.01)
     assert sent == 0
@@ -76,7 +51,7 @@ def test_rates_approach_what_flows_and_end_with_it():
 
 
 def test_steps_losses_and_accuracy():
-    statistics = told(
+    statistics = statistics_of(
         phase(pb.PHASE_TRAINING, 1.0),
         committed(0, 2.0, seconds=0.2, loss=2.0, correct=3),
         committed(1, 3.0, seconds=70.0, loss=1.0, left_out=["b"]),
@@ -92,7 +67,7 @@ def test_steps_losses_and_accuracy():
 
 
 def test_of_a_device_that_is_gone_the_reason_stays():
-    statistics = told(
+    statistics = statistics_of(
         joined("a"), left("a", 1.0, "DEADLINE_EXCEEDED", "nothing was heard"), committed(0, 2.0, left_out=["a"])
     )
     assert statistics.devices["a"].last_error == "nothing was heard"
@@ -100,7 +75,7 @@ def test_of_a_device_that_is_gone_the_reason_stays():
 
 
 def test_numbers_that_are_none_are_not_shown():
-    statistics = told(report("a", 0, 1.0, loss=math.nan), committed(0, 2.0, loss=math.inf))
+    statistics = statistics_of(report("a", 0, 1.0, loss=math.nan), committed(0, 2.0, loss=math.inf))
     assert statistics.devices["a"].loss is None
     assert list(statistics.curves.loss) == []
 
@@ -143,7 +118,7 @@ def test_a_curve_that_goes_back_forgets_what_came_after():
 
 def test_they_come_back_from_the_record_as_they_were(tmp_path):
     path = tmp_path / "record.sqlite"
-    statistics = told(
+    statistics = statistics_of(
         phase(pb.PHASE_TRAINING, 1.0),
         joined("a"),
         report("a", 0, 1.5, received=5, sent=6, saved=7),

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+from edgenewton.v1 import exchange_pb2 as pb
+from rich.console import Console
+from session_events import committed, left, phase, report, three_sessions
+
+from coordinator.telemetry.terminal import TerminalView
+
+
+@pytest.fixture
+def view():
+    view = TerminalView()
+    for event in three_sessions():
+        view.apply(event)
+    return view
+
+
+def printed(view, width=120):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(view)
+    return console.export_text()
+
+
+def test_a_person_can_read_it(view):
+    text = printed(view, width=100)
+    assert "u: training  step 2  loss 0.2500  accuracy 70.0%" in text
+    assert [line.split()[1] for line in text.splitlines() if "finished" in line] == ["a", "b"]
+
+
+def test_bytes_are_those_of_all_sessions_from_where_the_device_stands(view):
+    view.apply(report("a", 3, 104.0, received=2_000_000))
+    (line,) = [line for line in printed(view).splitlines() if " training " in line and "│" in line]
+    assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.00 MB", "0.00 MB"]
+
+
+def test_what_went_wrong_is_shown_with_the_device(view):
+    reason = "device 'b': nothing was heard from it for 20 s"
+    view.apply(left("b", 110.0, "DEADLINE_EXCEEDED", reason))
+    assert f"b: {reason}" in printed(view)
+
+
+def test_why_a_device_left_is_its_state(view):
+    view.apply(left("b", 110.0, "OK", "stopped with Ctrl-C"))
+    text = printed(view)
+    assert "stopped with Ctrl-C" in text
+    assert "gone" not in text
+
+
+def test_a_loss_that_is_no_number_is_shown_as_such():
+    view = TerminalView()
+    for event in (
+        phase(pb.PHASE_TRAINING, session="s"),
+        committed(0, 1.0, loss=0.25),
+        committed(1, 2.0, loss=math.nan),
+    ):
+        view.apply(event)
+    assert "s: training  step 1  loss nan" in printed(view)
