@@ -9,7 +9,7 @@ from coordinator.telemetry.statistics import Curves, DeviceStatistics
 
 MAX_DEVICES = 200
 """So many devices are shown; those with a place come first, then those that were there last."""
-MAX_HAPPENINGS = 40
+MAX_INCIDENTS = 40
 CURVES = tuple(Curves.__dataclass_fields__)
 
 State = dict[str, Any]
@@ -24,38 +24,41 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         since: curves are told from the step after this one; None for all that is kept.
 
     """
-    session, told = room.session, room.chronicle.statistics
+    session, statistics = room.session, room.chronicle.statistics
     members = session.members
-    present = sorted((d for d in told.devices.values() if d.device in members), key=lambda d: d.device)
-    gone = sorted((d for d in told.devices.values() if d.device not in members), key=lambda d: (-d.seen_at, d.device))
-    happenings = sorted((*told.happenings, *told.refused), key=lambda h: h.time_s)[-MAX_HAPPENINGS:]
+    present = sorted((d for d in statistics.devices.values() if d.device in members), key=lambda d: d.device)
+    gone = sorted(
+        (d for d in statistics.devices.values() if d.device not in members), key=lambda d: (-d.seen_at, d.device)
+    )
+    incidents = sorted((*statistics.incidents, *statistics.refused), key=lambda h: h.time_s)[-MAX_INCIDENTS:]
     return {
-        "name": told.name,
-        "phase": told.phase,
-        "reason": told.reason,
+        "name": statistics.name,
+        "phase": statistics.phase,
+        "reason": statistics.reason,
         "codec": session.settings.codec,
-        "began_at": told.began_at,
-        "ended_at": told.ended_at,
-        "step": told.step,
-        "steps": told.steps,
-        "steps_per_s": told.steps_per_s(now),
-        "samples": told.samples,
-        "loss": told.curves.loss.last,
-        "accuracy": told.curves.accuracy.last,
-        "received": told.received,
-        "sent": told.sent,
-        "saved": told.saved,
-        "left_out": told.left_out,
-        "refusals": dict(told.refusals),
+        "began_at": statistics.began_at,
+        "ended_at": statistics.ended_at,
+        "step": statistics.step,
+        "steps": statistics.steps,
+        "steps_per_s": statistics.steps_per_s(now),
+        "samples": statistics.samples,
+        "loss": statistics.curves.loss.last,
+        "accuracy": statistics.curves.accuracy.last,
+        "received": statistics.received,
+        "sent": statistics.sent,
+        "saved": statistics.saved,
+        "left_out": statistics.left_out,
+        "refusals": dict(statistics.refusals),
         "places": session.settings.capacity,
         "quorum": session.settings.required,
         "members": len(members),
         "gone": len(gone),
         "devices": [
-            _device(device, members.get(device.device), told.step, now) for device in (*present, *gone)[:MAX_DEVICES]
+            _device(device, members.get(device.device), statistics.step, now)
+            for device in (*present, *gone)[:MAX_DEVICES]
         ],
-        "happenings": [asdict(happening) for happening in reversed(happenings)],
-        "curves": {name: _points(told.curves, name, since) for name in CURVES},
+        "incidents": [asdict(incident) for incident in reversed(incidents)],
+        "curves": {name: _points(statistics.curves, name, since) for name in CURVES},
         "settings": session.settings.model_dump(mode="json"),
         "options": dict(session.admission.options),
     }

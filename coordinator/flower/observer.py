@@ -38,7 +38,7 @@ class RunObserver:
     def __init__(self, folder: Path, tls: TlsFiles | None = None) -> None:
         self._tls = tls
         self._record = Record(folder / RECORD_NAME)
-        self._told: SessionStatistics | None = None
+        self._statistics: SessionStatistics | None = None
         self._files: EventFiles | None = None
         self._thread: threading.Thread | None = None
         try:
@@ -49,11 +49,11 @@ class RunObserver:
     def observe(self, address: str, session: str, settings: SessionSettings) -> None:
         """Follow a session of the coordinator at an address until it is over."""
         self._wait()
-        if self._told is None:
+        if self._statistics is None:
             if settings.first_step == 0 or not self._record.sessions():
                 self._record.begin_session(_SESSION, settings)
-            self._told = self._record.statistics(_SESSION)
-        arguments = (address, session, self._told)
+            self._statistics = self._record.statistics(_SESSION)
+        arguments = (address, session, self._statistics)
         self._thread = threading.Thread(target=self._follow, args=arguments, name="observer", daemon=True)
         self._thread.start()
 
@@ -68,16 +68,16 @@ class RunObserver:
         if self._thread is not None:
             self._thread.join(_END_DEADLINE_S)
 
-    def _follow(self, address: str, session: str, told: SessionStatistics) -> None:
+    def _follow(self, address: str, session: str, statistics: SessionStatistics) -> None:
         try:
             for event in follow(address, session, self._tls):
-                told.apply(event)
+                statistics.apply(event)
                 if event.WhichOneof("event") == "step":
-                    self._record.set_committed(_SESSION, StepRecord.of(event.step, event.time_s, told))
+                    self._record.set_committed(_SESSION, StepRecord.of(event.step, event.time_s, statistics))
                     if self._files is not None:
-                        self._files.write(event, told)
-            self._record.set_phase(_SESSION, Phase(told.phase), told.reason)
-            self._record.set_statistics(told)
+                        self._files.write(event, statistics)
+            self._record.set_phase(_SESSION, Phase(statistics.phase), statistics.reason)
+            self._record.set_statistics(statistics)
         except grpc.RpcError as error:
             log.warning("session %r is not followed any more: %s", session, error)
         except Exception:

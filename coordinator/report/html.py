@@ -15,7 +15,7 @@ from markupsafe import Markup
 from coordinator.report.plots import plots
 from coordinator.report.run import Run
 
-MAX_HAPPENINGS = 300
+MAX_INCIDENTS = 300
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -33,8 +33,8 @@ def render(run: Run) -> str:
         best=max((value for _, value in accuracies), default=None),
         loss=next((step.loss for step in reversed(run.steps) if step.loss is not None), None),
         devices=sorted(run.devices.values(), key=lambda device: device.device),
-        happenings=run.happenings[-MAX_HAPPENINGS:],
-        hidden=max(0, len(run.happenings) - MAX_HAPPENINGS),
+        incidents=run.incidents[-MAX_INCIDENTS:],
+        hidden=max(0, len(run.incidents) - MAX_INCIDENTS),
         model=list(_summarise(run.tensors)),
         versions={
             "edgenewton": version("edgenewton"),

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from coordinator.flower.observer import RECORD_NAME
 from coordinator.telemetry.history import StepRecord
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
-from coordinator.telemetry.statistics import DeviceStatistics, Happening, SessionStatistics
+from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics
 
 HISTORY_NAME = "history.json"
 
@@ -63,7 +63,7 @@ class Run:
     left_out: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     devices: dict[str, DeviceStatistics] = field(default_factory=dict)
-    happenings: list[Happening] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
     tensors: tuple[TensorSpec, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
@@ -149,10 +149,10 @@ def _read_record(run: Run, path: Path, session: str | None) -> None:
     finally:
         record.close()
     run.steps.sort(key=lambda step: step.step)
-    run.happenings.sort(key=lambda happening: happening.time_s)
+    run.incidents.sort(key=lambda incident: incident.time_s)
 
 
-def _add_session(run: Run, entry: SessionRecord, told: SessionStatistics, steps: list[StepRecord]) -> None:
+def _add_session(run: Run, entry: SessionRecord, statistics: SessionStatistics, steps: list[StepRecord]) -> None:
     # Bytes are counted for each session; the curve is of all.
     offset = (run.received, run.sent, run.saved)
     run.steps += [
@@ -162,20 +162,20 @@ def _add_session(run: Run, entry: SessionRecord, told: SessionStatistics, steps:
     run.sessions.append(entry.name)
     run.phase, run.reason = entry.phase.value, entry.reason
     times = [step.time_s for step in steps]
-    began_at = told.began_at if told.began_at is not None else min(times, default=None)
-    ended_at = told.ended_at if told.ended_at is not None else max(times, default=None)
+    began_at = statistics.began_at if statistics.began_at is not None else min(times, default=None)
+    ended_at = statistics.ended_at if statistics.ended_at is not None else max(times, default=None)
     run.began_at = min((t for t in (run.began_at, began_at) if t is not None), default=None)
     run.ended_at = max((t for t in (run.ended_at, ended_at) if t is not None), default=None)
-    run.committed += told.steps
-    run.samples += told.samples
-    run.received += told.received
-    run.sent += told.sent
-    run.saved += told.saved
-    run.left_out += told.left_out
-    run.refusals += told.refusals
-    for device in told.devices.values():
+    run.committed += statistics.steps
+    run.samples += statistics.samples
+    run.received += statistics.received
+    run.sent += statistics.sent
+    run.saved += statistics.saved
+    run.left_out += statistics.left_out
+    run.refusals += statistics.refusals
+    for device in statistics.devices.values():
         _add_device(run, device)
-    run.happenings += [*told.happenings, *told.refused]
+    run.incidents += [*statistics.incidents, *statistics.refused]
     run.tensors = entry.fingerprint or run.tensors
     run.settings |= entry.settings.model_dump(mode="json")
     run.options |= entry.options

@@ -1,14 +1,13 @@
 """What a record keeps for people: a session's steps, and its statistics. Both stay small however long it runs."""
 
-import json
 import sqlite3
-from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 from edgenewton.v1 import exchange_pb2 as pb
 
-from coordinator.telemetry.statistics import DeviceStatistics, Happening, SessionStatistics
+from coordinator.telemetry.statistics import SessionStatistics
+from coordinator.telemetry.stored import dump_statistics, load_statistics
 
 MAX_STEPS = 10_000
 """So many steps of a session are kept; then every second one goes, so that the oldest are known most coarsely."""
@@ -45,11 +44,6 @@ DELETE FROM steps WHERE session = :session AND step IN (
     ) WHERE number % 2 = 0
 )
 """
-_DEVICE = [name for name in DeviceStatistics.__dataclass_fields__ if not name.startswith("_")]
-_TOTALS = [
-    *("codec", "phase", "reason", "began_at", "ended_at", "step", "steps", "samples", "left_out", "step_seconds"),
-    *("step_buckets", "received", "sent", "saved"),
-]
 
 
 @dataclass(frozen=True)
@@ -131,15 +125,8 @@ class History:
 
     def set_statistics(self, statistics: SessionStatistics) -> None:
         """Record where a session stands."""
-        content = {
-            "totals": {name: getattr(statistics, name) for name in _TOTALS},
-            "refusals": dict(statistics.refusals),
-            "devices": [{name: getattr(device, name) for name in _DEVICE} for device in statistics.devices.values()],
-            "happenings": [asdict(happening) for happening in statistics.happenings],
-            "refused": [asdict(happening) for happening in statistics.refused],
-        }
         self._database.execute(
-            "INSERT OR REPLACE INTO statistics VALUES (?, ?)", (statistics.name, json.dumps(content))
+            "INSERT OR REPLACE INTO statistics VALUES (?, ?)", (statistics.name, dump_statistics(statistics))
         )
 
     def statistics(self, session: str) -> SessionStatistics:
@@ -149,22 +136,8 @@ class History:
             ValueError: what is recorded cannot be read.
 
         """
-        found = SessionStatistics(session)
         row = self._database.execute("SELECT content FROM statistics WHERE session = ?", (session,)).fetchone()
-        if row is not None:
-            try:
-                _fill(found, json.loads(row[0]))
-            except (TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"the statistics of session {session!r} cannot be read: {error!r}") from None
+        found = SessionStatistics(session) if row is None else load_statistics(session, row[0])
         for step in self.steps(session):
             found.curves.add(step.step, step.loss, step.accuracy, step.seconds, step.received + step.sent, step.saved)
         return found
-
-
-def _fill(found: SessionStatistics, content: dict[str, Any]) -> None:
-    for name in _TOTALS:
-        setattr(found, name, content["totals"][name])
-    found.refusals = Counter(content["refusals"])
-    found.devices = {entry["device"]: DeviceStatistics(**entry) for entry in content["devices"]}
-    found.happenings.extend(Happening(**entry) for entry in content["happenings"])
-    found.refused.extend(Happening(**entry) for entry in content["refused"])

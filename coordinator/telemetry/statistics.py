@@ -15,7 +15,7 @@ from coordinator.telemetry.curve import Curve
 
 MAX_GONE = 500
 """So many devices that are gone are kept."""
-MAX_HAPPENINGS = 200
+MAX_INCIDENTS = 200
 MAX_REFUSED = 50
 PACE_STEPS = 32
 """Latest steps that the pace is taken from."""
@@ -95,7 +95,7 @@ class DeviceStatistics:
 
 
 @dataclass(frozen=True)
-class Happening:
+class Incident:
     """Something out of the ordinary."""
 
     time_s: float
@@ -153,8 +153,8 @@ class SessionStatistics:
     refusals: Counter[str] = field(default_factory=Counter)
     """By gRPC status."""
     devices: dict[str, DeviceStatistics] = field(default_factory=dict)
-    happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=MAX_HAPPENINGS))
-    refused: deque[Happening] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
+    incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=MAX_INCIDENTS))
+    refused: deque[Incident] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
     """Apart, so that whoever is refused a thousand times hides nothing else."""
     curves: Curves = field(default_factory=Curves)
     _first_report: tuple[int, float] = (-1, 0.0)
@@ -189,7 +189,7 @@ class SessionStatistics:
         self.refusals[status] += 1
         if device in self.devices:
             self.devices[device].fail(reason, now)
-        self.refused.append(Happening(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
+        self.refused.append(Incident(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
 
     def steps_per_s(self, now: float) -> float:
         """Return the pace of the latest steps; none once no step has come for much longer than they took."""
@@ -276,7 +276,7 @@ class SessionStatistics:
 
     def _happened(self, now: float, kind: str, device: str, text: str, step: int | None = None) -> None:
         at = self.step if step is None else step
-        self.happenings.append(Happening(now, kind, at, device[:MAX_TEXT], text[:MAX_TEXT]))
+        self.incidents.append(Incident(now, kind, at, device[:MAX_TEXT], text[:MAX_TEXT]))
 
 
 def _finite(value: float) -> float | None:

@@ -48,12 +48,12 @@ class EventFiles:
         self._folder = folder
         self._writer: EventFileWriter | None = None
 
-    def write(self, event: pb.SessionEvent, told: SessionStatistics) -> None:
-        """Write a committed step; `told` has taken it in."""
+    def write(self, event: pb.SessionEvent, statistics: SessionStatistics) -> None:
+        """Write a committed step; `statistics` has taken it in."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(event.step, told)]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(event.step, statistics)]
         self._open(event).add_event(Event(wall_time=event.time_s, step=event.step.step, summary=Summary(value=values)))
 
     def close(self) -> None:
@@ -113,11 +113,11 @@ class TensorBoardWriter:
                 if name not in self._sessions:
                     files = await asyncio.to_thread(EventFiles, self._folder / _folder_name(name))
                     self._sessions[name] = SessionStatistics(name), files
-                told, files = self._sessions[name]
-                told.apply(event)
+                statistics, files = self._sessions[name]
+                statistics.apply(event)
                 if event.WhichOneof("event") == "step":
-                    await asyncio.to_thread(files.write, event, told)
-                elif told.ended_at is not None:
+                    await asyncio.to_thread(files.write, event, statistics)
+                elif statistics.ended_at is not None:
                     del self._sessions[name]
                     await asyncio.to_thread(files.close)
         except Exception:  # the exchange shares this loop, and goes on
@@ -142,15 +142,15 @@ def _folder_name(session: str) -> str:
     return quote(session, safe=" ") if session.strip(".") else "session"
 
 
-def _scalars(step: pb.StepCommitted, told: SessionStatistics) -> Iterator[tuple[str, float]]:
+def _scalars(step: pb.StepCommitted, statistics: SessionStatistics) -> Iterator[tuple[str, float]]:
     yield "train/loss", step.commit.loss
     yield "step/seconds", step.seconds
     yield "step/samples", step.commit.samples
     yield "step/devices", step.commit.devices
     yield "step/left out", len(step.commit.left_out)
-    yield "wire/bytes received", told.received
-    yield "wire/bytes sent", told.sent
-    yield "wire/bytes saved by the codec", told.saved
+    yield "wire/bytes received", statistics.received
+    yield "wire/bytes sent", statistics.sent
+    yield "wire/bytes saved by the codec", statistics.saved
     if step.evaluation.samples:
         yield "held out/accuracy", step.evaluation.correct / step.evaluation.samples
         yield "held out/loss", step.evaluation.loss

@@ -54,7 +54,7 @@ class TerminalView:
         table = Table("device", "state", "samples", "batches", "loss", "lag", "late", "sent", "received", expand=False)
         for column in table.columns[2:]:
             column.justify = "right"
-        reasons = {i.device: i.text for i in list(self.statistics.happenings) if i.kind == "left"}
+        reasons = {i.device: i.text for i in list(self.statistics.incidents) if i.kind == "left"}
         for name, device in sorted(self.statistics.devices.items()):
             table.add_row(
                 name,

@@ -196,7 +196,7 @@ def test_a_person_sees_a_training_of_real_devices(training):
         shown = page.locator("#devices tr td:first-child span").all_inner_texts()
         assert sorted(shown) == [f"gateway-{index}" for index in range(DEVICES)]
         assert page.locator("#evil").count() == 0
-        assert "<b id=evil>x</b> was refused" in page.inner_text("#happenings")
+        assert "<b id=evil>x</b> was refused" in page.inner_text("#incidents")
 
         # The value under the pointer.
         chart = page.locator("#chart-loss svg").bounding_box()

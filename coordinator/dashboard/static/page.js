@@ -91,7 +91,7 @@ function draw() {
   charts.seconds.show([session.curves.seconds]);
   charts.bytes.show([session.curves.wire, session.curves.float32]);
   drawDevices(session);
-  drawHappenings(session);
+  drawIncidents(session);
   drawSettings(session);
 }
 
@@ -193,24 +193,24 @@ function drawDevice(row, device, session) {
   set(7, session.saved > 0 ? format.bytes(device.saved) : "–");
 }
 
-function drawHappenings(session) {
-  const list = at("happenings");
-  const key = JSON.stringify(session.happenings);
+function drawIncidents(session) {
+  const list = at("incidents");
+  const key = JSON.stringify(session.incidents);
   if (list.dataset.key === key) return;
   list.dataset.key = key;
   list.replaceChildren(
-    ...session.happenings.map((happening) => {
+    ...session.incidents.map((incident) => {
       const item = document.createElement("li");
-      const kinds = { "left out": "late", phase: happening.text.split(":")[0] };
-      item.className = kinds[happening.kind] ?? happening.kind;
+      const kinds = { "left out": "late", phase: incident.text.split(":")[0] };
+      item.className = kinds[incident.kind] ?? incident.kind;
       const time = document.createElement("time");
-      time.textContent = format.clock(happening.time_s);
+      time.textContent = format.clock(incident.time_s);
       const step = document.createElement("span");
       step.className = "at";
-      step.textContent = happening.step === null ? "" : `step ${format.count(happening.step)}`;
+      step.textContent = incident.step === null ? "" : `step ${format.count(incident.step)}`;
       const text = document.createElement("span");
       text.className = "text";
-      text.textContent = sentence(happening);
+      text.textContent = sentence(incident);
       item.append(time, step, text);
       return item;
     }),

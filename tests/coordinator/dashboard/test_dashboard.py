@@ -141,7 +141,7 @@ def test_refusals_are_counted_and_shown_but_hide_nothing(served, stub):
     refused(lambda: stub.Join(join_request("c", session="other"), timeout=5))
     session = served.session()
     assert session["refusals"] == {"FAILED_PRECONDITION": 60}
-    kinds = [happening["kind"] for happening in session["happenings"]]
+    kinds = [incident["kind"] for incident in session["incidents"]]
     assert kinds.count("refused") < 50
     metrics = served.metrics()
     assert metrics["edgenewton_coordinator_refusals_total", ("status", "FAILED_PRECONDITION")] == 60

@@ -13,6 +13,7 @@ from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.history import History, StepRecord
 from coordinator.telemetry.record import Record, RecordError
+from coordinator.telemetry.statistics import Incident
 
 
 def step_record(step, **fields):
@@ -110,6 +111,44 @@ def test_a_step_that_is_done_again_replaces_the_first(tmp_path):
     assert record.history.steps("s") == [step_record(3, loss=0.5)]
     record.begin_session("s", SessionSettings())
     assert record.history.steps("s") == []
+
+
+OLD_STATISTICS = """
+{"totals": {"codec": "int8", "phase": "training", "reason": "because", "began_at": 1.0, "ended_at": null, "step": 0,
+  "steps": 1, "samples": 16, "left_out": 1, "step_seconds": 0.2,
+  "step_buckets": [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+  "received": 5, "sent": 6, "saved": 7},
+ "refusals": {"INVALID_ARGUMENT": 1},
+ "devices": [
+  {"device": "a", "state": "training", "software": "x 1", "training_samples": 7, "step": 0, "batches": 1, "loss": 1.0,
+   "lag_s": 0.0, "received": 5, "sent": 6, "saved": 7, "received_per_s": 1.25, "sent_per_s": 1.5, "left_out": 0,
+   "healings": 0, "last_error": "a frame broke the contract", "last_error_at": 3.0, "joined_at": 0.0, "seen_at": 1.5}],
+ "happenings": [{"time_s": 0.0, "kind": "joined", "step": null, "device": "a", "text": "x 1"}],
+ "refused": [{"time_s": 3.0, "kind": "refused", "step": 0, "device": "a", "text": "INVALID_ARGUMENT: broken"}]}
+"""
+"""As they were stored while incidents had another name."""
+
+
+def test_statistics_that_were_stored_under_an_old_name_are_read(tmp_path):
+    record = Record(tmp_path / "record.sqlite")
+    record.begin_session("s", SessionSettings())
+    record.history._database.execute("INSERT INTO statistics VALUES ('s', ?)", (OLD_STATISTICS,))
+    found = record.statistics("s")
+    assert list(found.incidents) == [Incident(0.0, "joined", None, "a", "x 1")]
+    assert list(found.refused) == [Incident(3.0, "refused", 0, "a", "INVALID_ARGUMENT: broken")]
+    assert (found.codec, found.phase, found.steps, found.samples, found.received) == ("int8", "training", 1, 16, 5)
+    assert (found.refusals["INVALID_ARGUMENT"], sum(found.step_buckets)) == (1, 1)
+    assert (found.devices["a"].batches, found.devices["a"].last_error) == (1, "a frame broke the contract")
+    record.set_statistics(found)
+    assert record.statistics("s").incidents == found.incidents
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"totals": {}}', OLD_STATISTICS.replace("happenings", "x")])
+def test_statistics_that_cannot_be_read_are_an_error_with_the_file(tmp_path, content):
+    record = Record(tmp_path / "record.sqlite")
+    record.history._database.execute("INSERT INTO statistics VALUES ('s', ?)", (content,))
+    with pytest.raises(RecordError, match=r"record.sqlite is damaged"):
+        record.statistics("s")
 
 
 def test_a_record_of_the_release_before_is_gone_on_with(tmp_path):

@@ -90,8 +90,8 @@ def test_memory_is_bounded_whatever_comes_and_goes():
     assert f"d{MAX_GONE + 299}" in statistics.devices
     assert statistics.refusals["NOT_FOUND"] == MAX_GONE + 300
     assert len(statistics.refused) == 50
-    assert len(statistics.happenings) == 200
-    assert all(len(h.text) + len(h.device) < 1_000 for h in (*statistics.happenings, *statistics.refused))
+    assert len(statistics.incidents) == 200
+    assert all(len(h.text) + len(h.device) < 1_000 for h in (*statistics.incidents, *statistics.refused))
 
 
 def test_a_curve_keeps_its_shape_its_ends_and_its_size():
