@@ -7,12 +7,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.identity import Identity
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import Encoder
-from edgenewton.v1.framing import FramePacker, Layout, Slice, SliceKey, check_values, parse_frame
+from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values, parse_frame
 
 from coordinator.serving.broadcast import BroadcastLog
 from coordinator.serving.snapshots import SnapshotDesk
@@ -63,17 +63,17 @@ class Room:
         """Former members are still known, so that they are told how the session ended."""
         self.desk = SnapshotDesk()
         self.log = BroadcastLog(session.settings.replay_bytes, session.step.number)
-        self._layout: Layout | None = None
-        self._encoders: dict[SliceKey, Encoder] = {}
         self._saved = 0
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
-        """The slices of the session's tensors."""
-        if self._layout is None:
-            settings = self.session.settings
-            self._layout = Layout(self.session.fingerprint, settings.codec_choice, settings.frame_bytes)
-        return self._layout
+        """The slices of the session's tensors, once the first device has named them."""
+        settings = self.session.settings
+        return Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
+
+    @cached_property
+    def _writer(self) -> SliceWriter:
+        return SliceWriter(self.layout)
 
     # ------------------------------------------------------------------ devices
 
@@ -150,7 +150,7 @@ class Room:
                 outbox.use.saved += saved_bytes(piece, payload)
             if session.wants(device, frame.step, frame.samples, piece.key, now):
                 try:
-                    values = piece.decode(payload)
+                    values = piece.decode(payload, frame.step)
                     check_values(piece.spec, values)
                 except ValueError as error:
                     reason = f"device {device!r}, step {frame.step}: {error}"
@@ -243,9 +243,9 @@ class Room:
             match decision:
                 case d.SliceReady(step, key, values):
                     packer = packer or FramePacker(step, 0, self.layout.frame_bytes)
-                    piece = self._slice(key)
+                    piece = self.layout.slice_of(key)
                     check_values(piece.spec, values)
-                    data = self._encoder(piece).encode(values)
+                    data = self._writer.encode(piece, values, step)
                     self._saved += saved_bytes(piece, data)
                     for frame in packer.add(piece, data):
                         self._broadcast(frame)
@@ -298,12 +298,3 @@ class Room:
         if isinstance(decision, d.DeviceReported | d.DeviceRemoved):
             outbox = self.outboxes.get(decision.device)
         self.chronicle.note(decision, outbox.use if outbox is not None else None)
-
-    def _slice(self, key: SliceKey) -> Slice:
-        return self.layout.slices(key.tensor)[key.offset // self.layout.slice_length]
-
-    def _encoder(self, piece: Slice) -> Encoder:
-        encoder = self._encoders.get(piece.key)
-        if encoder is None:
-            encoder = self._encoders[piece.key] = piece.codec.encoder(piece.shape)
-        return encoder

@@ -15,7 +15,7 @@ from edgenewton.v1.framing import FramePacker, Layout
 from edgenewton.v1.tensor_spec import TensorSpec
 
 SPEC = TensorSpec("fc.weight", (2, 3))
-LAYOUT = Layout((SPEC,), CodecChoice(), 1 << 20)
+LAYOUT = Layout((SPEC,), CodecChoice().policy(), 1 << 20)
 
 
 class Device:

@@ -72,7 +72,7 @@ class Assembly:
             return frame
         step = self._steps.setdefault(frame.step, AssembledStep(frame.step))
         for piece, payload in slices:
-            values = piece.decode(payload)
+            values = piece.decode(payload, frame.step)
             if piece.length == piece.spec.size:
                 step.tensors[piece.key.tensor] = values
                 continue

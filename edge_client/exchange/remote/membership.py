@@ -14,10 +14,10 @@ from edgenewton.common.tls import TlsFiles
 from edgenewton.common.tls_diagnosis import diagnose
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Encoder, Float32Array
+from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Float32Array
 from edgenewton.v1.evaluation import evaluation_to_proto
 from edgenewton.v1.fingerprint import spec_to_proto
-from edgenewton.v1.framing import FramePacker, Layout, SliceKey, check_values
+from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class GradientExchange:
         self._layout: Layout
         self._assembly: Assembly
         self._replica: Replica
-        self._encoders: dict[SliceKey, Encoder] = {}
+        self._writer: SliceWriter
         self._settings = pb.ExchangeSettings()
         self._packer: FramePacker | None = None
         self._contributed: set[int] = set()
@@ -139,7 +139,8 @@ class GradientExchange:
             raise ExchangeError(f"device {self.device!r}: {error}", Cause.REFUSED) from None
         self._is_joined = True
         self.step = reply.first_step
-        self._layout = Layout(self._specs, choice, reply.settings.frame_bytes)
+        self._layout = Layout(self._specs, choice.policy(), reply.settings.frame_bytes)
+        self._writer = SliceWriter(self._layout)
         self._assembly = Assembly(self._layout, self.step)
         self._link.start(self._assembly)
         if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
@@ -167,10 +168,7 @@ class GradientExchange:
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
             self._check_finite(piece.spec, values)
-            encoder = self._encoders.get(piece.key)
-            if encoder is None:
-                encoder = self._encoders[piece.key] = piece.codec.encoder(piece.shape)
-            data = encoder.encode(values)
+            data = self._writer.encode(piece, values, self.step)
             for frame in self._packer.add(piece, data):
                 self._link.send(frame)
 
@@ -275,7 +273,7 @@ class GradientExchange:
             step, data = self._link.snapshot
             self._link.snapshot = None
         self._replica.load(data)
-        self._encoders = {}  # the errors that they remember belong to another past
+        self._writer = SliceWriter(self._layout)  # the errors that the old one remembers belong to another past
         self._packer = None
         self.step = step
         log.info("device %r goes on at step %d with the state of another device", self.device, step)

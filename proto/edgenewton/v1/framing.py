@@ -7,7 +7,7 @@ into protobuf's own memory.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import Codec, CodecChoice, Data, Float32Array, Shape
+from edgenewton.v1.codecs import Chain, Context, Data, Float32Array, Policy, Shape, State
 from edgenewton.v1.fingerprint import DTYPES
 from edgenewton.v1.tensor_spec import TensorSpec
 from edgenewton.v1.wire import read_frame, write_field
@@ -42,9 +42,10 @@ class Slice:
 
     key: SliceKey
     spec: TensorSpec
-    codec: Codec
+    chain: Chain
+    """What it is read with, by whoever shares the layout."""
     shape: Shape
-    """What the codec is given: the tensor's shape, or `(length,)`."""
+    """What the chain is given: the tensor's shape, or `(length,)`."""
 
     @property
     def length(self) -> int:
@@ -57,21 +58,25 @@ class Slice:
         return pb.TensorSlice(
             tensor=self.key.tensor,
             dtype=DTYPES[self.spec.dtype],
-            codec=self.codec.number,
+            codec=self.chain.number,
             shape=self.spec.shape,
             offset=self.key.offset,
             length=self.length,
         ).SerializeToString()
 
-    def decode(self, data: Data) -> Float32Array:
+    def context(self, step: int) -> Context:
+        """Return what the chain's stages may know of the slice in a step."""
+        return Context(self.spec, self.shape, self.key.offset, step)
+
+    def decode(self, data: Data, step: int) -> Float32Array:
         """Return the elements, flat; whoever does not trust the sender checks the values too.
 
         Raises:
-            ValueError: the data are not what the codec writes.
+            ValueError: the data are not what the chain writes.
 
         """
         try:
-            return self.codec.decode(data, self.shape)
+            return self.chain.decode(data, self.context(step))
         except ValueError as error:
             raise ValueError(f"the {self.spec}: {error}") from None
 
@@ -92,27 +97,32 @@ def check_values(spec: TensorSpec, values: Float32Array) -> None:
 class Layout:
     """The slices of all tensors of a session."""
 
-    def __init__(self, fingerprint: tuple[TensorSpec, ...], choice: CodecChoice, frame_bytes: int) -> None:
+    def __init__(self, fingerprint: tuple[TensorSpec, ...], policy: Policy, frame_bytes: int) -> None:
         self.fingerprint = fingerprint
+        self.policy = policy
         self.frame_bytes = frame_bytes
         self.slice_length = max(1, frame_bytes // 4)
-        self._codecs = [choice.codec_for(spec) for spec in fingerprint]
+        self._chains = [policy.chain_for(spec) for spec in fingerprint]
         self._slices: dict[int, list[Slice]] = {}
         self._known: dict[bytes, Slice] = {}
 
     def slices(self, tensor: int) -> list[Slice]:
         """Return the slices of one tensor, in order; an empty tensor has one empty slice."""
         if tensor not in self._slices:
-            spec, codec = self.fingerprint[tensor], self._codecs[tensor]
-            if codec.takes_whole_tensors:
-                slices = [Slice(SliceKey(tensor, 0), spec, codec, spec.shape)]
+            spec, chain = self.fingerprint[tensor], self._chains[tensor]
+            if chain.takes_whole_tensors:
+                slices = [Slice(SliceKey(tensor, 0), spec, chain, spec.shape)]
             else:
                 slices = [
-                    Slice(SliceKey(tensor, begin), spec, codec, (min(self.slice_length, spec.size - begin),))
+                    Slice(SliceKey(tensor, begin), spec, chain, (min(self.slice_length, spec.size - begin),))
                     for begin in range(0, max(spec.size, 1), self.slice_length)
                 ]
             self._slices[tensor] = slices
         return self._slices[tensor]
+
+    def slice_of(self, key: SliceKey) -> Slice:
+        """Return the slice with a key that the layout gave."""
+        return self.slices(key.tensor)[key.offset // self.slice_length]
 
     def find(self, header: bytes) -> Slice:
         """Return the slice with a header, as it came from the wire.
@@ -135,14 +145,14 @@ class Layout:
     def _check(self, message: pb.TensorSlice) -> Slice:
         if message.tensor >= len(self.fingerprint):
             raise ValueError(f"tensor {message.tensor} is unknown; the model has {len(self.fingerprint)} tensors")
-        spec, codec = self.fingerprint[message.tensor], self._codecs[message.tensor]
+        spec, chain = self.fingerprint[message.tensor], self._chains[message.tensor]
         if tuple(message.shape) != spec.shape or message.dtype != DTYPES[spec.dtype]:
             raise ValueError(
                 f"the {spec} came with shape {list(message.shape)} and dtype number {message.dtype} "
                 f"instead of {list(spec.shape)} and {DTYPES[spec.dtype]}"
             )
-        if message.codec != codec.number:
-            raise ValueError(f"the {spec} came in codec {message.codec}; in this session it takes {codec.name}")
+        if message.codec != chain.number:
+            raise ValueError(f"the {spec} came in codec {message.codec}; in this session it takes {chain.name}")
         slices = self.slices(message.tensor)
         number, rest = divmod(message.offset, self.slice_length)
         if rest or number >= len(slices) or message.length != slices[number].length:
@@ -151,6 +161,40 @@ class Layout:
                 f"{slices[0].length} elements and end within its {spec.size}"
             )
         return slices[number]
+
+
+class SliceWriter:
+    """What one sender writes its slices with, step after step: a chain for each, with what its stages remember."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._chains: dict[SliceKey, Chain] = {}
+
+    def encode(self, piece: Slice, values: Float32Array, step: int) -> Data:
+        """Return the bytes of a slice's values, flat; they may share their memory."""
+        return self._chain(piece).encode(values, piece.context(step))
+
+    def state_dict(self) -> dict[SliceKey, State]:
+        """Return what the stages remember, by slice; slices of which they remember nothing are left out."""
+        states = {key: chain.state_dict() for key, chain in self._chains.items()}
+        return {key: state for key, state in states.items() if state}
+
+    def load_state_dict(self, states: Mapping[SliceKey, State]) -> None:
+        """Go on from what another sender of the same layout remembered; what this one did is forgotten.
+
+        Raises:
+            ValueError: a state does not suit a slice's stages.
+
+        """
+        self._chains = {}
+        for key, state in states.items():
+            self._chain(self._layout.slice_of(key)).load_state_dict(state)
+
+    def _chain(self, piece: Slice) -> Chain:
+        chain = self._chains.get(piece.key)
+        if chain is None:
+            chain = self._chains[piece.key] = self._layout.policy.chain_for(piece.spec)
+        return chain
 
 
 class ReceivedFrame(NamedTuple):

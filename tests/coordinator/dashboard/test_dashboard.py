@@ -124,7 +124,7 @@ def test_what_the_codec_saves_is_what_float32_would_take_more(served, stub):
     served.create(devices=1, codec="bf16")
     device = Device(stub, "a")
     packer = FramePacker(0, 1, 1 << 20)
-    (piece,) = Layout((SPEC,), CodecChoice("bf16"), 1 << 20).slices(0)
+    (piece,) = Layout((SPEC,), CodecChoice("bf16").policy(), 1 << 20).slices(0)
     assert not list(packer.add(piece, bytes(12)))
     device.send(pb.Frame.FromString(packer.take(pb.Frame(contribution=pb.Contribution(loss=1.0)))))
     next(device.stream)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
-from edgenewton.v1.framing import FramePacker, Layout, check_values, parse_frame
+from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values, parse_frame
 from edgenewton.v1.tensor_spec import TensorSpec
 from edgenewton.v1.wire import read_frame, write_varint
 from google.protobuf.message import DecodeError
@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 FRAME_BYTES = 1024
 SPEC = TensorSpec("fc.weight", (20, 30))
-LAYOUT = Layout((SPEC,), CodecChoice("fp32"), FRAME_BYTES)
+LAYOUT = Layout((SPEC,), CodecChoice("fp32").policy(), FRAME_BYTES)
 
 
 def frames_of(layout: Layout, values: list[np.ndarray], step: int = 3, samples: int = 7) -> list[bytes]:
-    packer = FramePacker(step, samples, layout.frame_bytes)
+    packer, writer = FramePacker(step, samples, layout.frame_bytes), SliceWriter(layout)
     frames = []
     for tensor, flat in enumerate(values):
         for piece in layout.slices(tensor):
             part = flat[piece.key.offset : piece.key.offset + piece.length]
-            frames += packer.add(piece, piece.codec.encoder(piece.shape).encode(part))
+            frames += packer.add(piece, writer.encode(piece, part, step))
     return [*frames, packer.take(pb.Frame(contribution=pb.Contribution(loss=2.5)))]
 
 
@@ -32,7 +32,7 @@ def frames_of(layout: Layout, values: list[np.ndarray], step: int = 3, samples: 
 )
 def test_tensors_survive_slices_and_frames(shapes, name):
     specs = tuple(TensorSpec(f"w{i}", shape) for i, shape in enumerate(shapes))
-    layout = Layout(specs, CodecChoice(name), FRAME_BYTES)
+    layout = Layout(specs, CodecChoice(name).policy(), FRAME_BYTES)
     values = [(np.arange(spec.size) % 250).astype(np.float32) for spec in specs]
     back = [np.full(spec.size, np.nan, dtype=np.float32) for spec in specs]
     frames = frames_of(layout, values)
@@ -41,14 +41,16 @@ def test_tensors_survive_slices_and_frames(shapes, name):
         assert (message.step, message.samples) == (3, 7)
         assert sum(payload.nbytes for _, payload in slices) <= FRAME_BYTES
         for piece, payload in slices:
-            back[piece.key.tensor][piece.key.offset : piece.key.offset + piece.length] = piece.decode(payload)
+            back[piece.key.tensor][piece.key.offset : piece.key.offset + piece.length] = piece.decode(
+                payload, message.step
+            )
     assert message.contribution.loss == 2.5
     assert all(np.array_equal(a, b) for a, b in zip(values, back, strict=True))
 
 
 @pytest.mark.parametrize("name", CODEC_NUMBERS)
 def test_frames_are_ordinary_protobuf_messages(name):
-    layout = Layout((SPEC,), CodecChoice(name), FRAME_BYTES)
+    layout = Layout((SPEC,), CodecChoice(name).policy(), FRAME_BYTES)
     values = np.random.default_rng(0).normal(size=600).astype(np.float32)
     for frame in frames_of(layout, [values]):
         message, slices = parse_frame(frame, layout)
@@ -134,7 +136,7 @@ def broken(**changes) -> bytes:
 
 def decode(frame: bytes) -> np.ndarray:
     ((piece, payload),) = parse_frame(frame, LAYOUT).slices
-    values = piece.decode(payload)
+    values = piece.decode(payload, step=0)
     check_values(piece.spec, values)
     return values
 
@@ -166,7 +168,7 @@ def test_a_slice_that_breaks_the_contract_is_named(changes, message):
 
 def test_a_waiting_frame_keeps_no_view_of_the_senders_memory():
     values = np.ones(88, dtype=np.float32)
-    piece = Layout((TensorSpec("w", (88,)),), CodecChoice("fp32"), FRAME_BYTES).slices(0)[0]
+    piece = Layout((TensorSpec("w", (88,)),), CodecChoice("fp32").policy(), FRAME_BYTES).slices(0)[0]
     packer = FramePacker(0, 1, FRAME_BYTES)
     assert not list(packer.add(piece, values.data))
     values[:] = 5

@@ -1,68 +1,94 @@
-"""What a codec is: a way to write the elements of a tensor, or of a slice of it, as bytes.
+"""What a stage is: one thing that is done to a tensor, or to a slice of it, on its way to bytes, and undone behind it.
 
-A codec knows shapes but no names and no network. What it remembers between steps (the error that compression left,
-a warm start) lives in the `Encoder` of one sender and one slice; decoding needs no memory. So all who decode the same
-bytes get the same values.
+A stage knows shapes and steps, but no network. What it remembers between steps (the error that compression left, a
+warm start) belongs to one sender and one slice, and comes into `encode` alone; `decode` remembers nothing and changes
+nothing. So all who decode the same bytes get the same values, and may share a stage for it.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.tensor_spec import TensorSpec
 
 Float32Array = NDArray[np.float32]
 Shape = tuple[int, ...]
 Data = bytes | memoryview
 """Encoded elements."""
+State = Mapping[str, Any]
+"""What a stage remembers: arrays by name, perhaps nested."""
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
-class Encoder(Protocol):
-    """Writes one slice, step after step."""
+class Context(NamedTuple):
+    """What a stage may know of the values that it is given. A tuple, because each slice of each step makes one."""
 
-    def encode(self, values: Float32Array) -> Data:
-        """Return the bytes of `values`, flat in row-major order; they may share its memory."""
+    spec: TensorSpec
+    shape: Shape
+    """The tensor's, or `(length,)` for a slice of it; the values themselves are flat in row-major order."""
+    offset: int = 0
+    """The slice's first element in the tensor."""
+    step: int = 0
 
 
-class Codec(Protocol):
-    """Writes float32 arrays as bytes and reads them back."""
+class Stage(ABC, Generic[_In, _Out]):
+    """One link of a chain. Most map float32 values to values; the last one, a `Codec`, writes them as bytes."""
 
-    @property
-    def name(self) -> str:
-        """The name that users choose the codec by."""
+    name: str
+    takes_whole_tensors: bool = False
+    """Whether it needs a tensor in one piece, and its shape; otherwise tensors are sliced."""
 
-    @property
-    def number(self) -> pb.Codec:
-        """The codec's number on the wire."""
+    @abstractmethod
+    def encode(self, x: _In, context: Context) -> _Out:
+        """Return what `x` becomes on the way out; it may share the memory of `x`, which is not changed."""
 
-    @property
-    def takes_whole_tensors(self) -> bool:
-        """Whether it needs a tensor in one piece, and its shape; otherwise tensors are sliced."""
-
-    def encoded_size(self, shape: Shape) -> int:
-        """Return how many bytes an array of this shape takes; exact."""
-
-    def encoder(self, shape: Shape) -> Encoder:
-        """Return what one sender writes one slice with, in all steps."""
-
-    def decode(self, data: Data, shape: Shape) -> Float32Array:
-        """Return the elements in `data`, flat; the array may be a read-only view of `data`.
+    @abstractmethod
+    def decode(self, data: _Out, context: Context) -> _In:
+        """Return what came, as it was before `encode`, as far as can be; it may share the memory of `data`.
 
         Raises:
-            ValueError: `data` are not what the codec writes for this shape.
+            ValueError: `data` are not what `encode` makes of this shape.
 
         """
 
+    def state_dict(self) -> State:
+        """Return what `encode` remembers, for a sender that is to go on from here."""
+        return {}
 
-def check_size(codec: Codec, data: Data, shape: Shape) -> None:
-    """Check that `data` have the size that an array of this shape takes.
+    def load_state_dict(self, state: State) -> None:
+        """Remember what another stage of the same kind and shape remembered."""
 
-    Raises:
-        ValueError: they have not.
 
-    """
-    expected, actual = codec.encoded_size(shape), memoryview(data).nbytes
-    if actual != expected:
-        elements = "x".join(map(str, shape)) or "1"
-        raise ValueError(f"{elements} elements take {expected} bytes as {codec.name}, but {actual} bytes came")
+class Codec(Stage[Float32Array, Data]):
+    """The last stage of a chain: writes float32 values as bytes and reads them back."""
+
+    number: pb.Codec
+    """The codec's number on the wire."""
+    is_exact: bool = False
+    """Whether what is read is bit for bit what was written."""
+
+    @abstractmethod
+    def encoded_size(self, shape: Shape) -> int:
+        """Return how many bytes an array of this shape takes; exact."""
+
+    def suits(self, spec: TensorSpec) -> bool:  # noqa: ARG002
+        """Tell whether a tensor is worth it: one of which others would make less, or lose less, is not."""
+        return True
+
+    def check_size(self, data: Data, shape: Shape) -> None:
+        """Check that `data` have the size that an array of this shape takes.
+
+        Raises:
+            ValueError: they have not.
+
+        """
+        expected, actual = self.encoded_size(shape), memoryview(data).nbytes
+        if actual != expected:
+            elements = "x".join(map(str, shape)) or "1"
+            raise ValueError(f"{elements} elements take {expected} bytes as {self.name}, but {actual} bytes came")

@@ -10,12 +10,11 @@ import math
 
 import numpy as np
 
+from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs.feedback import ErrorFeedback
-from edgenewton.v1.codecs.interface import Data, Float32Array, Shape, check_size
-from edgenewton.v1.codecs.plain import Bf16
-
-_BF16 = Bf16()
+from edgenewton.v1.codecs.interface import Codec, Context, Data, Float32Array, Shape, State
+from edgenewton.v1.codecs.plain import WORTH_IT, Bf16, from_bf16, to_bf16
+from edgenewton.v1.tensor_spec import TensorSpec
 
 
 def matrix_shape(shape: Shape) -> tuple[int, int]:
@@ -23,7 +22,7 @@ def matrix_shape(shape: Shape) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
-class PowerSgd:
+class PowerSgd(Codec):
     """M ≈ P Q^T with P `[rows, rank]` orthonormal and Q `[columns, rank]`, both in bf16."""
 
     name = "powersgd"
@@ -32,39 +31,47 @@ class PowerSgd:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self._Q: Float32Array | None = None
+        """The last step's, which the next one starts from."""
 
     def encoded_size(self, shape: Shape) -> int:
         """Return 2 bytes for each element of both factors."""
         rows, columns = matrix_shape(shape)
         return 2 * self._rank(shape) * (rows + columns)
 
-    def encoder(self, shape: Shape) -> ErrorFeedback:
-        """Return an encoder with warm start and error feedback."""
-        return ErrorFeedback(self, _PowerIteration(matrix_shape(shape), self._rank(shape)), shape)
+    def suits(self, spec: TensorSpec) -> bool:
+        """Tell whether the factors are smaller than the matrix in bf16, and fit into a message."""
+        size = self.encoded_size(spec.shape)
+        return spec.size >= WORTH_IT and size < Bf16().encoded_size(spec.shape) and size <= MAX_MESSAGE_BYTES // 2
 
-    def decode(self, data: Data, shape: Shape) -> Float32Array:
+    def encode(self, x: Float32Array, context: Context) -> Data:
+        """Return P and Q after one power iteration."""
+        M = x.reshape(matrix_shape(context.shape))
+        if self._Q is None:
+            # Any start will do; the same one everywhere keeps runs repeatable.
+            shape = (M.shape[1], self._rank(context.shape))
+            self._Q = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        P, _ = np.linalg.qr(M @ self._Q)
+        self._Q = M.T @ P
+        return to_bf16(np.concatenate([P.ravel(), self._Q.ravel()]).astype(np.float32, copy=False))
+
+    def decode(self, data: Data, context: Context) -> Float32Array:
         """Return P Q^T."""
-        check_size(self, data, shape)
-        rows, columns = matrix_shape(shape)
-        rank = self._rank(shape)
-        factors = _BF16.decode(data, (rank * (rows + columns),))
+        self.check_size(data, context.shape)
+        rows, columns = matrix_shape(context.shape)
+        rank = self._rank(context.shape)
+        factors = from_bf16(data)
         P, Q = factors[: rows * rank].reshape(rows, rank), factors[rows * rank :].reshape(columns, rank)
         with np.errstate(over="ignore", invalid="ignore"):  # factors that lie are found by the receiver's check
             return (P @ Q.T).ravel()
 
+    def state_dict(self) -> State:
+        """Return the warm start."""
+        return {} if self._Q is None else {"Q": self._Q}
+
+    def load_state_dict(self, state: State) -> None:
+        """Start where another sender was."""
+        self._Q = np.array(state["Q"], dtype=np.float32) if state else None
+
     def _rank(self, shape: Shape) -> int:
         return min(self.rank, *matrix_shape(shape))
-
-
-class _PowerIteration:
-    def __init__(self, shape: tuple[int, int], rank: int) -> None:
-        self._shape = shape
-        # Any start will do; the same one everywhere keeps runs repeatable.
-        self._Q = np.random.default_rng(0).standard_normal((shape[1], rank), dtype=np.float32)
-
-    def encode(self, values: Float32Array) -> Data:
-        M = values.reshape(self._shape)
-        P, _ = np.linalg.qr(M @ self._Q)
-        self._Q = M.T @ P
-        factors = np.concatenate([P.ravel(), self._Q.ravel()]).astype(np.float32, copy=False)
-        return _BF16.encode(factors)

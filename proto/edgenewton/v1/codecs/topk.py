@@ -9,19 +9,16 @@ import math
 import numpy as np
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs.feedback import ErrorFeedback
-from edgenewton.v1.codecs.interface import Data, Float32Array, Shape, check_size
-from edgenewton.v1.codecs.plain import Bf16
-
-_BF16 = Bf16()
+from edgenewton.v1.codecs.interface import Codec, Context, Data, Float32Array, Shape
+from edgenewton.v1.codecs.plain import WORTH_IT, from_bf16, to_bf16
+from edgenewton.v1.tensor_spec import TensorSpec
 
 
-class TopK:
+class TopK(Codec):
     """Keeps `fraction` of a slice's elements, at least one: 6 bytes each."""
 
     name = "topk"
     number = pb.CODEC_TOPK
-    takes_whole_tensors = False
 
     def __init__(self, fraction: float) -> None:
         self.fraction = fraction
@@ -35,36 +32,30 @@ class TopK:
         """Return 4 bytes of position and 2 of value for each kept element."""
         return 6 * self.kept(shape)
 
-    def encoder(self, shape: Shape) -> ErrorFeedback:
-        """Return an encoder with error feedback."""
-        return ErrorFeedback(self, _Selection(self.kept(shape)), shape)
+    def suits(self, spec: TensorSpec) -> bool:
+        """Tell whether there are enough elements to leave most of them out."""
+        return spec.size >= WORTH_IT
 
-    def decode(self, data: Data, shape: Shape) -> Float32Array:
+    def encode(self, x: Float32Array, context: Context) -> Data:
+        """Return the positions, ascending, then the values in bf16."""
+        k = self.kept(context.shape)
+        positions = np.arange(k) if k == len(x) else np.sort(np.argpartition(np.abs(x), -k)[-k:])
+        return positions.astype("<u4").tobytes() + bytes(to_bf16(x[positions]))
+
+    def decode(self, data: Data, context: Context) -> Float32Array:
         """Return the kept elements, and zeros elsewhere.
 
         Raises:
             ValueError: the size is wrong, or positions are not ascending and within the slice.
 
         """
-        check_size(self, data, shape)
-        k = self.kept(shape)
-        values = np.zeros(math.prod(shape), dtype=np.float32)
+        self.check_size(data, context.shape)
+        k = self.kept(context.shape)
+        values = np.zeros(math.prod(context.shape), dtype=np.float32)
         if not k:
             return values
         positions = np.frombuffer(data, dtype="<u4", count=k)
         if positions[-1] >= len(values) or (positions[1:] <= positions[:-1]).any():
             raise ValueError(f"the positions of top-k are not ascending numbers below {len(values)}")
-        values[positions] = _BF16.decode(memoryview(data).cast("B")[4 * k :], (k,))
+        values[positions] = from_bf16(memoryview(data).cast("B")[4 * k :])
         return values
-
-
-class _Selection:
-    def __init__(self, k: int) -> None:
-        self._k = k
-
-    def encode(self, values: Float32Array) -> Data:
-        if self._k == len(values):
-            positions = np.arange(self._k)
-        else:
-            positions = np.sort(np.argpartition(np.abs(values), -self._k)[-self._k :])
-        return positions.astype("<u4").tobytes() + bytes(_BF16.encode(values[positions]))

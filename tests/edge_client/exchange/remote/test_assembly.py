@@ -3,13 +3,13 @@
 import numpy as np
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CodecChoice
-from edgenewton.v1.framing import FramePacker, Layout
+from edgenewton.v1.framing import FramePacker, Layout, SliceWriter
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.exchange.remote.assembly import Assembly
 
 SPECS = (TensorSpec("w", (3, 2)), TensorSpec("b", (2,)))
-LAYOUT = Layout(SPECS, CodecChoice(), 1 << 20)
+LAYOUT = Layout(SPECS, CodecChoice().policy(), 1 << 20)
 
 
 def frames(step: int) -> list[bytes]:
@@ -19,7 +19,7 @@ def frames(step: int) -> list[bytes]:
         packer = FramePacker(step, 1, LAYOUT.frame_bytes)
         for piece in LAYOUT.slices(index):
             values = np.full(spec.size, step, np.float32)
-            list(packer.add(piece, piece.codec.encoder(piece.shape).encode(values)))
+            list(packer.add(piece, SliceWriter(LAYOUT).encode(piece, values, step)))
         sent.append(packer.take(pb.Frame(commit=pb.Commit(samples=1)) if spec is SPECS[-1] else None))
     return sent
 
