@@ -14,26 +14,17 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from edgenewton.common.failpoints import failpoint
 from edgenewton.common.files import sync_folder, write_atomically
 
 from edge_client.inference.artefact import Artefact, ArtefactError
 
 log = logging.getLogger(__name__)
-
-CRASH_POINTS = (
-    "model written",
-    "manifest written",
-    "version named",
-    "serving replaced",
-    "old versions removed",
-)
-"""Moments of a promotion, in their order, at which tests kill the process."""
 
 _PARTIAL, _DAMAGED = ".partial", ".damaged"
 
@@ -65,17 +56,15 @@ class ModelStore:
     Args:
         folder: where it is; made if it is missing.
         keep: how many versions are kept, the serving one among them.
-        reached: told of each of `CRASH_POINTS` as it is passed.
 
     Raises:
         StoreError: another process has it open, or the folder cannot be used.
 
     """
 
-    def __init__(self, folder: Path, keep: int = 3, reached: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path, keep: int = 3) -> None:
         self.folder = folder
         self._keep = keep
-        self._reached = reached
         self._versions = folder / "versions"
         try:
             self._versions.mkdir(parents=True, exist_ok=True)
@@ -142,9 +131,9 @@ class ModelStore:
             self._set_serving(version)
         except OSError as error:
             raise StoreError(f"the model store {self.folder} cannot be written: {error.strerror or error}") from None
-        self._reached("serving replaced")
+        failpoint("serving-replaced", version.version)
         self._remove_old()
-        self._reached("old versions removed")
+        failpoint("old-versions-removed", version.version)
         return version
 
     def reject(self, reason: str) -> None:
@@ -162,7 +151,7 @@ class ModelStore:
         number = 1 + max((int(found[0]) for path in self._versions.iterdir() if (found := _number(path))), default=0)
         partial = self._versions / f"{number}{_PARTIAL}"
         artefact.save(partial / "model.pt")
-        self._reached("model written")
+        failpoint("model-written", number)
         version = Version(
             version=number,
             sha256=_sha256(partial / "model.pt"),
@@ -173,10 +162,10 @@ class ModelStore:
             promoted_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         write_atomically(partial / "manifest.json", json.dumps(asdict(version), indent=2).encode())
-        self._reached("manifest written")
+        failpoint("manifest-written", number)
         partial.rename(self._versions / str(number))
         sync_folder(self._versions)
-        self._reached("version named")
+        failpoint("version-named", number)
         return version
 
     def _set_serving(self, version: Version) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -33,6 +32,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._known: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        """Of each API and outcome: to look labels up costs more than to count."""
         self._batch_samples = Histogram(
             "edgenewton_batch_samples", "Samples in a run of the model", buckets=_SAMPLES, registry=self.registry
         )
@@ -72,17 +73,20 @@ class Metrics:
             outcome = _OUTCOMES.get(type(error).__name__, "failed")
             raise
         finally:
-            counter, histogram = self._children(api, outcome)
+            counter, histogram = self._request_metrics(api, outcome)
             counter.inc()
             histogram.observe(time.perf_counter() - began)
-
-    @cache  # noqa: B019  # looking children up costs more than counting; a server has one of these objects
-    def _children(self, api: str, outcome: str) -> tuple[Counter, Histogram]:
-        return self._requests.labels(api, outcome), self._request_seconds.labels(api)
 
     def to_text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _request_metrics(self, api: str, outcome: str) -> tuple[Counter, Histogram]:
+        found = self._known.get((api, outcome))
+        if found is None:
+            found = self._requests.labels(api, outcome), self._request_seconds.labels(api)
+            self._known[api, outcome] = found
+        return found
 
 
 _OUTCOMES = {

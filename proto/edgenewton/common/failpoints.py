@@ -1,7 +1,8 @@
 """Failpoints: named places where a process dies at once if it was told so, to test what the others do.
 
 `EDGENEWTON_FAILPOINT="before-apply@7"` kills the process (SIGKILL, nothing is cleaned up) when step 7 comes to the
-place called before-apply. A failpoint that is not armed costs one comparison.
+place called before-apply; in a model store the number is the version's. A failpoint that is not armed costs one
+comparison.
 """
 
 import os
@@ -11,6 +12,8 @@ VARIABLE = "EDGENEWTON_FAILPOINT"
 
 DEVICE_FAILPOINTS = ("before-send", "mid-send", "after-send", "after-receive", "before-apply", "after-apply")
 COORDINATOR_FAILPOINTS = ("before-commit", "after-commit", "mid-broadcast")
+STORE_FAILPOINTS = ("model-written", "manifest-written", "version-named", "serving-replaced", "old-versions-removed")
+"""In the order in which a promotion comes to them."""
 
 _armed = os.environ.get(VARIABLE, "")
 
@@ -21,7 +24,7 @@ def arm(place: str) -> None:
     _armed = place
 
 
-def failpoint(name: str, step: int) -> None:
-    """Die here if this failpoint is armed for this step."""
-    if _armed and _armed == f"{name}@{step}":
+def failpoint(name: str, number: int) -> None:
+    """Die here if this failpoint is armed for this number."""
+    if _armed and _armed == f"{name}@{number}":
         os.kill(os.getpid(), signal.SIGKILL)

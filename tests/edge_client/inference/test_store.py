@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from edgenewton.common.failpoints import STORE_FAILPOINTS, arm
 
 from edge_client.inference import Artefact
 from edge_client.inference.gate import AccuracyGate
-from edge_client.inference.store import CRASH_POINTS, ModelStore, StoreError
+from edge_client.inference.store import ModelStore, StoreError
 from edge_client.tasks.digits import DigitsTask
 
 TASK = DigitsTask()
@@ -51,26 +52,19 @@ def test_the_last_versions_are_kept_and_numbers_never_come_back(tmp_path):
         assert store.promote(artefact(6)).version == 6
 
 
-def die_at(point):
-    def reached(passed):
-        if passed == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return reached
-
-
-@pytest.mark.parametrize("point", CRASH_POINTS)
+@pytest.mark.parametrize("point", STORE_FAILPOINTS)
 def test_killed_at_any_point_of_a_promotion_the_last_good_version_serves(tmp_path, point):
     filled(tmp_path, keep=2).close()
     child = os.fork()
     if child == 0:
         try:
-            ModelStore(tmp_path, keep=2, reached=die_at(point)).promote(artefact(3))
+            arm(f"{point}@3")
+            ModelStore(tmp_path, keep=2).promote(artefact(3))
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    is_promoted = CRASH_POINTS.index(point) >= CRASH_POINTS.index("serving replaced")
+    is_promoted = STORE_FAILPOINTS.index(point) >= STORE_FAILPOINTS.index("serving-replaced")
     with ModelStore(tmp_path, keep=2) as store:
         assert store.serving.version == (3 if is_promoted else 2)
         assert store.load().digest == artefact(store.serving.version).digest
