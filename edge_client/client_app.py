@@ -32,6 +32,7 @@ app = ClientApp()
 
 
 _ERROR_CODE = 1
+_STATE_KEY = "state"
 _RETURN_DEADLINE_S = 60.0
 """A daemon that dies may come back within so many seconds, and its training goes on."""
 
@@ -52,6 +53,20 @@ def _explain_failures(handler: Handler) -> Handler:
     return answer
 
 
+class _NodeState:
+    """Keeps the device's state in what Flower keeps for the node; see `StateKeeper`."""
+
+    def __init__(self, records: RecordDict) -> None:
+        self._records = records
+
+    def load(self) -> bytes | None:
+        record = self._records.config_records.get(_STATE_KEY)
+        return bytes(record["state"]) if record is not None else None  # type: ignore[arg-type]
+
+    def save(self, state: bytes) -> None:
+        self._records[_STATE_KEY] = ConfigRecord({"state": state})
+
+
 @contextmanager
 def _worker(context: Context) -> Iterator[Worker]:
     socket = str(context.node_config.get("daemon-socket", os.environ.get(SOCKET_VARIABLE, "")))
@@ -59,7 +74,7 @@ def _worker(context: Context) -> Iterator[Worker]:
         from edge_client.training.own_process import OwnProcess
 
         tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
-        yield OwnProcess(context.state, TlsFiles.parse(tls) if tls else None)
+        yield OwnProcess(_NodeState(context.state), TlsFiles.parse(tls) if tls else None)
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon

@@ -16,7 +16,7 @@ from edgenewton.common.failpoints import arm
 from coordinator.cli import app as coordinator_app
 from edge_client.exchange import GradientExchange
 from edge_client.sync.replica import parameters_digest, weights_digest
-from edge_client.training.device_state import DeviceState
+from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import TrainedStep
@@ -59,7 +59,7 @@ def run_device(job: DeviceJob) -> None:
     arm(job.failpoint)
     torch.manual_seed(job.seed)
     state_path = folder / f"state-{job.index}.pt"
-    saved = DeviceState.load(state_path, job.session)
+    saved = DeviceCheckpoint.load(state_path, job.session)
     settings = TrainSettings(steps=job.steps, batch_size=16, curvature=job.curvature, lr=0.03, seed=job.seed, threads=1)
     exchange = _join(job)
     try:
@@ -76,7 +76,7 @@ def run_device(job: DeviceJob) -> None:
             def note(_step: TrainedStep) -> None:
                 applied = trainer.optimizer.steps
                 if applied % job.save_every == 0:
-                    DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
+                    DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
                 # Whatever is noted here must never be lost.
                 trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
                 if job.slow_steps[0] <= applied < job.slow_steps[1]:
@@ -86,7 +86,7 @@ def run_device(job: DeviceJob) -> None:
                         next(trainer.model.parameters()).add_(0.01)
 
             trainer.train(max(0, job.steps - trainer.optimizer.steps), on_step=note)
-            DeviceState(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
+            DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
         exchange.close()
     except KeyboardInterrupt:
         exchange.close(failure="it was stopped")

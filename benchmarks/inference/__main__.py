@@ -40,9 +40,10 @@ from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.inference import Artefact, Recognizer
 from edge_client.inference.onnx_export import save_onnx, to_onnx
 from edge_client.tasks.digits import DigitsTask
-from edge_client.training.jobs import DeviceData, TrainJob, initial_weights
+from edge_client.training.jobs import dump_weights, initial_weights
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
+from edge_client.training.work import DataRequest, TrainRequest
 
 CLIENTS = 16
 PLOT = Path(__file__).parents[2] / "docs" / "inference.png"
@@ -177,16 +178,16 @@ def measure_training(folder: Path, rounds: int, seconds: float, figures: Figures
         for number in range(rounds):
             record(figures, "daemon, idle", measure(client, 1, seconds, pause_s=0.002))
             coordinator.create_session(f"round-{number}", SessionSettings(devices=1))
-            job = TrainJob(
-                DeviceData(settings, 0, 1),
+            asked = TrainRequest(
+                DataRequest(settings.model_dump(mode="json", exclude_none=True)),
                 coordinator=coordinator.address,
                 session=f"round-{number}",
                 device="device",
                 first_step=0,
                 steps=settings.steps,
-                weights=initial_weights(settings),
+                weights=dump_weights(initial_weights(settings)),
             )
-            with training(socket, job) as steps:
+            with training(socket, asked) as steps:
                 before = steps()
                 record(figures, "daemon, training", measure(client, 1, seconds, pause_s=0.002))
                 console.print(f"  it trained {steps() - before} steps meanwhile")
@@ -265,7 +266,7 @@ def daemon(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 @contextlib.contextmanager
-def training(socket: Path, job: TrainJob) -> Iterator[Callable[[], int]]:
+def training(socket: Path, asked: TrainRequest) -> Iterator[Callable[[], int]]:
     """Let a daemon train; yield what tells how many steps it has taken. The caller ends the session."""
     steps, began, ended = [0], threading.Event(), []
 
@@ -276,7 +277,7 @@ def training(socket: Path, job: TrainJob) -> Iterator[Callable[[], int]]:
     def train() -> None:
         try:
             with DaemonClient(socket) as client:
-                client.train(job.request, count)
+                client.train(asked, count)
         except DaemonError as error:
             ended.append(str(error))
         began.set()

@@ -58,7 +58,7 @@ def train(
     from edge_client.exchange import ExchangeError, TlsFiles
     from edge_client.inference import Artefact
     from edge_client.tasks import TaskError
-    from edge_client.training.device_state import DeviceState
+    from edge_client.training.checkpoint import DeviceCheckpoint
     from edge_client.training.run import Saving, train_in_session
     from edge_client.training.settings import SettingsError, parse_settings
 
@@ -69,7 +69,7 @@ def train(
         settings = parse_settings(config or [])
         files = TlsFiles.parse(tls) if tls else None
         device = device or (files.read().identity.name if files else "device-0")
-        saved = DeviceState.load(state, session) if state is not None else None
+        saved = DeviceCheckpoint.load(state, session) if state is not None else None
         if saved is not None:
             out.print(f"{device}: goes on from {escape(str(state))} at step {saved.step}")
         with out.status(f"{device}: training"):

@@ -1,6 +1,5 @@
 """Asks the daemon of this device, over its socket; see `Worker`. Weights are in the format of safetensors."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +13,19 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1 import device_pb2 as pb
 from edgenewton.v1 import device_pb2_grpc
 
+from edge_client.daemon.translation import (
+    MAX_MESSAGE_BYTES,
+    data_to_proto,
+    evaluation_from_proto,
+    result_from_proto,
+    settings_to_text,
+    step_from_proto,
+    train_to_proto,
+)
 from edge_client.training.work import DataRequest, TrainedStep, TrainingReport, TrainRequest, WorkError
 
 log = logging.getLogger(__name__)
 
-_MAX_MESSAGE_BYTES = (1 << 31) - 1
 _CONNECT_DEADLINE_S = 5.0
 _DEADLINE_S = 300.0
 """For everything but training, whose length the coordinator's deadlines bound."""
@@ -46,7 +53,7 @@ class DaemonClient:
 
     def __init__(self, socket: Path, return_deadline_s: float = 0.0) -> None:
         self._return_deadline_s = return_deadline_s
-        size = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
+        size = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(f"unix:{socket.absolute()}", options=size)
         self._stub = device_pb2_grpc.DeviceStub(self._channel)
         try:
@@ -98,12 +105,10 @@ class DaemonClient:
         self, request: TrainRequest, on_step: Callable[[TrainedStep], None]
     ) -> tuple[TrainingReport, bytes]:
         with _explained():
-            for event in self._stub.Train(train_message(request)):
+            for event in self._stub.Train(train_to_proto(request)):
                 if event.HasField("result"):
-                    report = TrainingReport(**json.loads(event.result.report_json))
-                    return report, event.result.weights
-                step = event.progress
-                on_step(TrainedStep(step.step, step.loss, step.session_loss, step.devices))
+                    return result_from_proto(event.result)
+                on_step(step_from_proto(event.progress))
         raise DaemonError("the daemon ended the training without a result")
 
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
@@ -114,9 +119,8 @@ class DaemonClient:
 
         """
         with _explained():
-            request = pb.EvaluateRequest(data=_data(data), weights=weights)
-            reply = self._stub.Evaluate(request, timeout=_DEADLINE_S)
-        return Evaluation(reply.correct, reply.samples, reply.loss)
+            request = pb.EvaluateRequest(data=data_to_proto(data), weights=weights)
+            return evaluation_from_proto(self._stub.Evaluate(request, timeout=_DEADLINE_S))
 
     def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
         """Return the weights that a run begins with.
@@ -126,7 +130,7 @@ class DaemonClient:
 
         """
         with _explained():
-            request = pb.InitialWeightsRequest(settings_json=json.dumps(settings))
+            request = pb.InitialWeightsRequest(settings_json=settings_to_text(settings))
             reply = self._stub.InitialWeights(request, timeout=_DEADLINE_S)
         return bytes(reply.weights)
 
@@ -149,23 +153,6 @@ class DaemonClient:
         """
         with _explained():
             return self._stub.Status(pb.StatusRequest(), timeout=_CONNECT_DEADLINE_S)
-
-
-def train_message(request: TrainRequest) -> pb.TrainRequest:
-    """Return a request as the message that asks for it."""
-    return pb.TrainRequest(
-        data=_data(request.data),
-        coordinator=request.coordinator,
-        session=request.session,
-        device=request.device,
-        first_step=request.first_step,
-        steps=request.steps,
-        weights=request.weights,
-    )
-
-
-def _data(data: DataRequest) -> pb.DeviceData:
-    return pb.DeviceData(settings_json=json.dumps(data.settings), index=data.index, count=data.count)
 
 
 @contextmanager

@@ -3,21 +3,27 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+from edgenewton.common.evaluation import Evaluation
+from edgenewton.v1 import device_pb2 as pb
 
 from edge_client.daemon.config import DaemonConfig
 from edge_client.daemon.control import ControlServer
-from edge_client.daemon.messages import Job, Result, Start, Trained, TrainMessage
+from edge_client.daemon.messages import EvaluateMessage, InitialWeightsMessage, Start, Trained
 from edge_client.daemon.metrics import TrainingMetrics
 from edge_client.daemon.notify import notify, watchdog_interval_s
+from edge_client.daemon.service import TrainingResult
 from edge_client.daemon.trainer_host import BusyError, SessionAbortedError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.errors import OverloadedError
@@ -26,7 +32,7 @@ from edge_client.inference.server.servers import Addresses, InferenceServers
 from edge_client.inference.server.service import InferenceService, Limits
 from edge_client.inference.store import ModelStore, StoreError, Version
 from edge_client.tasks import TaskError
-from edge_client.training.work import TrainedStep
+from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +136,8 @@ class Daemon:
         await self.servers.set_ready(True)
         return version
 
-    async def promote_bytes(self, content: bytes) -> Version:
-        """Let the model in a file's content serve.
+    async def promote_bytes(self, content: bytes) -> int:
+        """Let the model in a file's content serve; return its version.
 
         Raises:
             ArtefactError, TaskError, StoreError: as `promote`.
@@ -147,7 +153,7 @@ class Daemon:
                 except ArtefactError as error:
                     raise ArtefactError(str(error).replace(file.name, "the model")) from None
 
-        return await self.promote(await asyncio.to_thread(read))
+        return (await self.promote(await asyncio.to_thread(read))).version
 
     async def _restore(self) -> None:
         """Serve what served last; a version that cannot be used is set aside for the one before."""
@@ -169,22 +175,23 @@ class Daemon:
 
     # ------------------------------------------------------------------ training
 
-    async def run_job(self, job: Job) -> AsyncGenerator[TrainedStep | Result, None]:
-        """Yield the steps and the result of a job; see `TrainerHost.run`."""
-        is_training = isinstance(job, TrainMessage)
+    async def train(self, request: TrainRequest) -> AsyncGenerator[TrainedStep | TrainingResult, None]:
+        """Train some steps in a session, and let the model serve; see `DeviceService`."""
+        serving = self.store.serving_path if self._gate is not None else None
         is_busy = is_done = has_failed = False
-        async with aclosing(self.trainer.run(job)) as messages:
+        async with aclosing(self.trainer.run(replace(request, serving=serving))) as messages:
             try:
                 async for message in messages:
-                    if isinstance(message, TrainedStep) and isinstance(job, TrainMessage):
+                    if isinstance(message, TrainedStep):
                         self._metrics.observe(message)
-                        self.training.session = job.request.session
+                        self.training.session = request.session
                         self.training.step, self.training.loss = message.step, message.loss
+                        yield message
                     elif isinstance(message, Trained):
                         is_done = True
                         self.training.last = f"{message.report.steps} steps, accuracy {message.accuracy:.1%}"
                         log.info("trained %s", self.training.last)
-                    yield message
+                        yield TrainingResult(message.report, message.weights, await self._take_trained(message))
             except BusyError:  # with another training, which goes on
                 is_busy = True
                 raise
@@ -195,20 +202,24 @@ class Daemon:
                 raise
             except BaseException as error:
                 has_failed = not is_done  # whoever has the result may hang up
-                if is_training and has_failed:
+                if has_failed:
                     self.training.last = f"failed: {str(error) or 'it was stopped'}"
                     log.warning("training %s", self.training.last)
                 raise
             finally:
-                if is_training and not is_busy:
+                if not is_busy:
                     self.training.session = ""
                     self._metrics.end(has_failed=has_failed)
 
-    def path_to_compare(self) -> Path | None:
-        """Return the serving model's file, if the gate wants a comparison."""
-        return self.store.serving_path if self._gate is not None else None
+    async def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
+        """Try weights on the device's held-out samples; see `DeviceService`."""
+        return await self.trainer.result(EvaluateMessage(data, weights), Evaluation)
 
-    async def take_trained(self, trained: Trained) -> str:
+    async def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
+        """Return the weights that a run begins with; see `DeviceService`."""
+        return await self.trainer.result(InitialWeightsMessage(settings), bytes)
+
+    async def _take_trained(self, trained: Trained) -> str:
         """Let a trained model serve if the gate lets it; return why it does not, or an empty text."""
         if self._gate is not None:
             refusal = self._gate.refusal(trained.accuracy, trained.serving_accuracy)
@@ -224,6 +235,37 @@ class Daemon:
         return ""
 
     # ------------------------------------------------------------------ signs of life
+
+    def status(self) -> pb.StatusReply:
+        """Return what the daemon does."""
+        config, training = self.config, self.training
+        return pb.StatusReply(
+            software=metadata.version("edgenewton"),
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self.began_at,
+            grpc_address=f"{config.server.host}:{self.servers.grpc_port}",
+            rest_address=f"{config.server.host}:{self.servers.rest_port}",
+            model=self._model_status(),
+            training=pb.TrainingStatus(
+                is_training=bool(training.session),
+                session=training.session,
+                step=training.step,
+                loss=training.loss,
+                last=training.last,
+            ),
+            waiting_samples=len(self.service.batcher.queue),
+        )
+
+    def _model_status(self) -> pb.ModelStatus:
+        config, store = self.config.model, self.store
+        model = pb.ModelStatus(name=config.name, engine=config.engine, versions=store.versions())
+        serving = self.service.batcher.serving
+        if serving is not None:
+            info = serving.recognizer.info
+            model.version, model.task, model.step, model.digest = serving.version, info.task, info.step, info.digest
+            if store.serving is not None and store.serving.accuracy is not None:
+                model.accuracy = store.serving.accuracy
+        return model
 
     async def _beat(self) -> None:
         """Tell systemd's watchdog that requests are answered, as long as they are."""

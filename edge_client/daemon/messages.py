@@ -1,7 +1,9 @@
 """What the daemon and its process that trains say to each other, over a socket that only they hold."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.tls import TlsFiles
@@ -24,15 +26,6 @@ class Start:
 
 
 @dataclass(frozen=True)
-class TrainMessage:
-    """Asks for training."""
-
-    request: TrainRequest
-    serving: Path | None
-    """The model to compare the result with, if the gate wants it."""
-
-
-@dataclass(frozen=True)
 class EvaluateMessage:
     """Asks to try weights."""
 
@@ -44,7 +37,7 @@ class EvaluateMessage:
 class InitialWeightsMessage:
     """Asks for the weights that a run begins with."""
 
-    data: DataRequest
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,6 @@ class Failed:
     """Whether the session was ended for all devices, through no fault of this one."""
 
 
-Job = TrainMessage | EvaluateMessage | InitialWeightsMessage
+Job = TrainRequest | EvaluateMessage | InitialWeightsMessage
 Result = Trained | Evaluation | bytes | Failed
 """What ends a job; a training sends a `TrainedStep` for each step before it."""

@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from edge_client.daemon.messages import Failed, Job, Result, Start
 from edge_client.training.work import TrainedStep
+
+ResultT = TypeVar("ResultT")
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +81,22 @@ class TrainerHost:
                 await asyncio.shield(asyncio.to_thread(self._end))
             self._is_busy = False
 
+    async def result(self, job: Job, kind: type[ResultT]) -> ResultT:
+        """Return a job's result, which is of a kind.
+
+        Raises:
+            BusyError, JobError: as `run`.
+
+        """
+        async with aclosing(self.run(job)) as messages:
+            async for message in messages:
+                if isinstance(message, kind):
+                    return message
+        raise JobError("the process that trains has given no result")
+
     async def stop(self) -> None:
         """End the process; a job that is on is interrupted."""
         await asyncio.to_thread(self._end)
-
-    @property
-    def pid(self) -> int | None:
-        """The process that trains, if there is one."""
-        return self._process.pid if self._process is not None else None
 
     async def _receive(self, connection: Connection) -> TrainedStep | Result:
         # The thread ends when the process answers or dies, also after this was cancelled.

@@ -11,7 +11,6 @@ import queue
 import signal
 import sys
 import threading
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,15 +25,13 @@ from edge_client.daemon.messages import (
     Result,
     Start,
     Trained,
-    TrainMessage,
 )
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
-from edge_client.tasks import TaskError, load_task
-from edge_client.training.device_state import DeviceState
+from edge_client.tasks import TaskError
+from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
-    TrainJob,
     dump_weights,
     evaluate_weights,
     initial_weights,
@@ -42,13 +39,13 @@ from edge_client.training.jobs import (
     train,
 )
 from edge_client.training.run import Saving
-from edge_client.training.settings import SettingsError
-from edge_client.training.work import DataRequest, TrainedStep
+from edge_client.training.settings import SettingsError, check_settings
+from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 log = logging.getLogger(__name__)
 
 
-class Worker:
+class JobRunner:
     """Does the jobs."""
 
     def __init__(self, start: Start, connection: Connection) -> None:
@@ -60,12 +57,12 @@ class Worker:
         """Return what a job leads to."""
         try:
             match job:
-                case TrainMessage():
+                case TrainRequest():
                     return self._train(job)
                 case EvaluateMessage():
                     return evaluate_weights(self._data(job.data), read_weights(job.weights))
                 case InitialWeightsMessage():
-                    return dump_weights(initial_weights(self._data(job.data).settings))
+                    return dump_weights(initial_weights(check_settings(job.settings)))
         except ExchangeError as error:
             return Failed(str(error), is_abort=error.cause is Cause.ABORTED)
         except (SettingsError, TaskError, ArtefactError, ValueError) as error:
@@ -76,17 +73,17 @@ class Worker:
             log.exception("a job failed")
             return Failed(f"{type(error).__name__}: {error}")
 
-    def _train(self, message: TrainMessage) -> Trained:
-        data = self._data(message.request.data)
+    def _train(self, request: TrainRequest) -> Trained:
+        data = self._data(request.data)
         outcome = train(
-            TrainJob.of(message.request, data),
+            request,
+            data,
             self._load_state(),
             self._tell_step,
             tls=self._start.tls,
             saving=Saving(self._save, self._start.save_every_steps),
         )
-        weights = outcome.state.model
-        task = load_task(data.settings.task)
+        task, weights = outcome.trainer.task, outcome.state.model
         artefact = Artefact(
             data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )
@@ -98,7 +95,7 @@ class Worker:
             weights=dump_weights(weights),
             model=path,
             accuracy=evaluation.correct / evaluation.samples,
-            serving_accuracy=self._accuracy_of(message.serving, data),
+            serving_accuracy=self._accuracy_of(request.serving, data),
         )
 
     def _accuracy_of(self, path: Path | None, data: DeviceData) -> float | None:
@@ -114,18 +111,16 @@ class Worker:
         self._connection.send(step)
 
     def _data(self, request: DataRequest) -> DeviceData:
-        data = DeviceData.of(request)
-        threads = min(data.settings.threads or self._start.threads, self._start.threads)
-        return replace(data, settings=data.settings.model_copy(update={"threads": threads}))
+        return DeviceData.of(request, max_threads=self._start.threads)
 
-    def _load_state(self) -> DeviceState | None:
+    def _load_state(self) -> DeviceCheckpoint | None:
         try:
-            return DeviceState.read(self._state_path)
+            return DeviceCheckpoint.read(self._state_path)
         except ValueError as error:
             log.warning("the optimizer begins anew: %s", error)
             return None
 
-    def _save(self, state: DeviceState) -> None:
+    def _save(self, state: DeviceCheckpoint) -> None:
         state.save(self._state_path)
 
 
@@ -147,7 +142,7 @@ def main() -> None:
     os.nice(start.nice)
     torch.set_num_threads(start.threads)
     set_up_log(start.log)
-    worker = Worker(start, connection)
+    runner = JobRunner(start, connection)
     jobs: queue.Queue[Job] = queue.Queue()
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     while True:
@@ -155,7 +150,7 @@ def main() -> None:
             job = jobs.get()
             if job is None:
                 return
-            connection.send(worker.do(job))
+            connection.send(runner.do(job))
         except KeyboardInterrupt:  # between two jobs, there is nothing to stop
             continue
         except OSError:

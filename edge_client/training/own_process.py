@@ -1,19 +1,17 @@
-"""Works in the process of Flower's ClientApp, on a device without a daemon."""
+"""Works in this process, on a device without a daemon."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.tls import TlsFiles
-from flwr.app import ConfigRecord, RecordDict
 
 from edge_client.exchange import ExchangeError
 from edge_client.tasks import TaskError
-from edge_client.training.device_state import DeviceState
+from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
-    TrainJob,
     dump_weights,
     evaluate_weights,
     initial_weights,
@@ -23,20 +21,28 @@ from edge_client.training.jobs import (
 from edge_client.training.settings import check_settings
 from edge_client.training.work import DataRequest, TrainingReport, TrainRequest, WorkError
 
-_STATE_KEY = "state"
+
+class StateKeeper(Protocol):
+    """Where the device's state outlives this process."""
+
+    def load(self) -> bytes | None:
+        """Return what was saved last; None if nothing was."""
+
+    def save(self, state: bytes) -> None:
+        """Keep a state, in place of the one before."""
 
 
 class OwnProcess:
     """Does the work in this process; see `Worker`.
 
     Args:
-        state: what Flower keeps for the node; the optimizer's state travels in it.
+        keeper: keeps the optimizer's state from one training to the next.
         tls: this device's certificate; None for plaintext.
 
     """
 
-    def __init__(self, state: RecordDict, tls: TlsFiles | None) -> None:
-        self._state = state
+    def __init__(self, keeper: StateKeeper, tls: TlsFiles | None) -> None:
+        self._keeper = keeper
         self._tls = tls
 
     def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
@@ -46,11 +52,11 @@ class OwnProcess:
 
     def train(self, request: TrainRequest) -> tuple[TrainingReport, bytes]:
         """Train a session's steps; return the report and the weights."""
-        kept = self._state.config_records.get(_STATE_KEY)
+        kept = self._keeper.load()
         with _explained():
-            saved = DeviceState.parse(bytes(kept["state"])) if kept is not None else None  # type: ignore[arg-type]
-            outcome = train(TrainJob.of(request), saved, tls=self._tls)
-        self._state[_STATE_KEY] = ConfigRecord({"state": outcome.state.dump()})
+            saved = DeviceCheckpoint.parse(kept) if kept is not None else None
+            outcome = train(request, DeviceData.of(request.data), saved, tls=self._tls)
+        self._keeper.save(outcome.state.dump())
         return outcome.report, dump_weights(outcome.state.model)
 
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edge_client.exchange import Exchange, InProcessExchange
-from edge_client.training.device_state import DeviceState
+from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import TrainedStep, TrainingReport
@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 class Saving:
     """Who keeps the device's state."""
 
-    save: Callable[[DeviceState], None]
+    save: Callable[[DeviceCheckpoint], None]
     every_steps: int = 0
     """Steps between two savings; 0 for only at the end."""
 
@@ -33,7 +33,7 @@ class TrainOutcome:
     """What a session led to."""
 
     report: TrainingReport
-    state: DeviceState
+    state: DeviceCheckpoint
     """To go on from; it has the weights."""
     trainer: Trainer
 
@@ -77,8 +77,8 @@ def train_in_session(
     try:
         trainer = Trainer(settings, index, count, exchange, weights, state)
 
-        def current() -> DeviceState:
-            return DeviceState(session, copy_weights(trainer.model), trainer.state_dict(), origin)
+        def current() -> DeviceCheckpoint:
+            return DeviceCheckpoint(session, copy_weights(trainer.model), trainer.state_dict(), origin)
 
         def after_step(step: TrainedStep) -> None:
             if saving is not None and saving.is_due_after(step.step):

@@ -49,7 +49,7 @@ class Trainer:
             torch.set_num_threads(settings.threads)
         self.settings = settings
         self.task = load_task(settings.task)
-        partition = Partition(index, count, settings.partition, settings.alpha, settings.seed)
+        partition = partition_of(settings, index, count)
         self._samples = self.task.train_data(partition)
         self._held_out = self.task.test_data(partition)
         self._seed = device_seed(settings.seed, index)
@@ -137,6 +137,11 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, for another trainer that goes on."""
         return self.optimizer.state_dict()
+
+
+def partition_of(settings: TrainSettings, index: int, count: int) -> Partition:
+    """Return the part of the data that is a device's."""
+    return Partition(index, count, settings.partition, settings.alpha, settings.seed)
 
 
 def device_seed(seed: int, index: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from edgenewton.common.evaluation import Evaluation
@@ -38,6 +39,8 @@ class TrainRequest:
     """Batches that each device trains in the session."""
     weights: bytes = field(repr=False)
     """To begin with, in the format of safetensors."""
+    serving: Path | None = None
+    """File of the model that serves, to compare the result with; a daemon whose gate wants that names it."""
 
 
 @dataclass(frozen=True)

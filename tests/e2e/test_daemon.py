@@ -9,6 +9,7 @@ import stat
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -23,13 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client.daemon.client import DaemonClient, DaemonError, train_message
+from edge_client.daemon.client import DaemonClient, DaemonError
+from edge_client.daemon.translation import train_to_proto
 from edge_client.exchange import GradientExchange
 from edge_client.inference import Artefact, Recognizer
-from edge_client.training.jobs import DeviceData, dump_weights, initial_weights
+from edge_client.training.jobs import dump_weights, initial_weights
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer, weights_digest
-from edge_client.training.work import TrainRequest
+from edge_client.training.work import DataRequest, TrainRequest
 
 SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
 
@@ -133,7 +135,7 @@ def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
     ]
 
 
-DATA = DeviceData(SETTINGS, 0, 1).request
+DATA = DataRequest(SETTINGS.model_dump(mode="json", exclude_none=True), 0, 1)
 WEIGHTS = dump_weights(initial_weights(SETTINGS))
 
 
@@ -203,7 +205,7 @@ def test_a_daemon_that_is_killed_in_the_middle_goes_on_from_what_it_saved(tmp_pa
         coordinator.create_session("both", SessionSettings(devices=2))
         other = threading.Thread(target=train_other, args=(coordinator.address,))
         other.start()
-        asked = request(coordinator, "both", 6, data=DeviceData(SETTINGS, 0, 2).request)
+        asked = request(coordinator, "both", 6, data=replace(DATA, count=2))
         with DaemonClient(daemon.socket, return_deadline_s=60) as client:
             report, _ = client.train(asked, restart_once)
         other.join(60)
@@ -254,7 +256,7 @@ def test_sigkill_while_it_trains_releases_the_coordinator_and_leaves_the_model(d
 
 def test_a_cancelled_job_ends_and_the_next_one_runs(daemon):
     with Coordinator("cancelled", 1, *IMPATIENT) as coordinator, daemon.client() as client:
-        call = client._stub.Train(train_message(request(coordinator, "cancelled", 100_000)))
+        call = client._stub.Train(train_to_proto(request(coordinator, "cancelled", 100_000)))
         assert next(call).HasField("progress")
         call.cancel()
         assert coordinator.wait() == 1

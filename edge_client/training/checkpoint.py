@@ -13,7 +13,7 @@ FORMAT = "edgenewton-device-state"
 
 
 @dataclass(frozen=True)
-class DeviceState:
+class DeviceCheckpoint:
     """What a device knew before a step."""
 
     session: str
@@ -33,7 +33,7 @@ class DeviceState:
         return dump_state({"format": FORMAT, **content})
 
     @classmethod
-    def parse(cls, data: bytes) -> "DeviceState":
+    def parse(cls, data: bytes) -> "DeviceCheckpoint":
         """Return the state that `dump` gave.
 
         Raises:
@@ -53,7 +53,7 @@ class DeviceState:
         write_atomically(path, self.dump(), mode=0o600)
 
     @classmethod
-    def read(cls, path: Path) -> "DeviceState | None":
+    def read(cls, path: Path) -> "DeviceCheckpoint | None":
         """Return what a file has; None if there is no file.
 
         Raises:
@@ -68,7 +68,7 @@ class DeviceState:
             raise ValueError(f"{path} is no state of a device, or damaged ({error}); remove it to begin anew") from None
 
     @classmethod
-    def load(cls, path: Path, session: str) -> "DeviceState | None":
+    def load(cls, path: Path, session: str) -> "DeviceCheckpoint | None":
         """Return what was saved for a session; None if there is nothing for it.
 
         Raises:
