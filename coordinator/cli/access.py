@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from edgenewton.common.console import fail
 from edgenewton.common.tls import TlsError, TlsFiles
 from pydantic import ValidationError
 
-from coordinator.cli.console import fail
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.gate import Gate
 from coordinator.identity.limits import Limits

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from edgenewton.common.console import CommandLine, fail, out
 from edgenewton.common.identity import OPERATOR_LABEL, Kind
-from rich.console import Console
 from rich.table import Table
 
-from coordinator.cli.console import fail
 from coordinator.identity.authority import CA_KEY_FILE, DEFAULT_HOSTS, Authority, AuthorityError
 from coordinator.identity.ledger import LedgerError
 
-app = typer.Typer(help="Issue and revoke the certificates of devices, operators and coordinators.")
+app = CommandLine("Issue and revoke the certificates of devices, operators and coordinators.")
 
 Folder = Annotated[
     Path, typer.Option("--ca", help="Folder of the authority.", envvar="EDGENEWTON_CA", show_envvar=True)
@@ -111,7 +110,4 @@ def list_(folder: Folder = DEFAULT_FOLDER) -> None:
             entry.serial,
             style="" if state == "valid" else "dim",
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no width; serials are not to be cut
-    console.print(table)
+    out.print(table)

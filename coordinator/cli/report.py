@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from edgenewton.common.console import fail
 from edgenewton.common.files import write_atomically
-
-from coordinator.cli.console import fail
 
 
 def report(

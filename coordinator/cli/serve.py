@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import typer
+from edgenewton.common.addresses import is_loopback
+from edgenewton.common.console import err, fail, warn
 from pydantic import ValidationError
 
 from coordinator.cli.access import (
@@ -22,8 +24,6 @@ from coordinator.cli.access import (
     make_limits,
     read_server_tls,
 )
-from coordinator.cli.console import err, fail
-from coordinator.dashboard.app import is_loopback
 from coordinator.dashboard.server import DashboardServer
 from coordinator.identity.gate import Gate
 from coordinator.identity.limits import Limits
@@ -249,4 +249,4 @@ def _check_exposure(host: str, *, insecure: bool) -> None:
             code=2,
         )
     danger = "anybody who reaches this port can join, read and open sessions; certificates (--tls) end that."
-    err.print(f"[bold red]WARNING[/]: plaintext on {host}: {danger}")
+    warn(f"plaintext on {host}: {danger}")

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import grpc
 import typer
+from edgenewton.common.console import fail, out
 from edgenewton.common.tls_diagnosis import diagnose
 from rich.live import Live
 
 from coordinator.cli.access import TlsOption, read_tls
-from coordinator.cli.console import fail
 from coordinator.telemetry.terminal import TerminalView
 from coordinator.telemetry.watch import follow
 
@@ -21,7 +21,7 @@ def watch(
     """Show what happens in a session, as it happens, until it is over."""
     files = read_tls(tls)
     view = TerminalView()
-    live = Live(view, refresh_per_second=8)
+    live = Live(view, console=out, refresh_per_second=8)
     try:
         for event in follow(address, session, files):
             view.apply(event)

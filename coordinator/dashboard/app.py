@@ -1,10 +1,10 @@
 """The application: the page with its files, what it shows as JSON and as a live feed, and the metrics. Only reads."""
 
-import ipaddress
 import time
 from importlib import resources
 from importlib.metadata import version
 
+from edgenewton.common.addresses import is_loopback
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -105,11 +105,3 @@ class Guard:
             await refusal(scope, receive, send_guarded)
             return
         await self._app(scope, receive, send_guarded)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or the name of one, can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

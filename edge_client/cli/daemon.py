@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from edgenewton.common.console import fail, out
 from rich.table import Table
 
-from edge_client.cli.console import fail, out
 from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.environment import SOCKET_VARIABLE
 from edge_client.inference import ArtefactError

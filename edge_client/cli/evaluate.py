@@ -6,9 +6,9 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from edgenewton.common.console import fail, out
 from rich.table import Table
 
-from edge_client.cli.console import fail, out
 from edge_client.cli.recognise import Engine, Model
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from edgenewton.common.console import fail, out
 
-from edge_client.cli.console import check_output, fail, out, save
+from edge_client.cli.model_file import check_output, save
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.tasks import TaskError, load_task
 
@@ -50,7 +50,7 @@ def export(
         fail(str(error))
     except OSError as error:
         fail(f"{output} cannot be written: {error.strerror or error}")
-    out.print(escape(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}"))
+    out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
 
 
 def _export_onnx(artefact: Artefact, output: Path, int8: bool) -> None:

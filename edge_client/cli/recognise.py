@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from edgenewton.common.console import fail, out
 from rich.table import Table
 
-from edge_client.cli.console import fail, out
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.inference.engine import EngineName
 from edge_client.tasks import SampleError, TaskError, load_task

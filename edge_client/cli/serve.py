@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 import typer
 from edgenewton.common.addresses import is_loopback
+from edgenewton.common.console import fail, warn
 
-from edge_client.cli.console import err, fail
 from edge_client.cli.recognise import Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.tasks import TaskError
@@ -35,7 +35,7 @@ def serve(
     if not is_loopback(host):
         if not insecure:
             fail(f"{host} can be reached from other machines, and the link is plaintext: add --insecure", code=2)
-        err.print(f"[bold red]WARNING[/]: plaintext on {host}: anybody who reaches these ports can use them.")
+        warn(f"plaintext on {host}: anybody who reaches these ports can use them.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     try:

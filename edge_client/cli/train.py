@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from edgenewton.common.console import fail, out
 
-from edge_client.cli.console import check_output, fail, out, save
+from edge_client.cli.model_file import check_output, save
 
 if TYPE_CHECKING:
     from edge_client.exchange import Exchange, TlsFiles
@@ -71,7 +71,7 @@ def train(
         device = device or (files.read().identity.name if files else "device-0")
         saved = DeviceCheckpoint.load(state, session) if state is not None else None
         if saved is not None:
-            out.print(f"{device}: goes on from {escape(str(state))} at step {saved.step}")
+            out.print(f"{device}: goes on from {state} at step {saved.step}")
         with out.status(f"{device}: training"):
             trained = train_in_session(
                 session,
@@ -97,7 +97,7 @@ def train(
     )
     if output is not None:
         save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps), output)
-        out.print(f"model saved as {escape(str(output))}")
+        out.print(f"model saved as {output}")
 
 
 def _exchange(

@@ -8,13 +8,14 @@ import grpc
 import pytest
 from deployment import fleet, until
 from safetensors.numpy import load_file
+from short_folder import short_folder
 
 from coordinator.telemetry.watch import follow
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with fleet(tmp_path_factory.mktemp("fleet")) as place:
+def place():
+    with short_folder() as folder, fleet(folder) as place:
         yield place
 
 

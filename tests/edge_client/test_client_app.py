@@ -48,9 +48,9 @@ def test_its_certificate_says_who_it_is(tmp_path, monkeypatch, by):
 
 
 @pytest.mark.parametrize("by", ["node config", "environment"])
-def test_a_daemon_that_does_not_answer_is_named(tmp_path, monkeypatch, by):
+def test_a_daemon_that_does_not_answer_is_named(short_tmp_path, monkeypatch, by):
     monkeypatch.setattr("edge_client.daemon.client._CONNECT_DEADLINE_S", 0.2)
-    socket = tmp_path / "daemon.sock"
+    socket = short_tmp_path / "daemon.sock"
     if by == "environment":
         monkeypatch.setenv("EDGENEWTON_SOCKET", str(socket))
         reply = ask("query", context())

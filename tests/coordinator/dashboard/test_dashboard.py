@@ -8,6 +8,7 @@ import grpc
 import httpx
 import pytest
 from bare_client import SPEC, Device, join_request, refused
+from edgenewton.common.addresses import is_loopback
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1 import exchange_pb2_grpc
 from edgenewton.v1.codecs import CodecChoice
@@ -15,7 +16,6 @@ from edgenewton.v1.framing import FramePacker, Layout
 from served import Served
 
 from coordinator.dashboard import feed
-from coordinator.dashboard.app import is_loopback
 
 
 @pytest.fixture

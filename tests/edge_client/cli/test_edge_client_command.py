@@ -1,9 +1,7 @@
 import signal
-import sys
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -17,11 +15,6 @@ from edge_client.training.trainer import build_model
 @pytest.fixture
 def run(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: handler)
-    # The consoles were made with the streams of another moment, and fold lines.
-    wide = Console(width=200, highlight=False)
-    for place in ("console", "train", "export"):  # by module, because the package's names are its commands
-        monkeypatch.setattr(sys.modules[f"edge_client.cli.{place}"], "out", wide)
-    monkeypatch.setattr(sys.modules["edge_client.cli.console"], "err", wide)
     return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 

@@ -1,24 +1,13 @@
-"""What all subcommands print with."""
+"""Writing a model to a file, or saying why it cannot be."""
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-from rich.markup import escape
+from edgenewton.common.console import fail
 
 if TYPE_CHECKING:
     from edge_client.inference import Artefact
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Print what is wrong, and end the command."""
-    err.print(f"[bold red]error[/]: {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def check_output(path: Path | None) -> None:

@@ -1,0 +1,116 @@
+"""What both commands print where there is no terminal: whole lines, whatever its width would be."""
+
+import os
+import pty
+import subprocess
+
+import pytest
+from processes import CLIENT, COORDINATOR, Coordinator, train_on_devices
+
+from edge_client.inference import Artefact
+from edge_client.tasks import load_task
+
+NARROW = os.environ | {"COLUMNS": "40", "TERM": "xterm-256color"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with a long path, and with what Rich would take for markup."""
+    path = tmp_path / ("long " + "x" * 150) / "[bold]" / ":key:"
+    path.mkdir(parents=True)
+    return path
+
+
+def run(*arguments):
+    """Return the exit status, and what was printed to standard output and error."""
+    done = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True, env=NARROW, timeout=120, check=False
+    )
+    assert "\x1b" not in done.stdout + done.stderr  # no colour
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_paths_and_tables_stay_whole(folder):
+    model, exported, sample = folder / "model.pt", folder / "other.pt", folder / "7.png"
+    task = load_task("digits")
+    Artefact.of(task, "digits", task.model(), 3).save(model)
+    task.save_sample(0, sample)
+    code, printed, _ = run(CLIENT, "export", model, "--output", exported)
+    assert code == 0
+    assert printed == f"model of task 'digits' after 3 steps saved as {exported}\n"
+    code, printed, _ = run(CLIENT, "predict", model, sample)
+    assert code == 0
+    (row,) = [line for line in printed.splitlines() if str(sample) in line]
+    assert "%" in row
+
+
+def test_errors_stay_whole(folder):
+    code, _, printed = run(CLIENT, "predict", folder / "model.pt", "x.png")
+    assert code == 1
+    assert printed.count("\n") == 1
+    assert printed.startswith(f"error: {folder / 'model.pt'} does not exist")
+    code, _, printed = run(CLIENT, "train", f"--nonsense-{'x' * 100}")
+    assert code == 2
+    assert printed.splitlines()[-1] == f"Error: No such option '--nonsense-{'x' * 100}'."
+    code, _, printed = run(COORDINATOR, "ca", "list", "--ca", folder)
+    assert code == 1
+    assert f"error: {folder}" in printed.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            [CLIENT, "train"],
+            "File for this device's state; if it is there, training goes on from it after a restart.",
+        ),
+        ([CLIENT, "train"], "Steps between two savings of the state.  [default: 20; x>=1]"),
+        ([COORDINATOR, "ca", "issue"], "With --server: name or address at which devices find it, beside those"),
+    ],
+)
+def test_help_has_a_line_for_each_option(command, sentence):
+    code, printed, _ = run(*command, "--help")
+    assert code == 0
+    assert sentence in printed
+    assert "│" not in printed
+
+
+def test_help_on_a_terminal_has_its_width():
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "wb") as end:
+        subprocess.run([CLIENT, "train", "--help"], stdout=end, stderr=end, env=NARROW, timeout=60, check=True)
+        os.set_blocking(terminal.fileno(), False)
+        printed = terminal.read(100_000).decode()
+    assert "╭" in printed
+
+
+def test_the_authoritys_list_stays_whole(folder):
+    labels = [f"label-{index}-{'y' * 30}" for index in range(8)]
+    options = [part for label in labels for part in ("--label", label)]
+    assert run(COORDINATOR, "ca", "init", folder / "ca")[0] == 0
+    assert run(COORDINATOR, "ca", "issue", "--ca", folder / "ca", *options, "gateway-7")[0] == 0
+    code, printed, _ = run(COORDINATOR, "ca", "list", "--ca", folder / "ca")
+    assert code == 0
+    (row,) = [line for line in printed.splitlines() if "gateway-7" in line]
+    assert all(label in row for label in labels)
+    assert "valid" in row
+
+
+def test_the_watchers_table_stays_whole(tmp_path):
+    with Coordinator("watched", 1) as coordinator:
+        watcher = subprocess.Popen(
+            [COORDINATOR, "watch", coordinator.address, "--session=watched"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=NARROW,
+        )
+        with watcher:
+            try:
+                train_on_devices(coordinator.address, "watched", 1, tmp_path, "steps=2", "batch-size=8")
+                printed, _ = watcher.communicate(timeout=60)
+            finally:
+                watcher.kill()
+    assert watcher.returncode == 0, printed
+    (row,) = [line for line in printed.splitlines() if "d0" in line]
+    assert row.count("MB") == 2
