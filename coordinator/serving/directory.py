@@ -8,11 +8,15 @@ import logging
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.identity.gate import Gate
+from coordinator.serving.broadcast import BroadcastLog
+from coordinator.serving.downlink import Broadcast
+from coordinator.serving.outboxes import Outboxes
 from coordinator.serving.room import Room
 from coordinator.session.admission import Admission
 from coordinator.session.refusal import RefusalLog, RefusedError, Status
 from coordinator.session.session import Session
 from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.chronicle import Chronicle
 from coordinator.telemetry.events import EventLog
 from coordinator.telemetry.record import Record, SessionRecord
 
@@ -131,10 +135,10 @@ class Directory:
     def expel_revoked(self, now: float) -> None:
         """Take the places of devices away whose certificates were revoked."""
         for room in self.rooms:
-            for device, outbox in list(room.outboxes.items()):
-                reason = self.gate.revocation(outbox.identity)
+            for device, identity in room.identities().items():
+                reason = self.gate.revocation(identity)
                 if reason:
-                    self.gate.audit.revoked(room.session.name, device, outbox.identity)
+                    self.gate.audit.revoked(room.session.name, device, identity)
                     room.remove(device, reason, now, Status.UNAUTHENTICATED)
 
     def note_refusal(self, error: RefusedError, session: str, device: str, time_s: float) -> None:
@@ -181,7 +185,13 @@ class Directory:
         finished = [room.session.name for room in self.rooms if room.session.is_over]
         for name in finished[: max(0, len(finished) - MAX_FINISHED + 1)]:
             del self._rooms[name]
-        room = self._rooms[session.name] = Room(session, self._publish, self._record)
+        outboxes = Outboxes(BroadcastLog(session.settings.replay_bytes, session.step.number))
+        room = self._rooms[session.name] = Room(
+            session,
+            Chronicle(session, self._publish, self._record),
+            outboxes,
+            Broadcast(outboxes),
+        )
         room.chronicle.open(reason)
 
     def _publish(self, event: pb.SessionEvent) -> None:

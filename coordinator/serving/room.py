@@ -1,69 +1,52 @@
-"""A session with what surrounds it: its streams, and its chronicle. Carries out what the state machine decides.
+"""A session with what surrounds it: its devices' outboxes, its downlink, its chronicle. Carries out what it decides.
 
 Everything runs on one event loop, so there are no locks.
 """
 
-import asyncio
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
 from functools import cached_property
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.identity import Identity
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values, parse_frame
+from edgenewton.v1.framing import Layout, check_values, parse_frame
 
-from coordinator.serving.broadcast import BroadcastLog
-from coordinator.serving.snapshots import SnapshotDesk
+from coordinator.serving.downlink import Downlink
+from coordinator.serving.healing import Healing
+from coordinator.serving.outboxes import Outbox, Outboxes
 from coordinator.serving.translation import contribution_from_proto
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
-from coordinator.telemetry.announcement import commit_to_proto
 from coordinator.telemetry.chronicle import Chronicle
-from coordinator.telemetry.link_use import LinkUse, saved_bytes
-from coordinator.telemetry.record import Record
+from coordinator.telemetry.link_use import saved_bytes
 
 MAX_TOKENS = 10_000
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 
 
-@dataclass
-class Outbox:
-    """What is on its way to one device: frames for it alone, and its position in what all are sent."""
-
-    position: int | None = None
-    """None for a device that needs a snapshot first."""
-    direct: deque[bytes] = field(default_factory=deque)
-    end: tuple[Status, str] | None = None
-    """How its stream ends, once it does."""
-    stream: object | None = None
-    """The stream that reads it; a device that joins again brings a new one."""
-    identity: Identity | None = None
-    """Whose certificate the device joined with; None in plaintext."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    use: LinkUse = field(default_factory=LinkUse)
-
-    def close(self, status: Status, reason: str) -> None:
-        """End the stream."""
-        self.end = (status, reason)
-        self.wake.set()
-
-
 class Room:
-    """One session and its devices' streams."""
+    """One session and its devices: they join, attach their streams to it, exchange frames, and leave.
 
-    def __init__(self, session: Session, publish: Callable[[pb.SessionEvent], None], record: Record | None) -> None:
+    Args:
+        session: the session.
+        chronicle: told of everything that the session decides.
+        outboxes: of the session's devices.
+        downlink: brings means and commits to all devices, through the outboxes.
+
+    """
+
+    def __init__(self, session: Session, chronicle: Chronicle, outboxes: Outboxes, downlink: Downlink) -> None:
         self.session = session
-        self.chronicle = Chronicle(session, publish, record)
-        self.outboxes: dict[str, Outbox] = {}
+        self.chronicle = chronicle
+        self.healing = Healing(session, outboxes)
         self.devices_by_token: dict[str, str] = {}
         """Former members are still known, so that they are told how the session ended."""
-        self.desk = SnapshotDesk()
-        self.log = BroadcastLog(session.settings.replay_bytes, session.step.number)
-        self._saved = 0
+        self._outboxes = outboxes
+        self._downlink = downlink
+        if session.fingerprint:  # it is resumed
+            downlink.begin(self.layout)
 
     @cached_property
     def layout(self) -> Layout:
@@ -71,13 +54,18 @@ class Room:
         settings = self.session.settings
         return Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
 
-    @cached_property
-    def _writer(self) -> SliceWriter:
-        return SliceWriter(self.layout)
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of frames that are kept for devices that read slowly or come back."""
+        return self._outboxes.log.size
 
-    # ------------------------------------------------------------------ devices
+    def identities(self) -> dict[str, Identity | None]:
+        """Return the members' identities, as they joined with them."""
+        return {outbox.device: outbox.identity for outbox in self._outboxes}
 
-    def join(self, joining: Joining, now: float) -> Member:
+    # ------------------------------------------------------------------ membership
+
+    def join(self, joining: Joining, now: float, identity: Identity | None = None) -> Member:
         """Give a device a place, and its outbox.
 
         Raises:
@@ -85,57 +73,114 @@ class Room:
 
         """
         is_first = not self.session.fingerprint
-        member = self.session.join(joining, now, self.log.oldest_step)
+        member = self.session.join(joining, now, self._outboxes.log.oldest_step)
         if is_first:
             self.chronicle.adopt_model()
-        before = self.outboxes.get(joining.device)
-        outbox = Outbox()
-        if before is not None:
-            outbox.use = before.use
-            before.close(Status.ABORTED, f"device {joining.device!r} has joined again")
-        self.outboxes[joining.device] = outbox
+            self._downlink.begin(self.layout)
+        self._outboxes.open(joining.device, identity)
         self._remember(member)
-        self.carry_out()
+        self._carry_out()
         if member.standing is not Standing.HEALING:
             step = self.session.step.number if joining.next_step is None else joining.next_step
-            outbox.position = self.log.position_of(step)
-        self.find_donor(now)
+            self._outboxes.place(joining.device, step)
+        self.healing.find_donor(now)
         return member
 
-    def frames_for(self, outbox: Outbox) -> Iterator[bytes]:
-        """Yield what can be sent to a device now.
+    def leave(self, device: str, token: str, now: float, *, finished: bool, reason: str) -> bool:
+        """Take the place back of a device that leaves; nothing happens if it has none.
+
+        Returns:
+            Whether it is to hand in its state first, and keeps its place until then: it has finished, but somebody may
+            need what it alone has.
+
+        Raises:
+            RefusedError: the token is not the device's.
+
+        """
+        member = self.session.members.get(device)
+        if member is None:
+            return False
+        if member.token != token:
+            raise RefusedError(Status.PERMISSION_DENIED, f"the token sent for device {device!r} is not its own")
+        if not finished:
+            self.remove(device, reason or "it left", now)
+            return False
+        if self.healing.wants_state_of(device):
+            return True
+        self.session.finish(device, now)
+        self._carry_out()
+        return False
+
+    def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
+        """Take a device's place away."""
+        self.session.remove(device, reason, now, status)
+        self._carry_out()
+
+    # ------------------------------------------------------------------ streams
+
+    def attach(self, device: str, now: float) -> Outbox:
+        """Open a member's stream; return what it reads, for `frames_for`, `take_frame` and `detach`.
+
+        Raises:
+            RefusedError: it has no place, or a stream already.
+
+        """
+        self.session.check_member(device)
+        outbox = self._outboxes[device]
+        if outbox.is_attached:
+            raise RefusedError(Status.ALREADY_EXISTS, f"device {device!r} has a stream already")
+        outbox.is_attached = True
+        self.session.members.connected(device, now)
+        self.healing.find_donor(now)
+        return outbox
+
+    def detach(self, outbox: Outbox, now: float) -> None:
+        """Note that a stream is over; a device that has not left keeps its place for its lease."""
+        if self._outboxes.has(outbox):
+            outbox.is_attached = False
+            self.session.members.disconnected(outbox.device, now)
+
+    def is_open(self, outbox: Outbox) -> bool:
+        """Whether a stream is to go on, as seen from this side."""
+        return self._outboxes.has(outbox) and outbox.end is None
+
+    def close(self, outbox: Outbox) -> None:
+        """End a stream that its device has closed, or whose connection broke."""
+        outbox.close(Status.OK, "the stream was closed by the device")
+
+    async def frames_for(self, outbox: Outbox) -> AsyncGenerator[bytes, None]:
+        """Yield what is for a device, until its stream is to end as `outbox.end` says.
 
         Raises:
             RefusedError: it reads so slowly that what it needs is gone.
 
         """
-        while outbox.direct:
-            yield outbox.direct.popleft()
-        while outbox.position is not None and outbox.end is None:
+        while outbox.end is None:
+            outbox.wake.clear()
             try:
-                frame = self.log.read(outbox.position)
+                for frame in self._outboxes.waiting(outbox):
+                    yield frame
+                    failpoint("mid-broadcast", self.session.step.number - 1)
             except LookupError:
                 raise RefusedError(
                     Status.RESOURCE_EXHAUSTED,
                     f"the device reads too slowly: session {self.session.name!r} is at step "
-                    f"{self.session.step.number} and keeps steps from {self.log.oldest_step} on; join again",
+                    f"{self.session.step.number} and keeps steps from {self._outboxes.log.oldest_step} on; join again",
                 ) from None
-            if frame is None:
-                return
-            outbox.position += 1
-            outbox.use.saved += frame.saved
-            yield frame.data
+            if outbox.end is None:
+                await outbox.wake.wait()
 
-    def take_frame(self, device: str, data: bytes, now: float) -> None:
-        """Take a frame of a member in.
+    def take_frame(self, outbox: Outbox, data: bytes, now: float) -> bool:
+        """Take a frame of a member in; return False once its stream counts no more, because it has joined again.
 
         Raises:
             RefusedError: it breaks the contract; the text names the device, and the tensor if it is about one.
 
         """
-        session = self.session
-        if device not in session.members:
-            return
+        if not self._outboxes.has(outbox):
+            return False
+        outbox.use.received += len(data)
+        session, device = self.session, outbox.device
         session.members.heard(device, now)
         try:
             frame, slices = parse_frame(data, self.layout)
@@ -143,11 +188,9 @@ class Room:
             where = f"device {device!r}, step {session.step.number}"
             raise RefusedError(Status.INVALID_ARGUMENT, f"{where}: {error}") from None
         if frame.HasField("heartbeat"):
-            self.send(device, _HEARTBEAT)
-        outbox = self.outboxes.get(device)
+            self._outboxes.send(device, _HEARTBEAT)
         for piece, payload in slices:
-            if outbox is not None:
-                outbox.use.saved += saved_bytes(piece, payload)
+            outbox.use.saved += saved_bytes(piece, payload)
             if session.wants(device, frame.step, frame.samples, piece.key, now):
                 try:
                     values = piece.decode(payload, frame.step)
@@ -161,36 +204,67 @@ class Room:
             session.complete(device, frame.step, contribution, now)
         if slices or frame.HasField("contribution"):
             session.advance(now)
-        self.carry_out()
+        self._carry_out()
+        return True
 
-    def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
-        """Take a device's place away."""
-        self.session.remove(device, reason, now, status)
-        self.carry_out()
-
-    def abort(self, reason: str) -> None:
-        """End the session early and release its devices; nothing happens if it is over."""
-        self.session.abort(reason)
-        self.carry_out()
-
-    def suspend(self, reason: str) -> None:
-        """Close all streams; the session stays as it is recorded."""
-        for outbox in self.outboxes.values():
-            outbox.close(Status.UNAVAILABLE, reason)
-        self.chronicle.close()
+    # ------------------------------------------------------------------ the session as a whole
 
     def tick(self, now: float) -> None:
         """Let the session act on its deadlines, and find somebody to heal those in need."""
         self.session.tick(now)
-        self.carry_out()
-        self.find_donor(now)
+        self._carry_out()
+        self.healing.find_donor(now)
 
-    def send(self, device: str, frame: bytes) -> None:
-        """Send a frame to one device."""
-        outbox = self.outboxes.get(device)
-        if outbox is not None:
-            outbox.direct.append(frame)
-            outbox.wake.set()
+    def abort(self, reason: str) -> None:
+        """End the session early and release its devices; nothing happens if it is over."""
+        self.session.abort(reason)
+        self._carry_out()
+
+    def suspend(self, reason: str) -> None:
+        """Close all streams; the session stays as it is recorded."""
+        for outbox in self._outboxes:
+            self._outboxes.close(outbox.device, Status.UNAVAILABLE, reason)
+        self.chronicle.close()
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _carry_out(self) -> None:
+        """Carry out what the session has decided, in order."""
+        for decision in self.session.take_decisions():
+            match decision:
+                case d.SliceReady():
+                    self._downlink.add(decision)
+                case d.StepCommitted(step):
+                    failpoint("before-commit", step)
+                    self.chronicle.commit(decision)
+                    failpoint("after-commit", step)
+                    self._downlink.commit(decision)
+                case d.StepSet(step):
+                    self._downlink.restart(step)
+                    self.healing.restart()
+            # Before a removed device's outbox goes, because the announcement says what went through it.
+            self._announce(decision)
+            self._tell(decision)
+        self._downlink.flush()
+
+    def _tell(self, decision: d.Decision) -> None:
+        match decision:
+            case d.DeviceHealing(device, step, reason, must_be_told=True):
+                # It still gets what was sent before; nothing of it can be used.
+                self._outboxes.hold(device)
+                self._outboxes.send(device, pb.Frame(step=step, heal=pb.Heal(reason=reason)).SerializeToString())
+            case d.DeviceRemoved(device, status, reason):
+                self._outboxes.close(device, status, reason)
+                self.healing.forget(device)
+            case d.PhaseChanged() if self.session.is_over:
+                self.chronicle.close()
+                self.healing.end()
+
+    def _announce(self, decision: d.Decision) -> None:
+        outbox = None
+        if isinstance(decision, d.DeviceReported | d.DeviceRemoved):
+            outbox = self._outboxes.get(decision.device)
+        self.chronicle.note(decision, outbox.use if outbox is not None else None)
 
     def _remember(self, member: Member) -> None:
         """Let a member's latest token find it; the oldest tokens go once there are too many."""
@@ -200,101 +274,3 @@ class Room:
             if known[token] not in self.session.members:
                 del known[token]
         self.devices_by_token = known
-
-    # ------------------------------------------------------------------ healing
-
-    def find_donor(self, now: float) -> None:
-        """Ask a live member for its state if somebody needs one and none is under way."""
-        in_need = self.session.members.standing(Standing.HEALING)
-        if not in_need:
-            if not self.session.members.lost:
-                self.desk.drop()
-            return
-        if self.usable_step() is not None or self.desk.is_waiting(now, self.session.settings.lease_s):
-            return
-        donors = [n for n in self.session.members.standing(Standing.ACTIVE) if self.session.members[n].is_connected]
-        last = self.desk.donor
-        if donors:
-            # One that was asked and did not answer is asked again only if there is no other.
-            donor = next((name for name in donors if name != last), donors[0])
-            self.desk.ask(donor, now)
-            self.send(donor, pb.Frame(snapshot_wanted=pb.SnapshotWanted()).SerializeToString())
-
-    def usable_step(self) -> int | None:
-        """Return the step of the snapshot at hand, if the log can carry a device from there to the present."""
-        snapshot = self.desk.snapshot
-        if snapshot is None or self.log.position_of(snapshot.header.step) is None:
-            return None
-        return snapshot.header.step
-
-    def healed(self, device: str, step: int) -> None:
-        """Let a device that has a snapshot of a step see everything from it on."""
-        outbox = self.outboxes[device]
-        outbox.position = self.log.position_of(step)
-        self.session.healed(device, step)
-        outbox.wake.set()
-
-    # ------------------------------------------------------------------ decisions
-
-    def carry_out(self) -> None:
-        """Carry out the session's decisions: slices that are ready together leave in common frames."""
-        packer: FramePacker | None = None
-        for decision in self.session.take_decisions():
-            match decision:
-                case d.SliceReady(step, key, values):
-                    packer = packer or FramePacker(step, 0, self.layout.frame_bytes)
-                    piece = self.layout.slice_of(key)
-                    check_values(piece.spec, values)
-                    data = self._writer.encode(piece, values, step)
-                    self._saved += saved_bytes(piece, data)
-                    for frame in packer.add(piece, data):
-                        self._broadcast(frame)
-                case d.StepCommitted():
-                    self._commit(packer or FramePacker(decision.step, 0, self.layout.frame_bytes), decision)
-                    packer = None
-                case d.StepSet(step):
-                    self.log.restart(step)
-                    self.desk.drop()
-                    self.desk.wake()
-            # Before a removed device's outbox goes, because the announcement says what went through it.
-            self._announce(decision)
-            self._tell(decision)
-        if packer is not None and not packer.is_empty:
-            self._broadcast(packer.take())
-
-    def _commit(self, packer: FramePacker, decision: d.StepCommitted) -> None:
-        failpoint("before-commit", decision.step)
-        self.chronicle.commit(decision)
-        failpoint("after-commit", decision.step)
-        self._broadcast(packer.take(pb.Frame(commit=commit_to_proto(decision))))
-        self.log.begin_step(decision.step + 1)
-
-    def _broadcast(self, frame: bytes) -> None:
-        self.log.append(frame, self._saved)
-        self._saved = 0
-        for outbox in self.outboxes.values():
-            outbox.wake.set()
-
-    def _tell(self, decision: d.Decision) -> None:
-        match decision:
-            case d.DeviceHealing(device, step, reason, must_be_told=True):
-                outbox = self.outboxes.get(device)
-                if outbox is not None:
-                    # It still gets what was sent before; nothing of it can be used.
-                    outbox.position = None
-                    self.send(device, pb.Frame(step=step, heal=pb.Heal(reason=reason)).SerializeToString())
-            case d.DeviceRemoved(device, status, reason):
-                outbox = self.outboxes.pop(device, None)
-                if outbox is not None:
-                    outbox.close(status, reason)
-                if self.desk.donor == device:
-                    self.desk.donor = None
-            case d.PhaseChanged() if self.session.is_over:
-                self.chronicle.close()
-                self.desk.wake()
-
-    def _announce(self, decision: d.Decision) -> None:
-        outbox = None
-        if isinstance(decision, d.DeviceReported | d.DeviceRemoved):
-            outbox = self.outboxes.get(decision.device)
-        self.chronicle.note(decision, outbox.use if outbox is not None else None)

@@ -191,7 +191,7 @@ def test_a_receiver_that_never_reads_costs_bounded_memory_and_has_to_heal(coordi
         a.send(frame)
         while not next(seen).HasField("commit"):
             pass
-        assert room.log.size <= 3 << 20
+        assert room.kept_bytes <= 3 << 20
     error = lazy.error()
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the device reads too slowly" in error.details()

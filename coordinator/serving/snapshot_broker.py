@@ -13,7 +13,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class HeldSnapshot:
     """A device's state before a step."""
 
     header: pb.SnapshotHeader
@@ -27,11 +27,11 @@ class Snapshot:
             yield pb.SnapshotChunk(data=bytes(view[begin : begin + CHUNK_BYTES]))
 
 
-class SnapshotDesk:
+class SnapshotBroker:
     """Knows which member was asked for its state, and holds the one that came while somebody needs it."""
 
     def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
+        self.snapshot: HeldSnapshot | None = None
         self.donor: str | None = None
         """Who was asked, and has not answered."""
         self._asked_at = 0.0
@@ -45,10 +45,15 @@ class SnapshotDesk:
         """Whether a member was asked within the last `patience_s` seconds."""
         return self.donor is not None and now < self._asked_at + patience_s
 
-    def put(self, snapshot: Snapshot) -> None:
+    def put(self, snapshot: HeldSnapshot) -> None:
         """Take what a member handed in."""
         self.snapshot, self.donor = snapshot, None
         self.wake()
+
+    def forget(self, donor: str) -> None:
+        """Expect no answer of a member that is gone."""
+        if self.donor == donor:
+            self.donor = None
 
     def drop(self) -> None:
         """Give the memory up."""
@@ -69,7 +74,7 @@ class SnapshotDesk:
         await asyncio.wait_for(self._changed.wait(), timeout_s)
 
 
-async def collect_snapshot(device: str, chunks: AsyncIterator[pb.SnapshotChunk], limit_bytes: int) -> Snapshot:
+async def collect_snapshot(device: str, chunks: AsyncIterator[pb.SnapshotChunk], limit_bytes: int) -> HeldSnapshot:
     """Put together what a device hands in.
 
     Raises:
@@ -94,4 +99,4 @@ async def collect_snapshot(device: str, chunks: AsyncIterator[pb.SnapshotChunk],
             Status.INVALID_ARGUMENT,
             f"device {device!r}: the snapshot is not what its header says ({len(data)} bytes came)",
         )
-    return Snapshot(header, bytes(data))
+    return HeldSnapshot(header, bytes(data))

@@ -1,0 +1,134 @@
+"""Brings the state of a live member to those members that need one, while the others go on."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from edgenewton.v1 import exchange_pb2 as pb
+
+from coordinator.serving.outboxes import Outboxes
+from coordinator.serving.snapshot_broker import HeldSnapshot, SnapshotBroker, collect_snapshot
+from coordinator.session.members import Standing
+from coordinator.session.refusal import RefusedError, Status
+from coordinator.session.session import Session
+
+_SNAPSHOT_WANTED = pb.Frame(snapshot_wanted=pb.SnapshotWanted()).SerializeToString()
+
+
+class Healing:
+    """Asks members for snapshots and hands them on.
+
+    Args:
+        session: whose members they are.
+        outboxes: through which donors are asked, and from whose log a healed device goes on.
+
+    """
+
+    def __init__(self, session: Session, outboxes: Outboxes) -> None:
+        self._session = session
+        self._outboxes = outboxes
+        self._broker = SnapshotBroker()
+
+    def find_donor(self, now: float) -> None:
+        """Ask a live member for its state if somebody needs one and none is under way."""
+        members = self._session.members
+        if not members.standing(Standing.HEALING):
+            if not members.lost:
+                self._broker.drop()
+            return
+        if self._usable() is not None or self._broker.is_waiting(now, self._session.settings.lease_s):
+            return
+        donors = [name for name in members.standing(Standing.ACTIVE) if members[name].is_connected]
+        last = self._broker.donor
+        if donors:
+            # One that was asked and did not answer is asked again only if there is no other.
+            donor = next((name for name in donors if name != last), donors[0])
+            self._broker.ask(donor, now)
+            self._outboxes.send(donor, _SNAPSHOT_WANTED)
+
+    def wants_state_of(self, device: str) -> bool:
+        """Whether a member must hand its state in before it goes: nobody else has it, and somebody may need it."""
+        usable = self._usable()
+        has_it = usable is not None and usable.header.step == self._session.step.number
+        return self._session.members.is_last_with_state(device) and not has_it
+
+    async def donate(self, device: str, chunks: AsyncIterator[pb.SnapshotChunk]) -> int:
+        """Take a member's state in; return its size.
+
+        Raises:
+            RefusedError: nobody asked for it, it is too large, or not what its header says.
+
+        """
+        session = self._session
+        if self._broker.donor != device and not session.members.is_last_with_state(device):
+            raise RefusedError(Status.FAILED_PRECONDITION, f"device {device!r} hands in a state that nobody asked for")
+        snapshot = await collect_snapshot(device, chunks, session.settings.max_snapshot_bytes)
+        size = len(snapshot.data)
+        outbox = self._outboxes.get(device)
+        if outbox is not None:
+            outbox.use.received += size
+        self._broker.put(snapshot)
+        return size
+
+    async def chunks_for(self, device: str) -> AsyncGenerator[pb.SnapshotChunk, None]:
+        """Yield a state for a member, once there is one; a header alone if it needs none any more.
+
+        Raises:
+            RefusedError: it is no member any more, or no member handed its state in.
+
+        """
+        snapshot = await self._await_snapshot(device)
+        if snapshot is None:
+            yield pb.SnapshotChunk(header=pb.SnapshotHeader(step=self._session.step.number))
+            return
+        # From here on the log keeps the device's place; it reads while it loads.
+        self._outboxes.place(device, snapshot.header.step)
+        self._session.healed(device, snapshot.header.step)
+        for chunk in snapshot.chunks():
+            outbox = self._outboxes.get(device)
+            if outbox is not None:
+                outbox.use.sent += len(chunk.data)
+            yield chunk
+        self.find_donor(time.monotonic())
+
+    def restart(self) -> None:
+        """Forget the state at hand: the session stands at another step."""
+        self._broker.drop()
+        self._broker.wake()
+
+    def forget(self, device: str) -> None:
+        """Expect nothing of a device that is gone."""
+        self._broker.forget(device)
+
+    def end(self) -> None:
+        """Let those who wait learn that the session is over."""
+        self._broker.wake()
+
+    def _usable(self) -> HeldSnapshot | None:
+        """Return the snapshot at hand, if the log can carry a device from there to the present."""
+        snapshot = self._broker.snapshot
+        if snapshot is None or self._outboxes.log.position_of(snapshot.header.step) is None:
+            return None
+        return snapshot
+
+    async def _await_snapshot(self, device: str) -> HeldSnapshot | None:
+        """Return a snapshot that a member can use; None if it needs none any more."""
+        session = self._session
+        wait_s = session.settings.join_deadline_s + session.settings.rejoin_deadline_s
+        deadline = time.monotonic() + wait_s
+        while True:
+            session.check_member(device)
+            if session.members[device].standing is not Standing.HEALING:
+                return None
+            snapshot = self._usable()
+            if snapshot is not None:
+                return snapshot
+            self.find_donor(time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await self._broker.wait(min(1.0, session.settings.lease_s))
+            if time.monotonic() > deadline:
+                raise RefusedError(
+                    Status.DEADLINE_EXCEEDED,
+                    f"device {device!r} needs the state of session {session.name!r}, but no member handed its own in "
+                    f"within {wait_s:g} s",
+                )
