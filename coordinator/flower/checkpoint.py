@@ -1,7 +1,5 @@
 """Checkpoints of a Flower run: weights as safetensors, with the task's name and the step in the metadata."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump_arrays
 
-_HISTORY = "history.json"
+from coordinator.flower.history import first_rounds
 
 
 class CheckpointError(ValueError):
@@ -71,25 +69,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             arrays = ArrayRecord({name: Array(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118
         number = int(metadata["round"])
-        return Checkpoint(path, metadata["task"], number, int(metadata["step"]), arrays, _history(path.parent, number))
+        return Checkpoint(
+            path, metadata["task"], number, int(metadata["step"]), arrays, first_rounds(path.parent, number)
+        )
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path} on the machine of the SuperLink") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint of a run, or damaged: {error}") from None
-
-
-def save_history(history: list[dict[str, Any]], config: Mapping[str, object], folder: Path) -> Path:
-    """Write `history.json`, the rounds' metrics beside the run's config, and return its path."""
-    text = json.dumps({"config": dict(config), "rounds": history}, indent=2) + "\n"
-    path = folder / _HISTORY
-    write_atomically(path, text.encode())
-    return path
-
-
-def _history(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Return what is known of the first rounds."""
-    try:
-        entries = json.loads((folder / _HISTORY).read_text())["rounds"]
-        return [entry for entry in entries if entry["round"] <= rounds]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from coordinator.flower.checkpoint import Checkpoint, save_checkpoint, save_history
+from coordinator.flower.checkpoint import Checkpoint, save_checkpoint
+from coordinator.flower.history import save_history
 from coordinator.flower.nodes import Node, wait_for_nodes
 from coordinator.flower.observer import RunObserver
 from coordinator.flower.remote import SessionHost
