@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -16,7 +16,6 @@ from edgenewton.v1 import (
     control_pb2,
     control_pb2_grpc,
     exchange_pb2,
-    exchange_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -26,15 +25,16 @@ from coordinator.identity.gate import Gate
 from coordinator.identity.limits import Limits
 from coordinator.serving.control import ControlService
 from coordinator.serving.directory import Directory
+from coordinator.serving.methods import generic_handler
 from coordinator.serving.refusing import Refusals
 from coordinator.serving.service import GradientExchangeService
 from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.record import Record
 
-SERVICE_NAME: str = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"].full_name
+_SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"]
+SERVICE_NAME: str = _SERVICE.full_name
 CONTROL_NAME: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 T = TypeVar("T")
 
 TICK_S = 0.1
@@ -47,28 +47,6 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     *TRANSPORT_OPTIONS,
 ]
-
-
-class _Methods:
-    """Takes what the generated code would register with a server."""
-
-    def __init__(self) -> None:
-        self.handlers: dict[str, _Handler] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Nothing: the same methods come by name too."""
-
-    def add_registered_method_handlers(self, _service: str, handlers: Mapping[str, _Handler]) -> None:
-        """Keep the methods of a service."""
-        self.handlers = dict(handlers)
-
-
-def _handlers(service: GradientExchangeService) -> "grpc.GenericRpcHandler[Any, Any]":
-    """Return the service's methods; frames travel as bytes, so that what goes to all devices is written once."""
-    methods = _Methods()
-    exchange_pb2_grpc.add_GradientExchangeServicer_to_server(service, methods)  # type: ignore[arg-type]
-    methods.handlers["Exchange"] = grpc.stream_stream_rpc_method_handler(service.Exchange)
-    return grpc.method_handlers_generic_handler(SERVICE_NAME, methods.handlers)
 
 
 class CoordinatorServer:
@@ -124,7 +102,8 @@ class CoordinatorServer:
 
         """
         keep_freed_memory()
-        self._server.add_generic_rpc_handlers((_handlers(GradientExchangeService(self.directory, self._refusals)),))
+        exchange = GradientExchangeService(self.directory, self._refusals)
+        self._server.add_generic_rpc_handlers((generic_handler(_SERVICE, exchange, as_bytes=("Exchange",)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if self.is_controlled:
