@@ -14,7 +14,7 @@ from coordinator.flower.remote import SessionHost, remote_coordinator
 from coordinator.flower.run_config import RunConfig, split_run_config
 from coordinator.flower.strategy import NewtonStrategy
 from coordinator.identity.audit import AuditLog
-from coordinator.identity.gate import Gate
+from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls
 from coordinator.serving.server import embedded_coordinator
 
@@ -69,9 +69,9 @@ def _coordinator(config: RunConfig) -> Iterator[SessionHost]:
             log.info("coordinator at %s", remote.address)
             yield remote
     else:
-        gate = Gate()
+        gate = AccessGate()
         if config.server_tls is not None:
-            gate = Gate(ServerTls(config.server_tls), AuditLog(config.output / "audit.jsonl"))
+            gate = AccessGate(ServerTls(config.server_tls), AuditLog(config.output / "audit.jsonl"))
         with embedded_coordinator(gate=gate) as embedded:
             log.info("coordinator listens on %s", embedded.address)
             yield embedded

@@ -9,8 +9,8 @@ from edgenewton.common.tls import TlsError, TlsFiles
 from pydantic import ValidationError
 
 from coordinator.identity.audit import AuditLog
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 
 ServerTlsOption = Annotated[
@@ -71,20 +71,20 @@ def read_tls(text: str | None) -> TlsFiles | None:
 
 def make_gate(
     tls: ServerTls | None, audit: Path | None, allow: list[str] | None, allow_labels: list[str] | None
-) -> Gate:
+) -> AccessGate:
     """Return who may do what, or end the command."""
     if tls is None and (allow or allow_labels):
         fail("--allow and --allow-label need --tls: in plaintext nobody can show who he is", code=2)
     try:
-        return Gate(tls, AuditLog(audit), tuple(allow or ()), tuple(allow_labels or ()))
+        return AccessGate(tls, AuditLog(audit), tuple(allow or ()), tuple(allow_labels or ()))
     except OSError as error:
         fail(f"--audit: {audit} cannot be written: {error.strerror or error}")
 
 
-def make_limits(messages_per_s: float, streams: int, message_bytes: int) -> Limits:
+def make_limits(messages_per_s: float, streams: int, message_bytes: int) -> IdentityLimits:
     """Return the limits of each identity, or end the command."""
     try:
-        return Limits(messages_per_s=messages_per_s, streams=streams, message_bytes=message_bytes)
+        return IdentityLimits(messages_per_s=messages_per_s, streams=streams, message_bytes=message_bytes)
     except ValidationError as error:
         problem = error.errors()[0]
         fail(f"--max-{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}", code=2)

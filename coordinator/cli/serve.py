@@ -25,8 +25,8 @@ from coordinator.cli.access import (
     read_server_tls,
 )
 from coordinator.dashboard.server import DashboardServer
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits
 from coordinator.serving.server import CoordinatorServer
 from coordinator.session.decisions import Phase
 from coordinator.session.session import Session
@@ -34,7 +34,7 @@ from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
 from coordinator.telemetry.tensorboard import TensorBoardError, TensorBoardWriter
 
-_LIMITS = Limits()
+_LIMITS = IdentityLimits()
 
 
 def serve(
@@ -184,8 +184,8 @@ async def _serve(
     name: str | None,
     settings: SessionSettings,
     *,
-    gate: Gate,
-    limits: Limits,
+    gate: AccessGate,
+    limits: IdentityLimits,
     page: tuple[str, int] | None,
     tensorboard: Path | None,
     once: bool,

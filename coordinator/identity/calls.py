@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 from edgenewton.common.identity import Identity
 
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import LimitBook, Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits, LimitBook
 from coordinator.identity.server_tls import ServerTls
 from coordinator.session.refusal import RefusedError, Status
 
@@ -53,7 +53,7 @@ class CallGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
 
     """
 
-    def __init__(self, gate: Gate, tls: ServerTls, limits: Limits, refuse: _Refuse) -> None:
+    def __init__(self, gate: AccessGate, tls: ServerTls, limits: IdentityLimits, refuse: _Refuse) -> None:
         self._gate = gate
         self._tls = tls
         self._book = LimitBook(limits)

@@ -20,7 +20,7 @@ from coordinator.session.settings import SessionSettings
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Gate:
+class AccessGate:
     """Checks the certificates of those who call.
 
     Args:

@@ -13,8 +13,8 @@ MAX_KNOWN = 10_000
 """So many identities' buckets are kept; those that were quiet for longest begin anew."""
 
 
-class Limits(BaseModel):
-    """Limits of each identity."""
+class IdentityLimits(BaseModel):
+    """What one identity may ask."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +65,7 @@ class LimitBook:
 
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: IdentityLimits) -> None:
         self.limits = limits
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._streams: Counter[str] = Counter()

@@ -7,7 +7,7 @@ import logging
 
 from edgenewton.v1 import exchange_pb2 as pb
 
-from coordinator.identity.gate import Gate
+from coordinator.identity.gate import AccessGate
 from coordinator.serving.broadcast import BroadcastLog
 from coordinator.serving.downlink import Broadcast
 from coordinator.serving.outboxes import Outboxes
@@ -35,8 +35,8 @@ class Directory:
 
     """
 
-    def __init__(self, record: Record | None = None, gate: Gate | None = None) -> None:
-        self.gate = gate or Gate()
+    def __init__(self, record: Record | None = None, gate: AccessGate | None = None) -> None:
+        self.gate = gate or AccessGate()
         self.events = EventLog()
         """What happens in all sessions."""
         self.refusals = RefusalLog()

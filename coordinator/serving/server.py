@@ -21,8 +21,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.identity.calls import CallGuard
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits
 from coordinator.serving.control import ControlService
 from coordinator.serving.directory import Directory
 from coordinator.serving.methods import generic_handler
@@ -69,12 +69,12 @@ class CoordinatorServer:
         record: Record | None = None,
         *,
         is_controlled: bool = False,
-        gate: Gate | None = None,
-        limits: Limits | None = None,
+        gate: AccessGate | None = None,
+        limits: IdentityLimits | None = None,
     ) -> None:
         self.directory = Directory(record, gate)
         self._refusals = Refusals(self.directory)
-        limits = limits or Limits()
+        limits = limits or IdentityLimits()
         self._tls = self.directory.gate.tls
         self._guard: CallGuard | None = None
         if self._tls is not None:
@@ -151,7 +151,11 @@ class EmbeddedCoordinator:
     """A coordinator in a thread of its own, for programs that are not asynchronous themselves."""
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        gate: AccessGate | None = None,
+        limits: IdentityLimits | None = None,
     ) -> None:
         self._loop = LoopThread("coordinator")
         self._server = self._call(self._start(host, port, gate, limits))
@@ -183,7 +187,9 @@ class EmbeddedCoordinator:
         self._call(self._server.stop(reason))
         self._loop.stop()
 
-    async def _start(self, host: str, port: int, gate: Gate | None, limits: Limits | None) -> CoordinatorServer:
+    async def _start(
+        self, host: str, port: int, gate: AccessGate | None, limits: IdentityLimits | None
+    ) -> CoordinatorServer:
         server = CoordinatorServer(host, port, gate=gate, limits=limits)
         await server.start()
         return server
@@ -203,7 +209,7 @@ class EmbeddedCoordinator:
 
 @contextlib.contextmanager
 def embedded_coordinator(
-    host: str = "127.0.0.1", port: int = 0, gate: Gate | None = None, limits: Limits | None = None
+    host: str = "127.0.0.1", port: int = 0, gate: AccessGate | None = None, limits: IdentityLimits | None = None
 ) -> Iterator[EmbeddedCoordinator]:
     """Run a coordinator for the length of a `with` block."""
     coordinator = EmbeddedCoordinator(host, port, gate, limits)

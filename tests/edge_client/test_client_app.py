@@ -12,7 +12,7 @@ from edgenewton.common.identity import Kind
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.authority import Authority
-from coordinator.identity.gate import Gate
+from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer, weights_digest
@@ -34,7 +34,7 @@ def test_its_certificate_says_who_it_is(tmp_path, monkeypatch, by):
     authority.issue(Kind.COORDINATOR, "hub", dt.timedelta(days=1), hosts=["127.0.0.1"])
     folder = str(authority.issue(Kind.DEVICE, "gateway-7", dt.timedelta(days=1)))
     audit = tmp_path / "audit.jsonl"
-    gate = Gate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))), AuditLog(audit))
+    gate = AccessGate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))), AuditLog(audit))
     if by == "environment":
         monkeypatch.setenv("EDGENEWTON_TLS", folder)
         rounds(context(), gate)

@@ -14,8 +14,8 @@ from edgenewton.v1 import exchange_pb2_grpc
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.authority import Authority
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
@@ -27,7 +27,7 @@ NAMES = ("a", "b", "c")
 class Secured:
     """An authority, a coordinator and its session "s", in which the devices "a" and "b" train."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, limits: IdentityLimits | None = None) -> None:
         self.folder = folder
         self.authority = Authority.create(folder / "ca")
         self.authority.issue(Kind.COORDINATOR, "c0", LIFETIME, hosts=["127.0.0.1"])
@@ -39,7 +39,7 @@ class Secured:
 
     def __enter__(self) -> "Secured":
         self._stack = contextlib.ExitStack()
-        gate = Gate(ServerTls(ServerTlsFiles.parse(str(self.folder / "ca"))), AuditLog(self.audit_path))
+        gate = AccessGate(ServerTls(ServerTlsFiles.parse(str(self.folder / "ca"))), AuditLog(self.audit_path))
         self.coordinator = self._stack.enter_context(embedded_coordinator(gate=gate, limits=self._limits))
         self.address = self.coordinator.address
         self.coordinator.create_session(

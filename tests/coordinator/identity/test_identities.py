@@ -17,8 +17,8 @@ from secured import LIFETIME, Secured
 
 from coordinator.flower.remote import CoordinatorError, remote_coordinator
 from coordinator.identity.authority import Authority
-from coordinator.identity.gate import Gate
-from coordinator.identity.limits import Limits
+from coordinator.identity.gate import AccessGate
+from coordinator.identity.limits import IdentityLimits
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.refusal import RefusedError
@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_revocation_list_changes_nothing(secured, other_aut
 
 
 def test_too_many_messages_cost_a_device_its_place(tmp_path):
-    with Secured(tmp_path, Limits(messages_per_s=1e-3, burst_s=30_000)) as secured:
+    with Secured(tmp_path, IdentityLimits(messages_per_s=1e-3, burst_s=30_000)) as secured:
         device = Device(secured.stub("c"), "c")
         for _ in range(40):
             device.send(pb.Frame(heartbeat=pb.Heartbeat()))
@@ -270,7 +270,7 @@ def test_too_many_messages_cost_a_device_its_place(tmp_path):
 
 
 def test_streams_at_once_and_the_size_of_a_message_are_limited(tmp_path):
-    with Secured(tmp_path, Limits(streams=2, message_bytes=2_048)) as secured:
+    with Secured(tmp_path, IdentityLimits(streams=2, message_bytes=2_048)) as secured:
         stub = secured.stub("c")
         watches = [stub.Watch(pb.WatchRequest(), timeout=60) for _ in range(2)]
         for watch in watches:
@@ -325,7 +325,7 @@ def test_a_coordinator_with_a_wrong_certificate_is_not_believed(tmp_path, monkey
     device = TlsFiles.in_folder(authority.issue(Kind.DEVICE, "c", LIFETIME))
     with monkeypatch.context() as patch:
         patch.setattr("edgenewton.common.tls.check_dates", lambda *_: None)  # it was valid when the coordinator started
-        gate = Gate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))))
+        gate = AccessGate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))))
     with embedded_coordinator(gate=gate) as coordinator, pytest.raises(ExchangeError) as raised:
         GradientExchange.join(coordinator.address, session="s", device="c", tls=device, connect_timeout_s=3.0)
     assert words in str(raised.value)

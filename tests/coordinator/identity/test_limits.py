@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.identity.audit import AuditLog
-from coordinator.identity.limits import LimitBook, Limits, TokenBucket
+from coordinator.identity.limits import IdentityLimits, LimitBook, TokenBucket
 from coordinator.session.refusal import RefusedError, Status
 
 
@@ -40,7 +40,7 @@ def test_a_bucket_lets_its_rate_through():
 
 
 def test_identities_have_buckets_and_streams_of_their_own():
-    book = LimitBook(Limits(messages_per_s=1.0, burst_s=2.0, streams=1))
+    book = LimitBook(IdentityLimits(messages_per_s=1.0, burst_s=2.0, streams=1))
     for _ in range(2):
         book.take_message("a", 0.0)
     with pytest.raises(RefusedError, match="'a' sends more than 1 messages") as raised:

@@ -14,7 +14,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.authority import Authority
-from coordinator.identity.gate import Gate
+from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
@@ -55,7 +55,7 @@ class Fleet:
         self.files = {name: self.issue(name) for name in NAMES}
         self.audit_path = folder / "audit.jsonl"
         self.tls = ServerTls(ServerTlsFiles.parse(str(folder / "ca")))
-        self.gate = Gate(self.tls, AuditLog(self.audit_path))
+        self.gate = AccessGate(self.tls, AuditLog(self.audit_path))
         self.step = 0
 
     def issue(self, name: str, lifetime: dt.timedelta = DAY) -> TlsFiles:
