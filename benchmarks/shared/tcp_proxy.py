@@ -33,6 +33,7 @@ class Forwarder:
         self.cut_after_bytes: int | None = None
         """When so many more bytes have gone up, all connections are cut, in the middle of whatever it is."""
         self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, port: int = 0) -> int:
@@ -46,30 +47,37 @@ class Forwarder:
             writer.transport.abort()
         self._writers.clear()
 
-    def stop(self) -> None:
-        """Accept no more connections, and cut those that there are."""
+    async def stop(self) -> None:
+        """Accept no more connections, and end those that there are."""
         if self._server is not None:
             self._server.close()
-        self.cut()
+        await _end(*self._connections)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._forward(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a connection until one of its ends closes."""
+        ends = {writer}
+        pumps: list[asyncio.Task[None]] = []
         try:
             there_reader, there_writer = await asyncio.open_connection(*self._target)
+            ends.add(there_writer)
+            self._writers |= ends
+            pumps.append(asyncio.create_task(self._pump(reader, there_writer, is_up=True)))
+            pumps.append(asyncio.create_task(self._pump(there_reader, writer, is_up=False)))
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
-            writer.transport.abort()
-            return
-        both = {writer, there_writer}
-        self._writers |= both
-        pumps = [
-            asyncio.create_task(self._pump(reader, there_writer, is_up=True)),
-            asyncio.create_task(self._pump(there_reader, writer, is_up=False)),
-        ]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        for end in both:
-            end.transport.abort()
-        self._writers -= both
+            pass  # nobody is there
+        finally:
+            await _end(*pumps)
+            self._writers -= ends
+            for end in ends:
+                end.transport.abort()
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_up: bool) -> None:
         """Copy until an end closes; what is read goes on `delay_s` later, and more is read meanwhile."""
@@ -90,7 +98,7 @@ class Forwarder:
         except OSError:
             pass
         finally:
-            reading.cancel()
+            await _end(reading)
 
     async def _read(self, reader: asyncio.StreamReader, under_way: "asyncio.Queue[tuple[float, bytes]]") -> None:
         data = b"-"
@@ -107,6 +115,13 @@ class Forwarder:
         if (left := due - clock()) > 0:
             await asyncio.sleep(left)
         return data
+
+
+async def _end(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class TcpProxy:
@@ -140,9 +155,16 @@ class TcpProxy:
 
     def close(self) -> None:
         """Stop."""
-        self._loop.call_soon_threadsafe(self._forwarder.stop)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        await self._forwarder.stop()
+        # For a connection that has just come there are tasks of asyncio's own, which may still start one of ours.
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await _end(*tasks)
 
     def __enter__(self) -> "TcpProxy":
         return self
@@ -171,7 +193,7 @@ async def _serve(routes: list[str], delay_s: float) -> None:
         loop.add_signal_handler(number, stopped.set)
     await stopped.wait()
     for forwarder in forwarders:
-        forwarder.stop()
+        await forwarder.stop()
 
 
 def main() -> None:
