@@ -19,8 +19,9 @@ from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client.exchange import GradientExchange
 from edge_client.tasks import Partition
+from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import Trainer, evaluate
+from edge_client.training.trainer import Trainer
 
 DEVICES = 4
 

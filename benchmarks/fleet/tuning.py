@@ -19,7 +19,8 @@ from benchmarks.fleet.goal import DEVICES, TARGET
 from benchmarks.shared.results import markdown_table
 from edge_client.tasks import Partition, load_task
 from edge_client.training.batches import BatchOrder
-from edge_client.training.trainer import build_model, device_seed, evaluate
+from edge_client.training.evaluation import evaluate
+from edge_client.training.trainer import build_model, device_seed
 
 LOCAL_STEPS = (20, 50, 100, 200)
 RATES = (0.02, 0.05, 0.1, 0.2)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from edge_client.tasks import Partition, Samples, Task, load_task
 from edge_client.training.batches import BatchOrder
+from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import build_model, device_seed, evaluate
+from edge_client.training.trainer import build_model, device_seed
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 

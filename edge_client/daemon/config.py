@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.tls import TlsFiles
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from edge_client.daemon.environment import ENVIRONMENT_PREFIX
@@ -160,8 +161,7 @@ def load_config(path: Path) -> DaemonConfig:
         raise ConfigError(f"{path}: " + "; ".join(map(_describe, error.errors()))) from None
 
 
-def _describe(problem: object) -> str:
-    assert isinstance(problem, dict)
+def _describe(problem: ErrorDetails) -> str:
     name = ".".join(map(str, problem["loc"])) or "the configuration"
     if problem["type"] == "missing":
         return f"{name} is missing"

@@ -26,10 +26,10 @@ from edge_client.daemon.notify import notify, watchdog_interval_s
 from edge_client.daemon.service import TrainingResult
 from edge_client.daemon.trainer_host import BusyError, SessionAbortedError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
+from edge_client.inference.accuracy_gate import AccuracyGate
 from edge_client.inference.errors import OverloadedError
-from edge_client.inference.gate import AccuracyGate
 from edge_client.inference.server.servers import Addresses, InferenceServers
-from edge_client.inference.server.service import InferenceService, Limits
+from edge_client.inference.server.service import InferenceService, RequestLimits
 from edge_client.inference.store import ModelStore, StoreError, Version
 from edge_client.tasks import TaskError
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
@@ -67,7 +67,9 @@ class Daemon:
         server = config.server
         self.service = InferenceService(
             config.model.name,
-            Limits(server.max_batch, server.max_waiting, int(server.max_request_mb * 1e6), server.request_deadline_s),
+            RequestLimits(
+                server.max_batch, server.max_waiting, int(server.max_request_mb * 1e6), server.request_deadline_s
+            ),
         )
         self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
         self._metrics = TrainingMetrics(self.service.metrics.registry)
@@ -130,7 +132,7 @@ class Daemon:
 
         """
         async with self._promotion:
-            recognizer = await asyncio.to_thread(Recognizer, artefact, self.config.model.engine)
+            recognizer = await asyncio.to_thread(Recognizer.of, artefact, self.config.model.engine)
             version = await asyncio.to_thread(self.store.promote, artefact, accuracy)
             await self.service.swap(recognizer, version.version)
         await self.servers.set_ready(True)
@@ -160,7 +162,7 @@ class Daemon:
         while self.store.serving is not None:
             try:
                 artefact = self.store.load()
-                recognizer = await asyncio.to_thread(Recognizer, artefact, self.config.model.engine)
+                recognizer = await asyncio.to_thread(Recognizer.of, artefact, self.config.model.engine)
             except StoreError:
                 break
             except ArtefactError as error:

@@ -30,24 +30,35 @@ class Prediction:
 class Recognizer:
     """A trained model, ready to recognise. It may be used by one thread at a time.
 
-    Args:
-        artefact: the model.
-        engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+    `Recognizer.load` makes one of a file, and `Recognizer.of` one of an artefact.
 
-    Raises:
-        ArtefactError: the artefact does not fit its task; the text names the first layer that differs.
-        TaskError: its task cannot be loaded.
+    Args:
+        info: what is known of the model.
+        engine: what runs it.
+        task: decodes samples; without it, arrays can be recognised.
 
     """
 
-    def __init__(self, artefact: Artefact, engine: EngineName = "torch") -> None:
-        task = load_task(artefact.task)
-        self._set(ModelInfo.of(artefact, task), make_engine(engine, artefact, task), task)
-
-    def _set(self, info: ModelInfo, engine: Engine, task: Task | None) -> None:
+    def __init__(self, info: ModelInfo, engine: Engine, task: Task | None) -> None:
         self.info = info
         self._engine = engine
         self._task = task
+
+    @classmethod
+    def of(cls, artefact: Artefact, engine: EngineName = "torch") -> Self:
+        """Return a recognizer for an artefact.
+
+        Args:
+            artefact: the model.
+            engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+
+        Raises:
+            ArtefactError: the artefact does not fit its task; the text names the first layer that differs.
+            TaskError: its task cannot be loaded.
+
+        """
+        task = load_task(artefact.task)
+        return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task), task)
 
     @classmethod
     def load(cls, path: str | Path, engine: EngineName | None = None) -> Self:
@@ -66,7 +77,7 @@ class Recognizer:
         try:
             if path.suffix == ".onnx":
                 return cls._load_onnx(path, engine)
-            return cls(Artefact.load(path), engine or "torch")
+            return cls.of(Artefact.load(path), engine or "torch")
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -82,9 +93,7 @@ class Recognizer:
             task = load_task(loaded.info.task)
         except TaskError:  # arrays can be recognised without the task's code
             task = None
-        recognizer = cls.__new__(cls)
-        recognizer._set(loaded.info, loaded, task)
-        return recognizer
+        return cls(loaded.info, loaded, task)
 
     @property
     def engine(self) -> str:

@@ -14,9 +14,10 @@ from edge_client.exchange import GradientExchange, TlsFiles
 from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
 from edge_client.training.checkpoint import DeviceCheckpoint
+from edge_client.training.evaluation import evaluate
 from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
 from edge_client.training.settings import TrainSettings, check_settings
-from edge_client.training.trainer import build_model, evaluate, partition_of
+from edge_client.training.trainer import build_model, partition_of
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 

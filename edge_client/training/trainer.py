@@ -13,8 +13,9 @@ from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optim.newton import NewtonOptimizer
 from edge_client.sync.replica import weights_digest
-from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.tasks import Partition, Task, load_task
 from edge_client.training.batches import BatchOrder
+from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
 from edge_client.training.work import TrainedStep, TrainingReport
 
@@ -165,14 +166,3 @@ def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = No
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model of task {task.name!r}: {error}") from None
     return model
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, task: Task, samples: Samples) -> Evaluation:
-    """Try a model on samples; it is left in the mode, training or not, in which it came."""
-    was_training = model.training
-    model.eval()
-    outputs = model(samples.inputs)
-    model.train(was_training)
-    loss = task.loss(outputs, samples.targets).item()
-    return Evaluation(task.correct(outputs, samples.targets), len(samples), loss)

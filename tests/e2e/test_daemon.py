@@ -61,7 +61,7 @@ def test_it_serves_says_what_it_does_and_takes_models(daemon, tmp_path):
     image = tmp_path / "digit.png"
     TASK.save_sample(0, image)
     answer = httpx.post(f"http://{daemon.rest}/recognize", content=image.read_bytes()).json()
-    (expected,) = Recognizer(artefact(2)).predict([image])
+    (expected,) = Recognizer.of(artefact(2)).predict([image])
     assert (answer["label"], answer["version"]) == (expected.label, "2")
 
     # Bad artefacts are refused, and what served goes on.
@@ -96,7 +96,7 @@ def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
     """Each version always answers for itself: its own probabilities, in whole batches."""
     pixels = np.stack([np.asarray(TASK.sample_image(index)) for index in range(3)])
     expected = {
-        str(version): Recognizer(artefact(version)).probabilities(torch.from_numpy(pixels)).numpy()
+        str(version): Recognizer.of(artefact(version)).probabilities(torch.from_numpy(pixels)).numpy()
         for version in range(1, 22)
     }
     tensor = triton.InferInput("raw", pixels.shape, "UINT8")

@@ -18,7 +18,8 @@ from torch import nn
 
 from edge_client.tasks import Partition, Samples, Task, load_task
 from edge_client.training.batches import BatchOrder
-from edge_client.training.trainer import build_model, device_seed, evaluate
+from edge_client.training.evaluation import evaluate
+from edge_client.training.trainer import build_model, device_seed
 
 client = ClientApp()
 server = ServerApp()

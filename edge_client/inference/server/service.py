@@ -37,7 +37,7 @@ PROBABILITIES, LABEL = "probabilities", "label"
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a request may have, and how many may wait."""
 
     max_batch: int = 64
@@ -53,9 +53,9 @@ class Limits:
 class InferenceService:
     """Answers requests for one model, by the name `model`. Use it on one running event loop."""
 
-    def __init__(self, model: str, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+    def __init__(self, model: str, limits: RequestLimits | None = None, metrics: Metrics | None = None) -> None:
         self.model = model
-        self.limits = limits or Limits()
+        self.limits = limits or RequestLimits()
         self.metrics = metrics or Metrics()
         self.batcher = Batcher(self.limits.max_batch, self.limits.max_waiting, self.metrics.observe_batch)
         self.metrics.waiting.set_function(lambda: len(self.batcher.queue))
@@ -172,14 +172,13 @@ class InferenceService:
     async def _infer_raw(self, serving: Serving, tensor: InputTensor, timeout_s: float) -> Answer:
         info = serving.recognizer.info
         datatype = OF_TORCH[info.raw_dtype]
-        if tensor.datatype != datatype:
+        if tensor.datatype != datatype or not isinstance(tensor.data, np.ndarray):
             raise BadRequestError(f"input '{RAW}' is {tensor.datatype}; the model expects {datatype}")
         if len(tensor.shape) != 1 + len(info.raw_shape) or tensor.shape[1:] != info.raw_shape:
             raise BadRequestError(
                 f"input '{RAW}' has shape {list(tensor.shape)}; the model expects {[-1, *info.raw_shape]}"
             )
         self._check_count(tensor.shape[0])
-        assert isinstance(tensor.data, np.ndarray)  # its datatype is not BYTES
         raw = torch.from_numpy(tensor.data)
         serving.recognizer.check(raw)
         return await self.batcher.submit(raw, tensor.shape[0], timeout_s)

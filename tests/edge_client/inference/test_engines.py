@@ -131,7 +131,7 @@ def test_an_exported_model_recognises_arrays_without_the_code_of_its_task(digits
 
     recognizer = Recognizer.load(changed(digits, tmp_path, elsewhere))
     (prediction,) = recognizer.predict([np.zeros((8, 8), np.uint8)])
-    (expected,) = Recognizer(artefact_of("digits")).predict([Image.new("L", (8, 8))])
+    (expected,) = Recognizer.of(artefact_of("digits")).predict([Image.new("L", (8, 8))])
     assert prediction.label == expected.label
     assert prediction.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
     with pytest.raises(SampleError, match=r"the code of task 'somebodys.code:Task' is not installed here"):
@@ -197,19 +197,19 @@ def test_an_application_needs_nothing_of_training(digits, tmp_path):
         [sys.executable, "-c", WITHOUT_TRAINING, *files], capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr
-    label = Recognizer(artefact_of("digits")).predict([tmp_path / "digit.png"])[0].label
+    label = Recognizer.of(artefact_of("digits")).predict([tmp_path / "digit.png"])[0].label
     assert result.stdout.split() == [label, label]
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ArtefactError, match=r"pip install 'edgenewton\[onnx\]'"):
-        Recognizer(artefact_of("digits"), "onnx")
+        Recognizer.of(artefact_of("digits"), "onnx")
 
 
 def test_an_unknown_engine_is_named():
     with pytest.raises(ValueError, match="engine 'tpu' is unknown; known are torch, export, onnx"):
-        Recognizer(artefact_of("digits"), "tpu")
+        Recognizer.of(artefact_of("digits"), "tpu")
 
 
 def test_the_held_out_samples_are_recognised_alike_from_numbers_and_from_files():

@@ -61,9 +61,9 @@ def test_weights_of_another_model_are_refused(tmp_path, changes, message):
 
 def test_labels_and_inputs_of_another_task_are_refused():
     with pytest.raises(ArtefactError, match="it has 2 labels, the task 10"):
-        Recognizer(replace(artefact(), labels=("cat", "dog")))
+        Recognizer.of(replace(artefact(), labels=("cat", "dog")))
     with pytest.raises(ArtefactError, match="its inputs are 3 x 32 x 32, the task's 1 x 8 x 8"):
-        Recognizer(replace(artefact(), input_shape=(3, 32, 32)))
+        Recognizer.of(replace(artefact(), input_shape=(3, 32, 32)))
 
 
 class WithDropout(DigitsTask):
@@ -74,7 +74,7 @@ class WithDropout(DigitsTask):
 def test_dropout_is_off():
     torch.manual_seed(0)
     model = WithDropout().model()
-    recognizer = Recognizer(Artefact.of(WithDropout(), f"{__name__}:WithDropout", model, 0))
+    recognizer = Recognizer.of(Artefact.of(WithDropout(), f"{__name__}:WithDropout", model, 0))
     image = TASK.sample_image(0)
     assert recognizer.predict([image]) == recognizer.predict([image])
     expected = model.eval()(TASK.prepare(image)[None]).softmax(1).max().item()
@@ -119,4 +119,4 @@ def test_predict_without_a_model_says_so(tmp_path):
 
 def test_one_bad_sample_is_named():
     with pytest.raises(SampleError, match="nope.png does not exist"):
-        Recognizer(artefact()).predict(["nope.png"])
+        Recognizer.of(artefact()).predict(["nope.png"])

@@ -8,7 +8,7 @@ import torch
 from edgenewton.common.failpoints import STORE_FAILPOINTS, arm
 
 from edge_client.inference import Artefact
-from edge_client.inference.gate import AccuracyGate
+from edge_client.inference.accuracy_gate import AccuracyGate
 from edge_client.inference.store import ModelStore, StoreError
 from edge_client.tasks.digits import DigitsTask
 
