@@ -24,10 +24,11 @@ test-docker: setup ## the same on a fleet of containers, for real (ten minutes; 
 	.ci/docker-engine
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
-check: setup ## style, types, and generated code
+check: setup ## style, types, who imports whom, and generated code
 	$(BIN)/ruff check $(PACKAGES)
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	.ci/check-protos
 
 format: setup ## repair the style

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgenewton.common.files import write_atomically
 
-HISTORY_NAME = "history.json"
+from coordinator.telemetry.run_files import HISTORY_NAME
 
 
 def save_history(rounds: list[dict[str, Any]], config: Mapping[str, object], folder: Path) -> Path:

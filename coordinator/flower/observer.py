@@ -11,13 +11,13 @@ from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.history import StepRecord
 from coordinator.telemetry.record import Record
+from coordinator.telemetry.run_files import RECORD_NAME
 from coordinator.telemetry.statistics import SessionStatistics
 from coordinator.telemetry.tensorboard import EventFiles, TensorBoardError
 from coordinator.telemetry.watch import follow
 
 log = logging.getLogger(__name__)
 
-RECORD_NAME = "record.sqlite"
 TENSORBOARD_NAME = "tensorboard"
 _SESSION = "run"
 _END_DEADLINE_S = 5.0

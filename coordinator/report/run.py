@@ -10,10 +10,9 @@ from typing import Any
 from edgenewton.v1.tensor_spec import TensorSpec
 from safetensors import SafetensorError, safe_open
 
-from coordinator.flower.history import HISTORY_NAME
-from coordinator.flower.observer import RECORD_NAME
 from coordinator.telemetry.history import StepRecord
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
+from coordinator.telemetry.run_files import HISTORY_NAME, RECORD_NAME
 from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics
 
 

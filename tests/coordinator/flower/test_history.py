@@ -1,6 +1,7 @@
 import pytest
 
-from coordinator.flower.history import HISTORY_NAME, first_rounds, save_history
+from coordinator.flower.history import first_rounds, save_history
+from coordinator.telemetry.run_files import HISTORY_NAME
 
 ROUNDS = [{"round": 1, "step": 6}, {"round": 2, "step": 13}]
 
