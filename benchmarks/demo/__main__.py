@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
+from edgenewton.common.console import LineConsole
 from rich.live import Live
 from rich.text import Text
 from torch import nn
@@ -46,7 +46,7 @@ _ADDRESS = re.compile(r"coordinator listens on (\S+:\d+)")
 _LOG_TAIL = 15
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-console = Console(highlight=False)
+console = LineConsole(markup=True)
 
 
 def tuned_sgd(settings: TrainSettings, devices: int, steps: int, target: float) -> Baseline:

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
-from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.demo import __main__ as demo
@@ -86,7 +85,6 @@ def test_the_demo_trains_recognises_and_leaves_nothing_running(tmp_path):
 def in_process(monkeypatch):
     """Run the demo in this process, without its set-up of the process itself."""
     monkeypatch.setattr(demo.signal, "signal", lambda number, handler: handler)
-    monkeypatch.setattr(demo, "console", Console(width=200, highlight=False))
     return lambda *arguments: CliRunner().invoke(demo.app, [str(argument) for argument in arguments])
 
 

@@ -19,12 +19,12 @@ class LineConsole(Console):
 
     Args:
         stderr: whether it prints to standard error.
+        markup: whether texts have Rich's markup. Paths and names may have brackets that are none.
 
     """
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        # Paths and names may have brackets and colons, which are no markup.
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+    def __init__(self, *, stderr: bool = False, markup: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=markup, emoji=False)
 
     @property  # type: ignore[misc]  # nobody sets it
     def size(self) -> ConsoleDimensions:
