@@ -24,7 +24,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class SliceReady:
-    """Send the mean of a slice to all members."""
+    """Send the result of a slice to all members."""
 
     step: int
     key: SliceKey
@@ -46,7 +46,8 @@ class StepCommitted:
     @classmethod
     def of(cls, step: Step, left_out: tuple[str, ...], now: float) -> Self:
         """Sum up a complete step."""
-        contributions = list(step.contributions.values())
+        # By name, not as they came: the same contributions give the same loss, to the last bit.
+        contributions = [contribution for _, contribution in sorted(step.contributions.items())]
         samples = sum(contribution.samples for contribution in contributions)
         evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
         return cls(

@@ -16,6 +16,7 @@ from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
+from coordinator.session.aggregation import AGGREGATORS
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -31,6 +32,7 @@ from coordinator.session.decisions import (
 )
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
+from coordinator.session.release import RELEASES
 from coordinator.session.roster import Roster, outvoted
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
@@ -46,7 +48,7 @@ class Session:
         self.reason = ""
         self.members = Roster()
         self.admission = Admission(name, settings)
-        self.step = Step(settings.first_step)
+        self.step = self._new_step(settings.first_step)
         self._expected = settings.devices
         self._is_resumed = False
         self._weights_digest = b""
@@ -80,7 +82,7 @@ class Session:
     def restore(self, admission: Admission, step: int, devices: list[str]) -> None:
         """Go on from a record: gather the devices that took part, whose own state decides the step."""
         self.admission = admission
-        self.step = Step(step)
+        self.step = self._new_step(step)
         self._is_resumed = True
         self._expected = max(self.settings.required, len(devices))
 
@@ -297,7 +299,7 @@ class Session:
                     member.standing = Standing.HEALING
                     self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
             if step != self.step.number:
-                self.step = Step(step)
+                self.step = self._new_step(step)
                 self._decide(StepSet(step))
             self._weights_digest, self._has_past = joining.weights_digest, has_past
             return Standing.ACTIVE
@@ -367,23 +369,30 @@ class Session:
         active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
             return
-        for key, values in self.step.ready(active):
+        is_complete = bool(active) and self.step.is_complete(active)
+        is_closing = is_complete and len(self.step.contributions) >= self.settings.required
+        for key, values in self.step.ready(active, is_closing=is_closing):
             self._decide(SliceReady(self.step.number, key, values))
-        if active and self.step.is_complete(active) and len(self.step.contributions) >= self.settings.required:
+        if is_closing:
             self._commit(now)
+
+    def _new_step(self, number: int) -> Step:
+        return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release])
 
     def _commit(self, now: float) -> None:
         step = self.step
-        self._decide(StepCommitted.of(step, tuple(self._left_out), now))
+        self._decide(StepCommitted.of(step, tuple(sorted(self._left_out)), now))
         self._left_out = []
         self._compare_digests(step)
-        self.step = Step(step.number + 1)
+        self.step = self._new_step(step.number + 1)
         for member in self.members.values():
             member.begin_step()
 
     def _compare_digests(self, step: Step) -> None:
         """Send those to heal whose weights are not those of most."""
-        digests = {d: c.weights_digest for d, c in step.contributions.items() if c.weights_digest and d in self.members}
+        digests = {
+            d: c.weights_digest for d, c in sorted(step.contributions.items()) if c.weights_digest and d in self.members
+        }
         for device in outvoted(digests):
             member = self.members[device]
             member.standing = Standing.HEALING
@@ -423,7 +432,7 @@ class Session:
         if furthest is None:
             self._finish(Phase.ABORTED, "no device has the session's state any more")
             return
-        self.step = Step(furthest.joining.next_step or 0)
+        self.step = self._new_step(furthest.joining.next_step or 0)
         furthest.standing = Standing.LAGGING
         self._decide(StepSet(self.step.number))
 

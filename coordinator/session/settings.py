@@ -31,6 +31,10 @@ class SessionSettings(BaseModel):
     """Rank of the powersgd codec."""
     topk_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Part of the elements that the topk codec keeps."""
+    aggregator: Literal["mean"] = "mean"
+    """How the devices' contributions to a slice become one: `coordinator.session.aggregation`."""
+    release: Literal["slice", "step"] = "slice"
+    """When the results leave: each slice once all have contributed to it, or all when the step commits."""
     frame_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES // 2)] = 1 << 20
     """A frame leaves when its data reaches this size."""
     step_deadline_s: Seconds = 60.0

@@ -1,13 +1,14 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
-from coordinator.session.aggregation import WeightedMean
+from coordinator.session.aggregation import Aggregator
+from coordinator.session.release import ReleasePolicy
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,20 @@ class Contribution:
 
 @dataclass
 class _Slice:
-    mean: WeightedMean = field(default_factory=WeightedMean)
+    aggregator: Aggregator
     contributors: set[str] = field(default_factory=set)
 
 
 class Step:
     """The contributions to one step, without regard to time or membership rules.
 
-    What a device contributed stays in, whatever becomes of it: each slice is the mean over those whose slice came.
+    What a device contributed stays in, whatever becomes of it: each slice combines those whose slice came.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, make_aggregator: Callable[[], Aggregator], release: ReleasePolicy) -> None:
         self.number = number
+        self._make_aggregator = make_aggregator
+        self._release = release
         self.began_at: float | None = None
         self.contributions: dict[str, Contribution] = {}
         self._pending: dict[SliceKey, _Slice] = {}
@@ -50,12 +53,14 @@ class Step:
         return key in self._sent_by.get(device, ())
 
     def add(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
-        """Add one slice of a device that is not in yet; one that comes after its mean has left is dropped."""
+        """Add one slice of a device that is not in yet; one that comes after its result has left is dropped."""
         self._sent_by.setdefault(device, set()).add(key)
         if key in self._released:
             return
-        piece = self._pending.setdefault(key, _Slice())
-        piece.mean.add(values, samples)
+        piece = self._pending.get(key)
+        if piece is None:
+            piece = self._pending[key] = _Slice(self._make_aggregator())
+        piece.aggregator.add(device, values, samples)
         piece.contributors.add(device)
 
     def complete(self, device: str, contribution: Contribution) -> SliceKey | None:
@@ -72,18 +77,20 @@ class Step:
         self.contributions.setdefault(device, contribution)
         return None
 
-    def heard_from(self, device: str) -> bool:
-        """Whether a device has contributed anything."""
-        return device in self._sent_by or device in self.contributions
+    def ready(self, members: Collection[str], *, is_closing: bool) -> Iterator[tuple[SliceKey, Float32Array]]:
+        """Yield, once, each slice that may leave, with its result.
 
-    def ready(self, members: Collection[str]) -> Iterator[tuple[SliceKey, Float32Array]]:
-        """Yield, once, each slice that all `members` have contributed to, with its mean."""
-        needed = set(members)
-        if not needed:
+        Args:
+            members: the devices that the step waits for.
+            is_closing: it is complete, and about to commit.
+
+        """
+        if not members:
             return
-        for key in [key for key, piece in self._pending.items() if needed <= piece.contributors]:
+        waiting = {key: piece.contributors for key, piece in self._pending.items()}
+        for key in self._release.ready(waiting, members, is_closing=is_closing):
             self._released.add(key)
-            yield key, self._pending.pop(key).mean.result()
+            yield key, self._pending.pop(key).aggregator.result()
 
     def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""

@@ -91,6 +91,55 @@ def test_a_slice_is_ready_before_the_step_is_complete():
     assert ready.key == B
 
 
+def test_a_step_that_is_released_as_a_whole_sends_nothing_before_it_commits():
+    session = begun("a", "b", "c", quorum=2, release="step", step_deadline_s=5)
+    contribute(session, "a", value=1.0)
+    for device in ("b", "c"):
+        send(session, device, 0, 1, B, np.full(2, -3.0, np.float32), 1.0)
+    session.advance(1.0)
+    assert not of_type(session, d.SliceReady)  # slice by slice, B would leave now
+    send(session, "b", 0, 1, W, np.full(4, 3.0, np.float32), 1.0)
+    session.complete("b", 0, Contribution(1, 3.0), 1.0)
+    session.advance(1.0)
+    assert not of_type(session, d.SliceReady)
+    session.tick(7.0)  # the straggler is left out
+    decisions = session.take_decisions()
+    ready = {x.key: x.values for x in decisions if isinstance(x, d.SliceReady)}
+    assert np.allclose(ready[W], 2.0)
+    assert np.allclose(ready[B], (-1 - 3 - 3) / 3)
+    (commit,) = [x for x in decisions if isinstance(x, d.StepCommitted)]
+    assert (commit.devices, commit.left_out) == (2, ("c",))
+    assert isinstance(decisions[-1], d.StepCommitted)
+
+
+@given(st.permutations([("a", 0.1, 3), ("b", 0.7, 5), ("c", 1e-9, 1), ("d", -0.3, 7), ("e", 3e8, 2)]))
+def test_what_is_told_and_recorded_does_not_depend_on_who_is_first(order):
+    def commit_of(order) -> tuple[d.StepCommitted, bytes]:
+        session = begun(*"abcde")
+        for device, loss, samples in order:
+            send(session, device, 0, samples, W, np.full(4, loss, np.float32), 1.0)
+            session.complete(device, 0, Contribution(samples, loss, Evaluation(1, samples, loss)), 1.0)
+        session.advance(1.0)
+        decisions = session.take_decisions()
+        (ready,) = [x for x in decisions if isinstance(x, d.SliceReady)]
+        (commit,) = [x for x in decisions if isinstance(x, d.StepCommitted)]
+        return commit, ready.values.tobytes()
+
+    assert commit_of(order) == commit_of(sorted(order))
+
+
+def test_an_even_vote_on_the_weights_does_not_depend_on_who_is_first():
+    def healing(*order: str) -> list[str]:
+        session = begun(*"abcd")
+        for device in order:
+            digest = b"one" if device in "ab" else b"other"
+            session.complete(device, 0, Contribution(1, 0.0, weights_digest=digest), 1.0)
+        session.advance(1.0)
+        return [x.device for x in of_type(session, d.DeviceHealing)]
+
+    assert healing(*"abcd") == healing(*"dcba") == ["c", "d"]
+
+
 def test_evaluations_are_added_up():
     session = begun("a", "b")
     for device, correct in (("a", 3), ("b", 5)):

@@ -36,12 +36,14 @@ class Model:
 
 
 class SessionMachine(RuleBasedStateMachine):
+    session_settings = SETTINGS
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.devices = {name: Model() for name in NAMES}
         self.committed: dict[int, float] = {}
-        self.open(Session("s", SETTINGS))
+        self.open(Session("s", self.session_settings))
 
     def open(self, session: Session) -> None:
         self.session = session
@@ -52,14 +54,16 @@ class SessionMachine(RuleBasedStateMachine):
 
     def carry_out(self) -> None:
         means: dict[SliceKey, float] = {}
-        for decision in self.session.take_decisions():
+        decisions = self.session.take_decisions()
+        self.check(decisions)
+        for decision in decisions:
             match decision:
                 case d.SliceReady(step, key, values):
                     assert step == self.session.step.number or step == self.session.step.number - 1
                     means[key] = float(values[0])
                     self.log.append(f"{step} {key.tensor} {float(values[0])!r}".encode())
                 case d.StepCommitted():
-                    assert decision.devices >= SETTINGS.required
+                    assert decision.devices >= self.session_settings.required
                     self.log.append(f"{decision.step} commit".encode())
                     self.log.begin_step(decision.step + 1)
                 case d.StepSet(step):
@@ -71,6 +75,9 @@ class SessionMachine(RuleBasedStateMachine):
                     self.devices[device].position = None
                 case d.PhaseChanged(phase):
                     assert phase is d.Phase.TRAINING
+
+    def check(self, decisions: list[d.Decision]) -> None:
+        """Hold what is decided together against what must hold of it."""
 
     def receive(self, name: str) -> None:
         """Let a device read all that there is for it, and apply the steps that committed."""
@@ -198,7 +205,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.devices[name].is_member = False
             self.devices[name].sent.clear()
             self.devices[name].means.clear()
-        session = Session("s", SETTINGS)
+        session = Session("s", self.session_settings)
         session.restore(self.session.admission, self.session.step.number, list(NAMES))
         self.open(session)
 
@@ -220,5 +227,19 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.log.oldest_step >= self.session.step.number - 1
 
 
+class PerStepMachine(SessionMachine):
+    """The same, but nothing leaves before it is certain that the step commits."""
+
+    session_settings = SETTINGS.model_copy(update={"release": "step"})
+
+    def check(self, decisions: list[d.Decision]) -> None:
+        steps = [decision.step for decision in decisions if isinstance(decision, d.SliceReady)]
+        committed = [decision.step for decision in decisions if isinstance(decision, d.StepCommitted)]
+        assert set(steps) == set(committed)
+        assert len(steps) == len(KEYS) * len(committed)
+
+
 SessionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+PerStepMachine.TestCase.settings = SessionMachine.TestCase.settings
 TestSessionMachine = SessionMachine.TestCase
+TestPerStepMachine = PerStepMachine.TestCase
