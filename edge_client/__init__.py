@@ -4,17 +4,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_client.exchange import GradientExchange, TlsFiles
+    from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
-    from edge_client.optim.newton import NewtonOptimizer
+    from edge_client.optim import Curvature, NewtonOptimizer, Refresh, TrustRegion
+    from edge_client.sync import EveryBatch, LocalCurvature
 
-__all__ = ["GradientExchange", "NewtonOptimizer", "Recognizer", "TlsFiles"]
+__all__ = [
+    "Curvature",
+    "EveryBatch",
+    "GradientExchange",
+    "LocalCurvature",
+    "NewtonOptimizer",
+    "Recognizer",
+    "Refresh",
+    "TlsFiles",
+    "TrustRegion",
+]
 
 _MODULES = {
-    "GradientExchange": "edge_client.exchange",
-    "NewtonOptimizer": "edge_client.optim.newton",
+    "Curvature": "edge_client.optim",
+    "EveryBatch": "edge_client.sync",
+    "GradientExchange": "edge_client.exchange.remote",
+    "LocalCurvature": "edge_client.sync",
+    "NewtonOptimizer": "edge_client.optim",
     "Recognizer": "edge_client.inference",
-    "TlsFiles": "edge_client.exchange",
+    "Refresh": "edge_client.optim",
+    "TlsFiles": "edge_client.exchange.remote",
+    "TrustRegion": "edge_client.optim",
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.shared.results import markdown_table, save_results
 from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client.exchange import GradientExchange
+from edge_client.exchange.remote import GradientExchange
 from edge_client.tasks import Partition
 from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
@@ -31,7 +31,7 @@ class Drift:
     """One setting; medians over the seeds."""
 
     skew: str
-    average_every: int
+    sync_every: int
     """Steps between two averages; 0 stands for shared scope."""
     drift: float
     """Largest distance of a device from the mean, as a part of the mean's norm."""
@@ -40,7 +40,7 @@ class Drift:
 
 def train(coordinator: EmbeddedCoordinator, settings: TrainSettings) -> tuple[float, float]:
     """Return drift and accuracy of one training."""
-    name = f"{settings.partition}-{settings.alpha}-{settings.average_every}-{settings.seed}"
+    name = f"{settings.partition}-{settings.alpha}-{settings.sync_every}-{settings.seed}"
     coordinator.create_session(name, SessionSettings(devices=DEVICES))
     trainers = [_join(coordinator.address, name, settings, index) for index in range(DEVICES)]
     before: list[Tensor] = [torch.empty(0)] * DEVICES
@@ -63,7 +63,7 @@ def train(coordinator: EmbeddedCoordinator, settings: TrainSettings) -> tuple[fl
 
 
 def _join(address: str, session: str, settings: TrainSettings, index: int) -> Trainer:
-    exchange = GradientExchange.join(address, session=session, device=f"device-{index}")
+    exchange = GradientExchange.connect(address, session=session, device=f"device-{index}")
     return Trainer(settings, index, DEVICES, exchange)
 
 
@@ -82,7 +82,7 @@ def main(
     with embedded_coordinator() as coordinator:
         for skew, partition in skews:
             for every in intervals:
-                scope = {"curvature_scope": "local", "average_every": every} if every else {}
+                scope = {"curvature_scope": "local", "sync_every": every} if every else {}
                 runs = [
                     train(coordinator, TrainSettings.model_validate({"steps": steps, "seed": s, **scope, **partition}))
                     for s in range(1 if quick else seeds)
@@ -98,7 +98,7 @@ def main(
     table = markdown_table(header, rows)
     print(f"accuracy, drift\n\n{table}")
     if not quick:
-        worst = next(d for d in found if d.skew == "Dirichlet 0.3" and d.average_every == 10)
+        worst = next(d for d in found if d.skew == "Dirichlet 0.3" and d.sync_every == 10)
         headline = {"drift_every_10_dirichlet_0.3": worst.drift, "accuracy_every_10_dirichlet_0.3": worst.accuracy}
         print(save_results("drift", headline, {"steps": steps, "seeds": seeds, "settings": [asdict(d) for d in found]}))
 

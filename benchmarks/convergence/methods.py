@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from torch import Tensor, nn
 
 from benchmarks.convergence.learning_tasks import LearningTask
-from edge_client import NewtonOptimizer
+from edge_client import NewtonOptimizer, TrustRegion
 from edge_client.curvature import ESTIMATORS
 
 Family = Literal["ours", "first-order", "second-order peer"]
@@ -178,7 +178,7 @@ def _muon(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def _ours(**options: Any) -> Callable[..., Run]:
-    return lambda model, task, value: NewtonRun(model, task, update_clip=value, **options)
+    return lambda model, task, value: NewtonRun(model, task, trust=TrustRegion(update_clip=value), **options)
 
 
 def _untuned(estimator: str) -> Method:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.convergence.learning_tasks import digits
 from benchmarks.convergence.resnet import resnet18
 from benchmarks.shared.results import markdown_table, save_results
-from edge_client import NewtonOptimizer
+from edge_client import NewtonOptimizer, Refresh
 from edge_client.curvature import ESTIMATORS
 
 BATCH = 128
@@ -81,7 +81,7 @@ def measure(
             network,
             inputs,
             lambda model, estimator=estimator: NewtonOptimizer(  # type: ignore[misc]
-                model, curvature=estimator, warmup_steps=2, factor_every=1000, inverse_every=1000, lr=1e-3
+                model, 1e-3, curvature=estimator, refresh=Refresh(warmup_steps=2, factor_every=1000, inverse_every=1000)
             ),
             repeats + 3,
         )

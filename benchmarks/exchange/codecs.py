@@ -30,16 +30,33 @@ from benchmarks.shared.results import FOLDER, markdown_table, save_results
 from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import NewtonOptimizer
-from edge_client.exchange import GradientExchange
+from edge_client.exchange import Exchange
+from edge_client.exchange.remote import GradientExchange
+from edge_client.sync import EveryBatch, LocalCurvature, SyncPlan
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 LABEL_SKEWED = ("digits", "autoencoder")
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "kfac, shared": {},
-    "kfac, local": {"curvature_scope": "local", "average_every": 5},
-    "gradients, shared": {"curvature": "gradients"},
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which curvature is used, and what is exchanged for it."""
+
+    curvature: str = "kfac"
+    sync_every: int | None = None
+    """Steps between two averages of the parameters; None where the curvature is shared."""
+
+    def plan(self, exchange: Exchange) -> SyncPlan:
+        """Return how a device synchronises."""
+        return EveryBatch(exchange) if self.sync_every is None else LocalCurvature(exchange, self.sync_every)
+
+
+WAYS: Mapping[str, Way] = {
+    "kfac, shared": Way(),
+    "kfac, local": Way(sync_every=5),
+    "soap, shared": Way("soap"),
 }
 """What is exchanged: gradients and curvature; gradients, and parameters every five steps; gradients alone."""
 FEDERATED = ("FedAvg, 1 local", "FedAvg, 5 local", "FedAvg, 20 local")
@@ -87,7 +104,7 @@ class Result:
 class Training:
     """Four devices that train together until the target is reached."""
 
-    def __init__(self, address: str, session: str, task: LearningTask, seed: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, address: str, session: str, task: LearningTask, seed: int, way: Way) -> None:
         self._task = task
         self._data = DeviceBatches(task, seed)
         self._batches = self._data.step(0)
@@ -95,8 +112,7 @@ class Training:
         for _ in range(DEVICES):
             torch.manual_seed(seed)
             self._models.append(task.build())
-        self._is_local = options.get("curvature_scope") == "local"
-        self._address, self._session, self._options = address, session, options
+        self._address, self._session, self._way = address, session, way
         self._is_over = False
         self._reached: int | None = None
         self._taken = 0
@@ -111,9 +127,11 @@ class Training:
         return Run(self._reached, sent, received)
 
     def _train(self, index: int) -> tuple[int, int]:
-        exchange = GradientExchange.join(self._address, session=self._session, device=f"device-{index}")
+        exchange = GradientExchange.connect(self._address, session=self._session, device=f"device-{index}")
         try:
-            optimizer = NewtonOptimizer(self._models[index], exchange=exchange, **self._options)
+            optimizer = NewtonOptimizer(
+                self._models[index], curvature=self._way.curvature, sync=self._way.plan(exchange)
+            )
             while not self._is_over:
                 inputs, targets = self._batches[index]
                 optimizer.zero_grad()
@@ -135,7 +153,8 @@ class Training:
         self._batches = self._data.step(self._taken)
         if self._taken % self._task.evaluate_every and self._taken < self._budget:
             return
-        metric = self._task.evaluate(_mean(self._task, self._models) if self._is_local else self._models[0])
+        is_shared = self._way.sync_every is None
+        metric = self._task.evaluate(self._models[0] if is_shared else _mean(self._task, self._models))
         if self._task.is_reached(metric):
             self._reached = self._taken
         self._is_over = self._reached is not None or self._taken >= self._budget or not math.isfinite(metric)

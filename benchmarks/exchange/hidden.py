@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.exchange.ours import UnchangedReplica
 from benchmarks.exchange.peers import SPAWN
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client.exchange import GradientExchange
-from edge_client.sync.every_batch import Synchroniser
+from edge_client.curvature.batch import Batch
+from edge_client.exchange.remote import GradientExchange
+from edge_client.sync import EveryBatch
+from edge_client.sync.plan import Report, Subject
 
 _WIDTH, _DEPTH, _BATCH = 384, 12, 192
 """A model of 7 MB whose backward takes some tens of milliseconds."""
@@ -86,7 +87,7 @@ def _run(devices: int, batches: int, *, computes: bool) -> float:
 
 
 def _device(address: str, index: int, batches: int, computes: bool, results: Any) -> None:
-    exchange = GradientExchange.join(address, session="hidden", device=f"d{index}", connect_timeout_s=60)
+    exchange = GradientExchange.connect(address, session="hidden", device=f"d{index}", connect_timeout_s=60)
     results.put(_median(_batches(exchange, batches, computes=computes)))
     exchange.close()
 
@@ -95,20 +96,14 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(_DEPTH) for layer in (nn.Linear(_WIDTH, _WIDTH), nn.ReLU())])
-    synchroniser = None
+    plan = None
     if exchange is not None:
-        synchroniser = Synchroniser(
-            model,
-            [],
-            exchange,
-            shares_curvature=False,
-            averages_parameters=False,
-            scalars=[],
-            factor_every=1,
-            warmup_steps=0,
-            samples_fisher=False,
-        )
-        synchroniser.start({}, UnchangedReplica(), 0)
+        plan = EveryBatch(exchange)
+        batch = Batch(model, [], before=lambda: None, is_captured=lambda: False, samples_fisher=False)
+        plan.attach(Subject(model, [], batch, lambda _step: False, [], lambda _update: None))
+        plan.join({})
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(plan.on_gradient)  # type: ignore[no-untyped-call]
     x = torch.randn(_BATCH, _WIDTH)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -118,8 +113,8 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
         if computes:
             model.zero_grad()
             model(x).square().mean().backward()
-        if synchroniser is not None:
-            synchroniser.collect()
+        if plan is not None:
+            plan.before_update(Report())
         times.append(time.perf_counter() - began)
     return times[2:]
 

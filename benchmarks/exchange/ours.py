@@ -16,7 +16,8 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from benchmarks.exchange.peers import SPAWN, repetitions
 from coordinator.serving.server import CoordinatorServer
 from coordinator.session.settings import SessionSettings
-from edge_client.exchange import GradientExchange, StepResult
+from edge_client.exchange import StepResult
+from edge_client.exchange.remote import GradientExchange
 
 FRAME_BYTES = 1 << 20
 _LAYER_ELEMENTS = 1 << 20
@@ -114,17 +115,17 @@ def layers(size: int) -> list[TensorSpec]:
 
 def _device(address: str, name: str, size: int, steps: int, results: Any) -> None:
     torch.set_num_threads(1)
-    exchange = GradientExchange.join(address, session="benchmark", device=name, connect_timeout_s=60)
+    exchange = GradientExchange.connect(address, session="benchmark", device=name, connect_timeout_s=60)
     specs = layers(size)
-    exchange.start(specs, {}, UnchangedReplica())
+    membership = exchange.join(specs, {}, UnchangedReplica())
     gradients = {(spec.kind, spec.name): torch.ones(spec.shape) for spec in specs}
     times = []
     for _ in range(steps + 3):
         began = time.perf_counter()
-        exchange.begin(32)
+        membership.begin(32)
         for key, gradient in gradients.items():
-            exchange.contribute(key, gradient)
-        exchange.collect(0.0)
+            membership.contribute(key, gradient)
+        membership.collect(0.0)
         times.append(time.perf_counter() - began)
     results.put(times[3:])
     exchange.close()

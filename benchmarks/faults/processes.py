@@ -14,7 +14,8 @@ import torch
 from edgenewton.common.failpoints import arm
 
 from coordinator.cli import app as coordinator_app
-from edge_client.exchange import GradientExchange
+from edge_client.exchange.remote import GradientExchange
+from edge_client.optim import Curvature
 from edge_client.sync.replica import parameters_digest, weights_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import TrainSettings
@@ -60,7 +61,9 @@ def run_device(job: DeviceJob) -> None:
     torch.manual_seed(job.seed)
     state_path = folder / f"state-{job.index}.pt"
     saved = DeviceCheckpoint.load(state_path, job.session)
-    settings = TrainSettings(steps=job.steps, batch_size=16, curvature=job.curvature, lr=0.03, seed=job.seed, threads=1)
+    settings = TrainSettings(
+        steps=job.steps, batch_size=16, curvature=Curvature(job.curvature), lr=0.03, seed=job.seed, threads=1
+    )
     exchange = _join(job)
     try:
         trainer = Trainer(
@@ -71,10 +74,11 @@ def run_device(job: DeviceJob) -> None:
             weights=saved.model if saved is not None else None,
             state=saved.optimizer if saved is not None else None,
         )
+        trainer.join()
         with (folder / f"steps-{job.index}.txt").open("a", buffering=1) as trace:
 
             def note(_step: TrainedStep) -> None:
-                applied = trainer.optimizer.steps
+                applied = trainer.optimizer.current_step
                 if applied % job.save_every == 0:
                     DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
                 # Whatever is noted here must never be lost.
@@ -85,7 +89,7 @@ def run_device(job: DeviceJob) -> None:
                     with torch.no_grad():
                         next(trainer.model.parameters()).add_(0.01)
 
-            trainer.train(max(0, job.steps - trainer.optimizer.steps), on_step=note)
+            trainer.train(max(0, job.steps - trainer.optimizer.current_step), on_step=note)
             DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
         exchange.close()
     except KeyboardInterrupt:
@@ -98,7 +102,7 @@ def run_device(job: DeviceJob) -> None:
     evaluation = trainer.evaluate()
     result = {
         "digest": weights_digest(trainer.model).hex(),
-        "steps": trainer.optimizer.steps,
+        "steps": trainer.optimizer.current_step,
         "correct": evaluation.correct,
         "samples": evaluation.samples,
     }
@@ -108,7 +112,9 @@ def run_device(job: DeviceJob) -> None:
 
 
 def _join(job: DeviceJob) -> GradientExchange:
-    return GradientExchange.join(job.address, session=job.session, device=f"device-{job.index}", connect_timeout_s=30.0)
+    return GradientExchange.connect(
+        job.address, session=job.session, device=f"device-{job.index}", connect_timeout_s=30.0
+    )
 
 
 def _log_to(path: str) -> None:

@@ -12,7 +12,8 @@ from edgenewton.common.console import fail, out
 from edge_client.cli.model_file import check_output, save
 
 if TYPE_CHECKING:
-    from edge_client.exchange import Exchange, TlsFiles
+    from edge_client.exchange import Exchange
+    from edge_client.exchange.remote import TlsFiles
 
 
 def train(
@@ -55,7 +56,8 @@ def train(
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
-    from edge_client.exchange import ExchangeError, TlsFiles
+    from edge_client.exchange import ExchangeError
+    from edge_client.exchange.remote import TlsFiles
     from edge_client.inference import Artefact
     from edge_client.tasks import TaskError
     from edge_client.training.checkpoint import DeviceCheckpoint
@@ -96,18 +98,19 @@ def train(
         f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
     )
     if output is not None:
-        save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.steps), output)
+        save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step), output)
         out.print(f"model saved as {output}")
 
 
 def _exchange(
     coordinator: str | None, session: str, device: str, reconnect_deadline_s: float, tls: "TlsFiles | None"
 ) -> "Callable[[], Exchange]":
-    from edge_client.exchange import GradientExchange, InProcessExchange
+    from edge_client.exchange import InProcessExchange
+    from edge_client.exchange.remote import GradientExchange
 
     if coordinator is None:
         return InProcessExchange
-    return lambda: GradientExchange.join(
+    return lambda: GradientExchange.connect(
         coordinator,
         session=session,
         device=device,

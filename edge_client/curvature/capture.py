@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from edge_client.curvature.hooks import Hook
 from edge_client.curvature.inputs import Inputs, join_uses, regroup
 from edge_client.curvature.layers import Layer
 
@@ -59,7 +60,7 @@ class LayerCapture:
         self.uses: list[Use] = []
         self._current_pass = current_pass
         self._takes_backward = takes_backward
-        self._handle = layer.module.register_forward_hook(self._after_forward)
+        self._handle = layer.module.register_forward_hook(Hook(self._after_forward))
 
     def take(self) -> list[Captured]:
         """Return what was captured, an entry for each forward pass, and forget it.

@@ -1,17 +1,16 @@
 """The preconditioner of a whole model: an estimator for each supported layer, and the damping that they share."""
 
 import logging
-import math
+import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from edge_client.curvature import CurvatureError, Estimator, EstimatorOptions
+from edge_client.curvature.estimators import Estimator, EstimatorOptions, Statistics
 from edge_client.curvature.layers import Layer, supported_layer
-from edge_client.optim.trust_region import mean_curvature, relative_step_scale, trust_region_scale
+from edge_client.curvature.linalg import CurvatureError
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +19,11 @@ _SMALLEST_DAMPING = 1e-20
 
 
 class PreconditionedLayer:
-    """A layer, its curvature estimator, and the statistics of the batch that is on."""
+    """A layer and its curvature estimator."""
 
     def __init__(self, layer: Layer, estimator: Estimator) -> None:
         self.layer = layer
         self.estimator = estimator
-        self.statistics: dict[str, Tensor] | None = None
-        """None between the steps that update the curvature."""
         self.is_ready = False
         """Whether the estimator has been refreshed once."""
 
@@ -35,18 +32,19 @@ class PreconditionedLayer:
         """Name of the module in the model."""
         return self.layer.name
 
-    def key(self, statistic: str) -> tuple[str, str]:
-        """Return the key under which a statistic is exchanged."""
-        return ("curvature", f"{self.name}:{statistic}")
+    def matrix(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return the gradients of the layer's parameters as `[blocks, out, in]`."""
+        return self.layer.to_matrix({name: gradients[p] for name, p in self.layer.parameters.items()})
 
 
-class Directions(NamedTuple):
-    """What the layers' parameters are moved along."""
+class Direction(NamedTuple):
+    """What a layer is to be moved along."""
 
-    of_parameters: dict[Tensor, Tensor]
-    """The direction of each parameter that has one, to be multiplied with its step size."""
-    promised: float
-    """Decrease of the loss that the quadratic model predicts for the step."""
+    layer: Layer
+    matrix: Tensor
+    """H^-1 G, `[blocks, out, in]`."""
+    alignment: float
+    """Its inner product with the gradient G."""
 
 
 class Preconditioner:
@@ -71,6 +69,8 @@ class Preconditioner:
         options: EstimatorOptions,
     ) -> None:
         self.layers: list[PreconditionedLayer] = []
+        self.update_s = 0.0
+        """Seconds that the last step took to update and invert the curvature."""
         self._failed: set[str] = set()
         modules = [(name, module) for name, module in model.named_modules() if _trainable(module)]
         owners: dict[Tensor, int] = {}
@@ -94,72 +94,31 @@ class Preconditioner:
                 stacklevel=3,
             )
 
-    def update(
-        self, gradients: Mapping[Tensor, Tensor], damping_of: Callable[[Tensor], float], *, refreshes: bool
-    ) -> None:
-        """Take the statistics of a step into the estimates.
+    def step(
+        self,
+        gradients: Mapping[Tensor, Tensor],
+        statistics: Mapping[str, Statistics],
+        *,
+        damping_of: Callable[[Tensor], float],
+        refreshes: bool,
+    ) -> list[Direction]:
+        """Take a step's statistics into the estimates, and precondition its gradients.
 
         Args:
             gradients: the synchronised gradient of each parameter.
+            statistics: by layer, of those whose estimate is updated; a layer that is missing keeps its own.
             damping_of: returns the damping of a parameter, in units of the mean curvature.
             refreshes: whether inverses are computed anew.
 
         """
+        began = time.perf_counter()
         for state in self.layers:
-            if state.statistics is not None:
-                state.estimator.update(state.statistics, self._matrix(state, gradients))
-                state.statistics = None
-        if not refreshes:
-            return
-        updated = [state for state in self.layers if state.estimator.updates]
-        unit = mean_curvature(
-            (state.estimator.trace for state in updated), (state.estimator.shape.size for state in updated)
-        )
-        for state in updated:
-            self._refresh(state, max(damping_of(state.layer.weight) * unit, _SMALLEST_DAMPING))
-
-    def directions(
-        self,
-        gradients: Mapping[Tensor, Tensor],
-        lr_of: Callable[[Tensor], float],
-        *,
-        kl_clip: float,
-        update_clip: float,
-    ) -> Directions:
-        """Precondition the gradients, and shorten the directions so that the step stays in its trust regions.
-
-        Args:
-            gradients: the synchronised gradient of each parameter.
-            lr_of: returns the step size of a parameter.
-            kl_clip: bound on the sum of lr^2 P . G over the layers; shortens all alike.
-            update_clip: bound on the norm of each layer's step, as a part of its weights' norm; shortens this layer.
-
-        """
-        found: list[tuple[PreconditionedLayer, Tensor, float]] = []
-        for state in self.layers:
-            if not state.is_ready:
-                continue
-            gradient = self._matrix(state, gradients)
-            direction = state.estimator.precondition(gradient)
-            alignment = float((direction * gradient).sum())
-            # One number tells whether any element is not finite.
-            if not abs(alignment) < float("inf"):
-                self._warn_once(state, "its preconditioned gradient is not finite; it takes the plain one")
-                continue
-            found.append((state, direction, alignment))
-        predicted = sum(lr_of(state.layer.weight) ** 2 * alignment for state, _, alignment in found)
-        of_all = trust_region_scale(kl_clip, predicted)
-        directions: dict[Tensor, Tensor] = {}
-        promised = 0.0
-        for state, direction, alignment in found:
-            lr, parameters = lr_of(state.layer.weight), state.layer.parameters
-            weight_norm = math.hypot(*(float(parameter.norm()) for parameter in parameters.values()))
-            step_norm = lr * of_all * float(direction.norm())
-            scale = of_all * relative_step_scale(update_clip, step_norm, weight_norm, state.estimator.shape.size)
-            promised += (lr * scale - (lr * scale) ** 2 / 2) * alignment
-            parts = state.layer.from_matrix(direction * scale)
-            directions |= {parameter: parts[name] for name, parameter in parameters.items()}
-        return Directions(directions, promised)
+            if state.name in statistics:
+                state.estimator.update(statistics[state.name], state.matrix(gradients))
+        if refreshes:
+            self._refresh_all(damping_of)
+        self.update_s = time.perf_counter() - began
+        return [direction for state in self.layers if (direction := self._direction(state, gradients)) is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all estimators, by layer."""
@@ -183,8 +142,13 @@ class Preconditioner:
             state.is_ready = saved[state.name]["is_ready"]
             state.estimator.load_state_dict(saved[state.name]["estimator"])
 
-    def _matrix(self, state: PreconditionedLayer, gradients: Mapping[Tensor, Tensor]) -> Tensor:
-        return state.layer.to_matrix({name: gradients[p] for name, p in state.layer.parameters.items()})
+    def _refresh_all(self, damping_of: Callable[[Tensor], float]) -> None:
+        updated = [state for state in self.layers if state.estimator.updates]
+        unit = mean_curvature(
+            (state.estimator.trace for state in updated), (state.estimator.shape.size for state in updated)
+        )
+        for state in updated:
+            self._refresh(state, max(damping_of(state.layer.weight) * unit, _SMALLEST_DAMPING))
 
     def _refresh(self, state: PreconditionedLayer, damping: float) -> None:
         try:
@@ -195,11 +159,30 @@ class Preconditioner:
         else:
             state.is_ready = True
 
+    def _direction(self, state: PreconditionedLayer, gradients: Mapping[Tensor, Tensor]) -> Direction | None:
+        """Return a layer's direction; None where its parameters take their plain gradients."""
+        if not state.is_ready:
+            return None
+        gradient = state.matrix(gradients)
+        direction = state.estimator.precondition(gradient)
+        alignment = float((direction * gradient).sum())
+        # One number tells whether any element is not finite.
+        if not abs(alignment) < float("inf"):
+            self._warn_once(state, "its preconditioned gradient is not finite; it takes the plain one")
+            return None
+        return Direction(state.layer, direction, alignment)
+
     def _warn_once(self, state: PreconditionedLayer, problem: str) -> None:
         if state.name not in self._failed:
             self._failed.add(state.name)
             log.warning("layer %s: %s", state.name, problem)
 
 
-def _trainable(module: nn.Module) -> list[torch.nn.Parameter]:
+def mean_curvature(traces: Iterable[float], sizes: Iterable[int]) -> float:
+    """Return the mean eigenvalue of the curvature over all layers; damping is measured in it."""
+    total = sum(sizes)
+    return sum(traces) / total if total else 0.0
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]

@@ -15,20 +15,36 @@ class InProcessExchange:
 
     def __init__(self, device: str = "this device") -> None:
         self.device = device
-        self.step = 0
         self.traffic = Traffic()
-        self._samples = 0
-        self._tensors: dict[TensorKey, Tensor] = {}
 
-    def start(
+    def join(
         self,
         tensors: Sequence[TensorSpec],  # noqa: ARG002
         options: Mapping[str, str],  # noqa: ARG002
         replica: Replica,
         training_samples: int = 0,  # noqa: ARG002
-    ) -> None:
+    ) -> "InProcessMembership":
         """Nothing is to be agreed on."""
-        self.step = replica.next_step or 0
+        return InProcessMembership(self.device, replica.next_step or 0)
+
+    def close(self, failure: str = "") -> None:
+        """Nothing is held."""
+
+
+class InProcessMembership:
+    """The only device's place.
+
+    Args:
+        device: its id.
+        step: number of the step that comes next.
+
+    """
+
+    def __init__(self, device: str, step: int) -> None:
+        self.step = step
+        self._device = device
+        self._samples = 0
+        self._tensors: dict[TensorKey, Tensor] = {}
 
     def begin(self, samples: int) -> None:
         """Begin the next step with a batch of `samples`."""
@@ -43,7 +59,7 @@ class InProcessExchange:
 
         """
         if not value.isfinite().all():
-            raise NonFiniteGradientError(self.device, f"{key[0]} of {key[1]!r}", self.step)
+            raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
         self._tensors[key] = value.detach().clone()
 
     def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:  # noqa: ARG002
@@ -55,6 +71,3 @@ class InProcessExchange:
     def resume_at(self, step: int) -> None:
         """Go on at `step`."""
         self.step = step
-
-    def close(self, failure: str = "") -> None:
-        """Nothing is held."""

@@ -1,4 +1,7 @@
-"""The exchange as the optimizer and the trainer see it, whatever carries it."""
+"""The exchange as plans and the trainer see it, whatever carries it.
+
+An `Exchange` is a way to the other devices; joining gives a `Membership`, with which a device takes part in each step.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,44 +62,16 @@ class Traffic:
     received: int = 0
 
 
-class Exchange(Protocol):
-    """Synchronises tensors between devices, one step after the other.
+class Membership(Protocol):
+    """A device's place among others: synchronises tensors with theirs, one step after the other.
 
-    `start` once; then for every step `begin`, `contribute` for each tensor as it becomes known, `collect`; at the
-    end `close`. All devices contribute the same tensors in the same step.
+    For every step `begin`, `contribute` for each tensor as it becomes known, `collect`. All devices contribute the same
+    tensors in the same step.
     """
-
-    @property
-    def device(self) -> str:
-        """Id of this device."""
 
     @property
     def step(self) -> int:
         """Number of the step that is on, or comes next."""
-
-    @property
-    def traffic(self) -> Traffic:
-        """Bytes sent and received so far."""
-
-    def start(
-        self,
-        tensors: Sequence[TensorSpec],
-        options: Mapping[str, str],
-        replica: Replica,
-        training_samples: int = 0,
-    ) -> None:
-        """Take a place in the session; all devices then hold the same state.
-
-        Args:
-            tensors: everything that may be exchanged.
-            options: what must be equal on all devices.
-            replica: this device's state; it loads another's if it differs from the session's.
-            training_samples: how many private samples the device holds.
-
-        Raises:
-            ExchangeError: the coordinator is down or refuses this device.
-
-        """
 
     def begin(self, samples: int) -> None:
         """Begin the next step with a batch of `samples`."""
@@ -123,6 +98,38 @@ class Exchange(Protocol):
 
     def resume_at(self, step: int) -> None:
         """Go on at `step`, unless a coordinator has set the step."""
+
+
+class Exchange(Protocol):
+    """A way to the other devices: `join` once, and `close` at the end."""
+
+    @property
+    def device(self) -> str:
+        """Id of this device."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes sent and received so far."""
+
+    def join(
+        self,
+        tensors: Sequence[TensorSpec],
+        options: Mapping[str, str],
+        replica: Replica,
+        training_samples: int = 0,
+    ) -> Membership:
+        """Take a place among the devices; all then hold the same state.
+
+        Args:
+            tensors: everything that may be exchanged.
+            options: what must be equal on all devices.
+            replica: this device's state; it loads another's if it differs from the session's.
+            training_samples: how many private samples the device holds.
+
+        Raises:
+            ExchangeError: the coordinator is down or refuses this device.
+
+        """
 
     def close(self, failure: str = "") -> None:
         """Give the place back: after all steps were taken, or because of a failure, which the others are told."""

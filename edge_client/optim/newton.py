@@ -1,28 +1,29 @@
 """NewtonOptimizer: a torch optimizer whose step is the inverse Hessian times the gradient of all devices together."""
 
+import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from edgenewton.common.evaluation import Evaluation
+from edgenewton.common.options import check_number, flatten
 from torch import Tensor, nn
 
-from edge_client.curvature import ESTIMATORS, Estimator, EstimatorOptions
-from edge_client.curvature.estimators.base import Inversion
-from edge_client.curvature.inputs import WeightSharing
+from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
-from edge_client.exchange import Exchange, InProcessExchange, StepResult
-from edge_client.optim.trust_region import AdaptiveDamping
-from edge_client.sync.every_batch import Synchroniser
-from edge_client.sync.replica import ModelReplica
-
-CurvatureScope = Literal["shared", "local"]
-Fisher = Literal["empirical", "sampled"]
+from edge_client.exchange import StepResult
+from edge_client.optim.damping import AdaptiveDamping
+from edge_client.optim.options import Curvature, Refresh, TrustRegion
+from edge_client.optim.refresh import RefreshSchedule
+from edge_client.optim.saved_state import in_present_names
+from edge_client.optim.trust_region import bounded
+from edge_client.sync.every_batch import EveryBatch
+from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 
 _DECREASE = "loss decrease"
-"""Name of the number that adaptive damping exchanges."""
+"""Name of the number that the devices tell each other for adaptive damping."""
 
 
 class NewtonOptimizer(torch.optim.Optimizer):
@@ -34,147 +35,112 @@ class NewtonOptimizer(torch.optim.Optimizer):
     and W -= lr * B. Parameters without a curvature estimate take their gradient for P; a warning names their layers.
     The loss must be a mean over the samples of the batch.
 
-    While the user's own `backward` runs, hooks send each layer's gradient (and in shared scope its curvature
-    statistics) to the exchange; `step` waits for the synchronised values, inverts, and updates.
+    While the user's own `backward` runs, hooks hand each layer's gradient to the plan `sync`, which decides what leaves
+    the device; `step` waits for the synchronised values, inverts, and updates. The constructor opens no connection:
+    the first `zero_grad` or forward takes the device's place among the others, or `join` before.
 
     Args:
-        model: its parameters that require gradients are optimised; hooks are put on its layers. To compile it, compile
-            it after the optimizer was made.
+        params_or_model: the model whose parameters that require gradients are optimised; hooks are put on its layers.
+            Or groups of its parameters with options of their own (lr, momentum, weight_decay, damping), and `model`. To
+            compile the model, compile it after the optimizer was made.
         lr: step size; None for what suits the estimator.
-        curvature: name of the estimator, one of `edge_client.curvature.ESTIMATORS`.
-        exchange: how devices synchronise; None for one device alone.
-        param_groups: groups of the model's parameters with options of their own (lr, momentum, weight_decay, damping);
-            by default one group of all.
+        model: the model that groups of parameters are of.
         momentum: weight of the past directions; None for what suits the estimator.
         weight_decay: decoupled: W -= lr * weight_decay * W.
-        damping: added to the curvature's eigenvalues, in units of their mean over all layers; None for what suits the
-            estimator.
-        kl_clip: bound on lr^2 * P . G, summed over the layers; infinity for none; None for what suits the estimator.
-        update_clip: bound on the norm of a layer's step, as a part of its weights' norm; infinity for none; None for
-            what suits the estimator.
-        ema: weight of the past in the running curvature.
-        curvature_scope: "shared" averages curvature statistics over the devices, which stay identical; "local" uses
-            this device's own and averages the parameters every `average_every` steps.
-        average_every: steps between two averages of the parameters in local scope.
-        warmup_steps: first steps, each of which updates and inverts the curvature.
-        factor_every: later, steps between two updates of the curvature statistics.
-        inverse_every: later, steps between two inversions.
-        weight_sharing: "expand" or "reduce": how the uses of a weight within a sample count.
-        inversion: "cholesky" damps each Kronecker factor on its own; "eigen" damps their product exactly, and takes
-            longer.
-        fisher: "empirical" uses the gradients of the loss itself, "sampled" those that `sample_fisher` is given.
-        adaptive_damping: let the damping follow how well the quadratic model predicts the loss; `step` then needs
-            `reevaluate`.
-        adapt_every: steps between two such comparisons.
-        training_samples: how many private samples this device holds; told to the coordinator.
-        state: from `state_dict`, to go on from; the model then has the weights that belong to it.
+        curvature: how the inverse Hessian is estimated; a name alone chooses the estimator.
+        trust: how far a step may go.
+        refresh: when the curvature is renewed.
+        sync: how devices synchronise; None for one device alone.
 
     Raises:
         ValueError: an option has an impossible value; the text names it.
-        ExchangeError: the coordinator is down or refuses this device.
 
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        params_or_model: nn.Module | Iterable[Any],
         lr: float | None = None,
         *,
-        curvature: str = "kfac",
-        exchange: Exchange | None = None,
-        param_groups: Iterable[dict[str, Any]] | None = None,
+        model: nn.Module | None = None,
         momentum: float | None = None,
         weight_decay: float = 0.0,
-        damping: float | None = None,
-        kl_clip: float | None = None,
-        update_clip: float | None = None,
-        ema: float = 0.9,
-        curvature_scope: CurvatureScope = "shared",
-        average_every: int = 10,
-        warmup_steps: int = 20,
-        factor_every: int = 10,
-        inverse_every: int = 10,
-        weight_sharing: WeightSharing = "expand",
-        inversion: Inversion = "cholesky",
-        fisher: Fisher = "empirical",
-        adaptive_damping: bool = False,
-        adapt_every: int = 5,
-        training_samples: int = 0,
-        state: dict[str, Any] | None = None,
+        curvature: Curvature | str = "kfac",
+        trust: TrustRegion | None = None,
+        refresh: Refresh | None = None,
+        sync: SyncPlan | None = None,
     ) -> None:
-        estimator = _estimator(curvature)
-        suitable = estimator.defaults
+        curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
+        refresh = refresh if refresh is not None else Refresh()
+        suitable = curvature.estimator_type.defaults
+        trust = trust if trust is not None else TrustRegion()
+        self._bounds = trust.bounds(suitable)
         defaults = {
             "lr": suitable.lr if lr is None else lr,
             "momentum": suitable.momentum if momentum is None else momentum,
             "weight_decay": weight_decay,
-            "damping": suitable.damping if damping is None else damping,
         }
-        options: dict[str, Any] = {
-            **defaults,
-            "kl_clip": suitable.kl_clip if kl_clip is None else kl_clip,
-            "update_clip": suitable.update_clip if update_clip is None else update_clip,
-            "ema": ema,
-            "average_every": average_every,
-            "warmup_steps": warmup_steps,
-            "factor_every": factor_every,
-            "inverse_every": inverse_every,
-            "adapt_every": adapt_every,
-            "curvature": curvature,
-            "curvature_scope": curvature_scope,
-            "weight_sharing": weight_sharing,
-            "inversion": inversion,
-            "fisher": fisher,
-            "adaptive_damping": adaptive_damping,
-        }
-        _check_options(options)
-        _check_model(model)
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        super().__init__(param_groups if param_groups is not None else trainable, defaults)
-        self._kl_clip: float = options["kl_clip"]
-        self._update_clip: float = options["update_clip"]
-        self._is_local = curvature_scope == "local"
-        self._average_every = average_every
-        self._factor_every = factor_every
-        self._inverse_every = inverse_every
-        self._adapt_every = adapt_every
-        self._adaptive = AdaptiveDamping() if adaptive_damping else None
-        self._promised = 0.0
-        self._preconditioner = Preconditioner(
-            model, self._groups(), estimator, EstimatorOptions(ema, weight_sharing, inversion)
-        )
-        self._synchroniser = Synchroniser(
-            model,
-            self._preconditioner.layers,
-            exchange if exchange is not None else InProcessExchange(),
-            shares_curvature=not self._is_local,
-            averages_parameters=self._is_local,
-            scalars=[_DECREASE] if adaptive_damping else [],
-            factor_every=factor_every,
-            warmup_steps=warmup_steps,
-            samples_fisher=fisher == "sampled",
-        )
+        check_number("lr", defaults["lr"], at_least=0)
+        check_number("momentum", defaults["momentum"], at_least=0, below=1)
+        check_number("weight_decay", weight_decay, at_least=0)
+        model, params = _model_and_params(params_or_model, model)
+        super().__init__(params, defaults | {"damping": self._bounds.damping})
         self.last_result: StepResult | None = None
         self.exchange_s = 0.0
         """Seconds that the last step waited for the other devices, after its own backward."""
-        self.curvature_s = 0.0
-        """Seconds that the last step took to update and invert the curvature."""
-        if state is not None:
-            self.load_state_dict(state)
-        replica = ModelReplica(
+        self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
+        self._predicted_decrease = 0.0
+        self._decrease: float | None = None
+        """What the last step achieved, to be told in the next one."""
+        self._report = Report()
+        self._is_sending = True
+        self._schedule = RefreshSchedule(refresh)
+        self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
+        self._sync = sync if sync is not None else EveryBatch()
+        self._batch = Batch(
             model,
-            self,
-            next_step=None if state is None else state["steps"],
-            is_shared=not self._is_local,
-            apply=self._take,
-            buffers=self._synchroniser.buffers_before_batch,
+            self._preconditioner.layers,
+            before=self.join,
+            is_captured=lambda: self._schedule.updates_factors(self.current_step),
+            samples_fisher=curvature.fisher == "sampled",
         )
-        self._synchroniser.start({name: str(value) for name, value in options.items()}, replica, training_samples)
+        scalars = [] if self._adaptive is None else [_DECREASE]
+        layers, updates = self._preconditioner.layers, self._schedule.updates_factors
+        self._sync.attach(Subject(model, layers, self._batch, updates, scalars, self._take))
+        self._sync.replica.register("optimizer", self.state_dict, self.load_state_dict)
+        self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
 
     @property
-    def steps(self) -> int:
+    def current_step(self) -> int:
         """Number of the step that is on, or comes next."""
-        return self._synchroniser.steps
+        return self._sync.step
+
+    @property
+    def curvature_s(self) -> float:
+        """Seconds that the last step took to update and invert the curvature."""
+        return self._preconditioner.update_s
+
+    def join(self) -> None:
+        """Take this device's place among the others, unless it has it; the model then has the state that all share.
+
+        Raises:
+            ExchangeError: the coordinator is down or refuses this device.
+
+        """
+        if self._sync.is_joined:
+            return
+        self._sync.join({name: str(value) for name, value in (self._options | dict(self._sync.options)).items()})
+        self._schedule.begin(self.current_step)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the last batch; the first time, `join`."""
+        self.join()
+        super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -192,35 +158,33 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: adaptive damping lacks `reevaluate` or the loss.
 
         """
+        self.join()
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = float(closure())
             self.report(loss)
-        adapts = self._adaptive is not None and self.steps % self._adapt_every == 0
-        before = self._synchroniser.reported_loss
-        if adapts and (reevaluate is None or before != before):
+        compares = self._adaptive is not None and self._adaptive.is_due(self.current_step)
+        before = self._report.loss
+        if compares and (reevaluate is None or math.isnan(before)):
             raise ValueError(
-                "adaptive_damping compares the loss of a batch before and after the update: call "
+                "adaptive damping compares the loss of a batch before and after the update: call "
                 "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
             )
-        if self._adaptive is not None and self.steps % self._adapt_every == 1 % self._adapt_every and self.steps:
-            # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
-            self._synchroniser.add_scalar(_DECREASE, self._promised, replaces=False)
-        averages = self._is_local and self.steps > 0 and self.steps % self._average_every == 0
         began = time.perf_counter()
-        result = self._synchroniser.collect(average=averages)
-        self.exchange_s, self.curvature_s = time.perf_counter() - began, 0.0
-        if not result.is_healed:
-            self._take(result)
-        self.last_result = result
-        if adapts and reevaluate is not None and not result.is_healed:
-            self._synchroniser.add_scalar(_DECREASE, before - float(reevaluate()))
+        update = self._sync.before_update(self._complete_report())
+        self.exchange_s = time.perf_counter() - began
+        self._report, self._decrease = Report(), None
+        self._take(update)
+        self._sync.after_update()
+        self.last_result = update.result
+        if compares and reevaluate is not None and not update.result.is_healed:
+            self._decrease = before - float(reevaluate())
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
         """Say how this batch went; user interfaces show it. Call it before `step`."""
-        self._synchroniser.report(loss, evaluation)
+        self._report = Report(loss, evaluation)
 
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the curvature's gradients from `loss`, formed with targets that `sample_targets` drew.
@@ -228,52 +192,64 @@ class NewtonOptimizer(torch.optim.Optimizer):
         Call it between forward and backward with fisher="sampled"; the graph is kept for the backward of the real
         loss, which must be the same function of the outputs.
         """
-        self._synchroniser.sample_fisher(loss)
+        self._batch.sample_fisher(loss)
 
-    def no_sync(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
         """Accumulate gradients: inside, a backward sends nothing; the first one after it sends the sum.
 
         For the gradient, and the curvature, of the whole batch divide the loss of each part by their number.
         """
-        return self._synchroniser.pause()
+        self._is_sending = False
+        try:
+            yield
+        finally:
+            self._is_sending = True
 
     @torch.no_grad()
     def synchronise(self) -> None:
-        """Make the devices' models identical: average buffers, and in local scope parameters. Call it at the end."""
-        result = self._synchroniser.average()
-        if result is not None:
-            self._take(result)
+        """Make the devices' models identical: average buffers, and in local scope parameters. Call it at the end.
+
+        Raises:
+            ExchangeError: the step did not commit.
+
+        """
+        self.join()
+        update = self._sync.average()
+        if update is not None:
+            self._take(update)
 
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open."""
-        self._synchroniser.remove()
+        self._batch.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of parameters, groups and curvature."""
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
-        state["steps"] = self.steps
-        state["began_at"] = self._synchroniser.began_at
+        state["sync"] = self._sync.state_dict()
+        state["began_at"] = self._schedule.began_at
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
-        state["promised"] = self._promised
+        state["predicted_decrease"] = self._predicted_decrease
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` gave.
+        """Go on from a state that `state_dict` gave; before `join` it is what this device begins with.
 
         Raises:
             ValueError: it belongs to another model; the text names the layers.
 
         """
-        state = dict(state_dict)
-        curvature, steps = state.pop("curvature", {}), state.pop("steps", 0)
-        self._synchroniser.began_at = state.pop("began_at", 0)
-        factor, self._promised = state.pop("damping_factor", 1.0), state.pop("promised", 0.0)
-        self._preconditioner.load_state_dict(curvature)
-        super().load_state_dict(state)
+        state = in_present_names(state_dict)
+        self._preconditioner.load_state_dict(state.pop("curvature", {}))
+        self._sync.load_state_dict(state.pop("sync", {"step": 0}))
+        self._schedule.began_at = state.pop("began_at", 0)
+        factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
         if self._adaptive is not None:
             self._adaptive.factor = factor
-        self._synchroniser.resume_at(steps)
+        super().load_state_dict(state)
 
     # ------------------------------------------------------------------ the step itself
 
@@ -281,64 +257,41 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
+    def _after_gradient(self, parameter: Tensor) -> None:
+        if self._is_sending:
+            self._sync.on_gradient(parameter)
+
+    def _complete_report(self) -> Report:
+        if self._adaptive is None or not self._adaptive.is_told(self.current_step):
+            return self._report
+        # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
+        decrease = self._predicted_decrease if self._decrease is None else self._decrease
+        return Report(self._report.loss, self._report.evaluation, {_DECREASE: decrease})
+
     @torch.no_grad()
-    def _take(self, result: StepResult) -> None:
-        """Apply a committed step, whether or not this device contributed to it: what it holds says what it was."""
-        self._load_averages(result)
-        names = self._synchroniser.names
-        gradients: dict[Tensor, Tensor] = {
-            p: result.tensors["gradient", name].to(p.device)
-            for p, name in names.items()
-            if ("gradient", name) in result.tensors
-        }
-        if not gradients:
+    def _take(self, update: Update) -> None:
+        """Apply a committed step, whether or not this device contributed to it."""
+        if not update.gradients:
             return
-        self._adapt_damping(result)
-        began = time.perf_counter()
-        self._update_curvature(result, gradients)
-        self.curvature_s += time.perf_counter() - began
-        self._apply(gradients)
-
-    def _load_averages(self, result: StepResult) -> None:
-        for name, tensor in self._synchroniser.averaged().items():
-            if ("parameter", name) in result.tensors:
-                tensor.copy_(result.tensors["parameter", name])
-
-    def _adapt_damping(self, result: StepResult) -> None:
-        decrease = result.tensors.get(("curvature", _DECREASE))
-        if self._adaptive is not None and decrease is not None:
-            self._adaptive.observe(float(decrease), self._promised)
-
-    def _update_curvature(self, result: StepResult, gradients: Mapping[Tensor, Tensor]) -> None:
-        if not self._is_local:
-            for layer in self._preconditioner.layers:
-                # Not this device's own: it may not have taken part in the step.
-                layer.statistics = (
-                    {
-                        name: result.tensors[layer.key(name)].to(layer.layer.weight.device)
-                        for name in layer.estimator.statistic_shapes
-                    }
-                    if self._synchroniser.is_due(result.step, self._factor_every)
-                    else None
-                )
+        if self._adaptive is not None and _DECREASE in update.scalars:
+            self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
         groups = self._groups()
         factor = 1.0 if self._adaptive is None else self._adaptive.factor
-        self._preconditioner.update(
-            gradients,
-            lambda weight: groups[weight]["damping"] * factor,
-            refreshes=self._synchroniser.is_due(result.step, self._inverse_every),
+        directions = self._preconditioner.step(
+            update.gradients,
+            update.statistics,
+            damping_of=lambda weight: groups[weight]["damping"] * factor,
+            refreshes=self._schedule.inverts(update.result.step),
         )
-
-    def _apply(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        groups = self._groups()
-        directions, self._promised = self._preconditioner.directions(
-            gradients,
+        step = bounded(
+            directions,
             lambda weight: groups[weight]["lr"],
-            kl_clip=self._kl_clip,
-            update_clip=self._update_clip,
+            kl_clip=self._bounds.kl_clip,
+            update_clip=self._bounds.update_clip,
         )
+        self._predicted_decrease = step.predicted_decrease
         for parameter, group in groups.items():
-            direction = directions.get(parameter, gradients.get(parameter))
+            direction = step.directions.get(parameter, update.gradients.get(parameter))
             if direction is not None:
                 self._update_parameter(parameter, direction, group)
 
@@ -354,36 +307,20 @@ class NewtonOptimizer(torch.optim.Optimizer):
         parameter.add_(direction, alpha=-group["lr"])
 
 
-def _estimator(name: str) -> type[Estimator]:
-    if name not in ESTIMATORS:
-        raise ValueError(f"curvature is {name!r}; known are {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name]
-
-
-_CHOICES: dict[str, Collection[str]] = {
-    "curvature_scope": ("shared", "local"),
-    "weight_sharing": ("expand", "reduce"),
-    "inversion": ("cholesky", "eigen"),
-    "fisher": ("empirical", "sampled"),
-}
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("lr", "momentum", "weight_decay", "damping", "kl_clip", "update_clip", "ema", "warmup_steps"):
-        if not options[name] >= 0:
-            raise ValueError(f"{name} is {options[name]}; it cannot be negative")
-    for name in ("damping", "kl_clip", "update_clip"):
-        if options[name] == 0:
-            raise ValueError(f"{name} is 0; it must be above 0")
-    for name in ("ema", "momentum"):
-        if options[name] >= 1:
-            raise ValueError(f"{name} is {options[name]}; it must be below 1")
-    for name in ("average_every", "factor_every", "inverse_every", "adapt_every"):
-        if options[name] < 1:
-            raise ValueError(f"{name} is {options[name]}; it must be at least 1")
-    for name, known in _CHOICES.items():
-        if options[name] not in known:
-            raise ValueError(f"{name} is {options[name]!r}; known are {', '.join(known)}")
+def _model_and_params(
+    params_or_model: nn.Module | Iterable[Any], model: nn.Module | None
+) -> tuple[nn.Module, list[Any]]:
+    """Return the model, and what torch's optimizer takes for its parameters."""
+    if isinstance(params_or_model, nn.Module):
+        _check_model(params_or_model)
+        return params_or_model, [parameter for parameter in params_or_model.parameters() if parameter.requires_grad]
+    if model is None:
+        raise ValueError(
+            "curvature is estimated from what the model's layers see, so the optimizer needs the model itself: "
+            "NewtonOptimizer(model), or NewtonOptimizer(groups, model=model)"
+        )
+    _check_model(model)
+    return model, list(params_or_model)
 
 
 def _check_model(model: nn.Module) -> None:

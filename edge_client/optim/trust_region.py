@@ -1,11 +1,49 @@
-"""What keeps a second-order step safe: trust regions, damping that adapts, and when curvature is renewed."""
+"""Trust regions: what keeps a second-order step where the quadratic model can be trusted."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-_GROW_BELOW = 0.25
-_SHRINK_ABOVE = 0.75
+from torch import Tensor
+
+from edge_client.curvature.preconditioner import Direction
+
+
+class BoundedStep(NamedTuple):
+    """What the parameters are moved along, within the trust regions."""
+
+    directions: dict[Tensor, Tensor]
+    """The direction of each parameter that has one, to be multiplied with its step size."""
+    predicted_decrease: float
+    """Decrease of the loss that the quadratic model predicts for the step."""
+
+
+def bounded(
+    directions: Iterable[Direction], lr_of: Callable[[Tensor], float], *, kl_clip: float, update_clip: float
+) -> BoundedStep:
+    """Shorten the layers' directions so that the step stays in its trust regions.
+
+    Args:
+        directions: of the layers.
+        lr_of: returns the step size of a parameter.
+        kl_clip: bound on the sum of lr^2 P . G over the layers; shortens all alike.
+        update_clip: bound on the norm of each layer's step, as a part of its weights' norm; shortens this layer.
+
+    """
+    directions = list(directions)
+    predicted = sum(lr_of(layer.weight) ** 2 * alignment for layer, _, alignment in directions)
+    of_all = trust_region_scale(kl_clip, predicted)
+    parameters: dict[Tensor, Tensor] = {}
+    decrease = 0.0
+    for layer, matrix, alignment in directions:
+        lr = lr_of(layer.weight)
+        weight_norm = math.hypot(*(float(parameter.norm()) for parameter in layer.parameters.values()))
+        step_norm = lr * of_all * float(matrix.norm())
+        scale = of_all * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
+        decrease += (lr * scale - (lr * scale) ** 2 / 2) * alignment
+        parts = layer.from_matrix(matrix * scale)
+        parameters |= {parameter: parts[name] for name, parameter in layer.parameters.items()}
+    return BoundedStep(parameters, decrease)
 
 
 def trust_region_scale(kl_clip: float, predicted: float) -> float:
@@ -38,44 +76,3 @@ def relative_step_scale(update_clip: float, step_norm: float, weight_norm: float
     """
     allowed = update_clip * max(weight_norm, 0.01 * math.sqrt(size))
     return allowed / step_norm if step_norm > allowed else 1.0
-
-
-def is_due(step: int, every: int, warmup: int) -> bool:
-    """Whether something that happens every so many steps, and in each of the first `warmup` steps, happens now."""
-    return step < warmup or (step - warmup) % every == 0
-
-
-@dataclass
-class AdaptiveDamping:
-    """Levenberg and Marquardt's rule for the damping (Martens & Grosse 2015, section 6.5).
-
-    The ratio of the loss's actual decrease to the one that the quadratic model predicted says how far the model can
-    be trusted: below 1/4 the damping grows, above 3/4 it shrinks.
-    """
-
-    factor: float = 1.0
-    """What the damping is multiplied with."""
-    rate: float = 0.8
-    """Damping shrinks by this, and grows by its inverse, at each observation."""
-    smallest: float = 1e-4
-    largest: float = 1e4
-
-    def observe(self, actual: float, predicted: float) -> None:
-        """Take note of a step.
-
-        Args:
-            actual: decrease of the loss.
-            predicted: what the quadratic model promised.
-
-        """
-        ratio = actual / predicted if predicted > 0 and math.isfinite(actual) else 0.0
-        if ratio < _GROW_BELOW:
-            self.factor = min(self.factor / self.rate, self.largest)
-        elif ratio > _SHRINK_ABOVE:
-            self.factor = max(self.factor * self.rate, self.smallest)
-
-
-def mean_curvature(traces: Iterable[float], sizes: Iterable[int]) -> float:
-    """Return the mean eigenvalue of the curvature over all layers; damping is measured in it."""
-    total = sum(sizes)
-    return sum(traces) / total if total else 0.0

@@ -1,290 +1,237 @@
-"""Synchronises a model's gradients, curvature statistics and parameters with other devices, while backward runs.
+"""An exchange after every batch, with the curvature of all devices together: they stay identical.
 
-Autograd hooks send each layer's tensors to the exchange as soon as backward has produced them; `collect` waits for
-the synchronised values.
+Each layer's tensors leave as soon as backward has produced them; `before_update` waits for the synchronised values.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.tensor_spec import TensorSpec
-from torch import Tensor, nn
+from torch import Tensor
 
-from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients
+from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
-from edge_client.exchange import Exchange, Replica, StepResult, TensorKey
-from edge_client.optim.trust_region import is_due
+from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
+from edge_client.sync.plan import Report, Subject, SyncPlan, Update
+from edge_client.sync.replica import ModelReplica
 
 
-class Synchroniser:
-    """Puts hooks on a model that send what belongs to a step, and collects what the step gave.
+class EveryBatch(SyncPlan):
+    """Averages gradients after every batch, and curvature statistics in the steps that update the curvature.
+
+    Buffers, such as running means, are each device's own until `average`.
 
     Args:
-        model: the model that is trained.
-        layers: its preconditioned layers.
-        exchange: how devices synchronise.
-        shares_curvature: whether the layers' statistics are exchanged too.
-        scalars: names of the numbers that `add_scalar` may contribute.
-        averages_parameters: whether `collect(average=True)` and `average` average the parameters; buffers they
-            average in any case.
-        factor_every: steps between two captures of the statistics.
-        warmup_steps: first steps from `began_at` on, which all capture them.
-        samples_fisher: whether the captured gradients are those of `sample_fisher`'s loss, not of the user's own.
+        exchange: the way to the other devices; None for one device alone.
+        training_samples: how many private samples this device holds; the coordinator is told.
 
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[PreconditionedLayer],
-        exchange: Exchange,
-        *,
-        shares_curvature: bool,
-        averages_parameters: bool,
-        scalars: Sequence[str],
-        factor_every: int,
-        warmup_steps: int,
-        samples_fisher: bool,
-    ) -> None:
-        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self._model = model
-        self._layers = layers
-        self._exchange = exchange
-        self._shares_curvature = shares_curvature
-        self._averages_parameters = averages_parameters
-        self._scalars = tuple(scalars)
-        self._factor_every = factor_every
-        self._warmup_steps = warmup_steps
-        self._samples_fisher = samples_fisher
-        self.began_at: int | None = None
-        """The first step of the curvature, from which its warm-up counts."""
-        self._is_sending = True
-        self._passes: list[ForwardPass] = []
-        self._buffers: dict[str, Tensor] = {}
-        self._extras: dict[TensorKey, Tensor] = {}
+    is_shared = True
+    """Whether the weights are equal on all devices before every step."""
+
+    def __init__(self, exchange: Exchange | None = None, *, training_samples: int = 0) -> None:
+        self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
+        self._training_samples = training_samples
+        self._membership: Membership | None = None
+        self._first_step = 0
         self._has_begun = False
         self._contributed: set[TensorKey] = set()
-        self._report: tuple[float, Evaluation | None] = (math.nan, None)
-        self._captures = {
-            state.layer.weight: LayerCapture(state.layer, self._captured_pass, takes_backward=not samples_fisher)
-            for state in layers
-        }
-        self._state_of = {state.layer.weight: state for state in layers}
-        self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
-        for parameter in self.names:
-            self._handles.append(parameter.register_post_accumulate_grad_hook(self._after_gradient))  # type: ignore[no-untyped-call]
 
     @property
-    def steps(self) -> int:
+    def step(self) -> int:
         """Number of the step that is on, or comes next."""
-        return self._exchange.step
-
-    def resume_at(self, step: int) -> None:
-        """Go on at `step`, unless a coordinator has set the step."""
-        self._exchange.resume_at(step)
-
-    def start(self, options: Mapping[str, str], replica: Replica, training_samples: int) -> None:
-        """Take this device's place in the session; its state becomes that of the session.
-
-        Raises:
-            ExchangeError: the coordinator is down or refuses this device.
-
-        """
-        self._exchange.start(self._fingerprint(), options, replica, training_samples)
-        if self.began_at is None:
-            self.began_at = self.steps
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so many steps, and in each of the first ones, happens in a step."""
-        return is_due(step - (self.began_at or 0), every, self._warmup_steps)
+        return self._membership.step if self._membership is not None else self._first_step
 
     @property
-    def reported_loss(self) -> float:
-        """Loss of the batch that is on, or NaN if it was not reported."""
-        return self._report[0]
-
-    def report(self, loss: float, evaluation: Evaluation | None) -> None:
-        """Note how this batch went; it is sent with `collect`."""
-        self._report = (loss, evaluation)
-
-    def sample_fisher(self, loss: Tensor) -> None:
-        """Take the curvature's gradients from `loss`, and keep its graph."""
-        if self.is_factor_step:
-            sample_gradients(list(self._captures.values()), loss)
-
-    def add_scalar(self, name: str, value: float, *, replaces: bool = True) -> None:
-        """Contribute a number to the step that is on; its mean over the devices comes with the step's result."""
-        if replaces or ("curvature", name) not in self._extras:
-            self._extras["curvature", name] = torch.tensor([value])
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Send nothing inside; gradients accumulate."""
-        self._is_sending = False
-        try:
-            yield
-        finally:
-            self._is_sending = True
-
-    def collect(self, average: bool = False) -> StepResult:
-        """Complete this device's contribution and return the synchronised tensors.
-
-        Args:
-            average: also exchange the tensors that `averaged` names.
-
-        Raises:
-            ExchangeError: the step did not commit.
-
-        """
-        for parameter in self.names:
-            self._contribute_gradient(parameter)
-        for state in self._layers:
-            if self.is_factor_step and state.statistics is None:
-                self._contribute_statistics(state)
-        for key, value in self._extras.items():
-            self._contribute(key, value)
-        if average:
-            self._contribute_averaged()
-        result = self._exchange.collect(*self._report)
-        self._forget_batch()
-        return result
-
-    def average(self) -> StepResult | None:
-        """Exchange the tensors that `averaged` names in a step of their own, if there are any."""
-        if not self.averaged():
-            return None
-        self._contribute_averaged()
-        result = self._exchange.collect(*self._report)
-        self._forget_batch()
-        return result
-
-    def averaged(self) -> dict[str, Tensor]:
-        """Return, by name, the tensors of the model that are averaged: buffers, and parameters where set so."""
-        tensors: dict[str, Tensor] = {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
-        if self._averages_parameters:
-            tensors |= {name: parameter for parameter, name in self.names.items()}
-        return tensors
-
-    def buffers_before_batch(self) -> dict[str, Tensor]:
-        """Return the model's buffers as they were before the batch that is on: a forward may change them."""
-        return self._buffers
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
-        for capture in self._captures.values():
-            capture.remove()
-
-    # ------------------------------------------------------------------ session
-
-    def _fingerprint(self) -> list[TensorSpec]:
-        specs = [_spec(name, parameter.shape, parameter, "gradient") for parameter, name in self.names.items()]
-        if self._shares_curvature:
-            for state in self._layers:
-                for statistic, shape in state.estimator.statistic_shapes.items():
-                    kind, name = state.key(statistic)
-                    specs.append(_spec(name, shape, state.layer.weight, kind))
-        specs += [TensorSpec(name, (1,), kind="curvature") for name in self._scalars]
-        specs += [_spec(name, tensor.shape, tensor, "parameter") for name, tensor in self.averaged().items()]
-        return specs
-
-    # ------------------------------------------------------------------ hooks
+    def options(self) -> Mapping[str, object]:
+        """Whose curvature is used."""
+        return {"curvature_scope": "shared"}
 
     @property
-    def is_factor_step(self) -> bool:
-        """Whether the step that is on updates the curvature statistics."""
-        return self.is_due(self.steps, self._factor_every)
+    def is_joined(self) -> bool:
+        """Whether this device has its place."""
+        return self._membership is not None
 
-    def _captured_pass(self) -> ForwardPass | None:
-        is_wanted = torch.is_grad_enabled() and self.is_factor_step and bool(self._passes)
-        return self._passes[-1] if is_wanted else None
+    def attach(self, subject: Subject) -> None:
+        """Take what is to be synchronised."""
+        self._subject = subject
+        self._names = {p: name for name, p in subject.model.named_parameters() if p.requires_grad}
+        self._layer_of = {state.layer.weight: state for state in subject.layers}
+        self.replica = ModelReplica(
+            subject.model, is_shared=self.is_shared, apply=self._apply_missed, buffers=lambda: subject.batch.buffers
+        )
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        if not torch.is_grad_enabled():
-            return
-        batch = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
-        if batch is not None:
-            if not self._passes:
-                self._buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-            self._passes.append(ForwardPass(len(self._passes), len(batch)))
+    def specs(self) -> list[TensorSpec]:
+        """Return gradients, statistics, numbers, and what `average` averages."""
+        statistics = (
+            _spec(("curvature", _statistic(state, name)), shape, state.layer.weight)
+            for state in self._exchanged_layers
+            for name, shape in state.estimator.statistic_shapes.items()
+        )
+        return [
+            *(_spec(("gradient", name), parameter.shape, parameter) for parameter, name in self._names.items()),
+            *statistics,
+            *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
+            *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
+        ]
 
-    def _after_gradient(self, parameter: Tensor) -> None:
-        if not self._is_sending:
-            return
-        if self._gradient_key(parameter) in self._contributed:
+    def join(self, options: Mapping[str, str]) -> None:
+        """Take this device's place: see `SyncPlan.join`."""
+        self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples)
+
+    def on_gradient(self, parameter: Tensor) -> None:
+        """Send a parameter's gradient, and with a weight its layer's statistics."""
+        if ("gradient", self._names[parameter]) in self._contributed:  # type: ignore[index]
             raise RuntimeError(
-                f"the gradient of {self._gradient_key(parameter)[1]!r} was already sent in this step; wrap all but "
+                f"the gradient of {self._names[parameter]!r} was already sent in this step; wrap all but "  # type: ignore[index]
                 "the last backward of a step in `with optimizer.no_sync():`"
             )
-        state = self._state_of.get(parameter)  # type: ignore[call-overload]
-        if state is not None and self.is_factor_step:
-            self._contribute_statistics(state)
+        state = self._layer_of.get(parameter)  # type: ignore[call-overload]
+        if state is not None and self._updates_curvature:
+            self._take_statistics(state)
         self._contribute_gradient(parameter)
 
-    # ------------------------------------------------------------------ contributions
+    def before_update(self, report: Report) -> Update:
+        """Complete this device's contribution, and wait for the synchronised tensors."""
+        for parameter in self._names:
+            self._contribute_gradient(parameter)
+        if self._updates_curvature:
+            for state in self._subject.layers:
+                if not self._has_statistics(state):
+                    self._take_statistics(state)
+        for name, value in report.scalars.items():
+            self._contribute(("curvature", name), torch.tensor([value]))
+        if self._averages_in(self.step):
+            self._contribute_averaged()
+        return self._collect(report)
 
-    def _gradient_key(self, parameter: Tensor) -> TensorKey:
-        return ("gradient", self.names[parameter])  # type: ignore[index]
+    def after_update(self) -> None:
+        """Nothing is left to do: all was exchanged before."""
+
+    def average(self) -> Update | None:
+        """Average what differs between the devices, if there is anything, in a step of its own."""
+        if not self._averaged():
+            return None
+        self._contribute_averaged()
+        return self._collect(Report())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of the step that comes next."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at a step, unless a coordinator has set it."""
+        if self._membership is not None:
+            self._membership.resume_at(state["step"])
+        else:
+            self._first_step = self.replica.next_step = state["step"]
+
+    # ------------------------------------------------------------------ what another scope does otherwise
+
+    @property
+    def _exchanged_layers(self) -> Sequence[PreconditionedLayer]:
+        """Layers whose statistics are exchanged."""
+        return self._subject.layers
+
+    def _averages_in(self, step: int) -> bool:  # noqa: ARG002
+        """Whether a step averages what `_averaged` names, too."""
+        return False
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """Return, by name, the model's tensors that are averaged."""
+        return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
+
+    def _has_statistics(self, state: PreconditionedLayer) -> bool:
+        """Whether a layer's statistics have been taken in the step that is on."""
+        return all(key in self._contributed for key in self._statistic_keys(state))
+
+    def _take_statistics(self, state: PreconditionedLayer) -> None:
+        """Send a layer's statistics of the batch that is on."""
+        for name, value in self._subject.batch.take_statistics(state, self.step).items():
+            self._contribute(("curvature", _statistic(state, name)), value)
+
+    def _statistics(self, result: StepResult) -> dict[str, Statistics]:
+        """Return the statistics that a step updates the curvature with."""
+        if not self._subject.updates_curvature(result.step):
+            return {}
+        return {
+            state.name: {
+                name: result.tensors["curvature", _statistic(state, name)].to(state.layer.weight.device)
+                for name in state.estimator.statistic_shapes
+            }
+            for state in self._subject.layers
+        }
+
+    # ------------------------------------------------------------------ inner workings
+
+    @property
+    def _updates_curvature(self) -> bool:
+        return self._subject.updates_curvature(self.step)
+
+    def _statistic_keys(self, state: PreconditionedLayer) -> Iterable[TensorKey]:
+        return (("curvature", _statistic(state, name)) for name in state.estimator.statistic_shapes)
 
     def _contribute(self, key: TensorKey, value: Tensor) -> None:
+        if self._membership is None:
+            raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
         if not self._has_begun:
             self._has_begun = True
-            self._exchange.begin(max(sum(forward_pass.samples for forward_pass in self._passes), 1))
+            self._membership.begin(max(self._subject.batch.samples, 1))
         self._contributed.add(key)
-        self._exchange.contribute(key, value)
-
-    @torch.no_grad()
-    def _contribute_statistics(self, state: PreconditionedLayer) -> None:
-        capture = self._captures[state.layer.weight]
-        if capture.uses and capture.uses[-1].gradient is None and self._samples_fisher:
-            raise RuntimeError(
-                f"step {self.steps} needs the sampled Fisher: between forward and backward call "
-                "optimizer.sample_fisher(loss_fn(outputs, sample_targets(outputs)))"
-            )
-        captured = capture.take()
-        if state.estimator.statistic_shapes and not captured:
-            # A layer that this batch did not use; the other devices may have used it.
-            state.statistics = {
-                name: state.layer.weight.new_zeros(shape) for name, shape in state.estimator.statistic_shapes.items()
-            }
-        else:
-            state.statistics = _mean([state.estimator.statistics(c.a, c.g) for c in captured], captured)
-        if self._shares_curvature:
-            for statistic, value in state.statistics.items():
-                self._contribute(state.key(statistic), value)
+        self._membership.contribute(key, value)
 
     def _contribute_gradient(self, parameter: Tensor) -> None:
-        key = self._gradient_key(parameter)
+        key = ("gradient", self._names[parameter])  # type: ignore[index]
         if key not in self._contributed:
             # A parameter that this batch did not use has no gradient; the other devices may have one.
             self._contribute(key, parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
 
     def _contribute_averaged(self) -> None:
-        for name, tensor in self.averaged().items():
+        for name, tensor in self._averaged().items():
             self._contribute(("parameter", name), tensor)
 
+    def _collect(self, report: Report) -> Update:
+        if self._membership is None:
+            raise RuntimeError("the optimizer has not joined, and has nothing to collect")
+        result = self._membership.collect(report.loss, report.evaluation)
+        update = Update(result) if result.is_healed else self._received(result)
+        self._forget_batch()
+        return update
+
     def _forget_batch(self) -> None:
-        self._passes = []
-        self._buffers = {}
+        self._subject.batch.forget()
         self._has_begun = False
         self._contributed = set()
-        self._extras = {}
-        self._report = (math.nan, None)
+
+    def _apply_missed(self, result: StepResult) -> None:
+        self._subject.apply(self._received(result))
+
+    def _received(self, result: StepResult) -> Update:
+        """Load what was averaged, and return what is to be applied."""
+        for name, tensor in self._averaged().items():
+            if ("parameter", name) in result.tensors:
+                with torch.no_grad():
+                    tensor.copy_(result.tensors["parameter", name])
+        gradients: dict[Tensor, Tensor] = {
+            p: result.tensors["gradient", name].to(p.device)
+            for p, name in self._names.items()
+            if ("gradient", name) in result.tensors
+        }
+        scalars = {
+            name: float(result.tensors["curvature", name])
+            for name in self._subject.scalars
+            if ("curvature", name) in result.tensors
+        }
+        return Update(result, gradients, self._statistics(result) if gradients else {}, scalars)
 
 
-def _mean(statistics: Sequence[dict[str, Tensor]], captured: Sequence[Captured]) -> dict[str, Tensor]:
-    """Return the mean of several forward passes' statistics, weighted by their samples."""
-    if len(statistics) <= 1:
-        return dict(statistics[0]) if statistics else {}
-    total = sum(c.samples for c in captured)
-    weights = [c.samples / total for c in captured]
-    return {name: sum(w * s[name] for w, s in zip(weights, statistics, strict=True)) for name in statistics[0]}  # type: ignore[misc]
+def _statistic(state: PreconditionedLayer, name: str) -> str:
+    """Return the name under which a layer's statistic is exchanged."""
+    return f"{state.name}:{name}"
 
 
-def _spec(name: str, shape: Sequence[int], like: Tensor, kind: str) -> TensorSpec:
+def _spec(key: TensorKey, shape: Sequence[int], like: Tensor) -> TensorSpec:
+    kind, name = key
     return TensorSpec(name, tuple(shape), str(like.dtype).removeprefix("torch."), kind)

@@ -3,16 +3,13 @@
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from edge_client.exchange import StepResult
-
-if TYPE_CHECKING:
-    from edge_client.optim.newton import NewtonOptimizer
+from edge_client.exchange.interface import StepResult
 
 
 def parameters_digest(model: nn.Module) -> bytes:
@@ -52,13 +49,16 @@ def load_state(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any
     return state
 
 
+class _Part(NamedTuple):
+    save: Callable[[], dict[str, Any]]
+    load: Callable[[dict[str, Any]], None]
+
+
 class ModelReplica:
-    """A model and its optimizer, as the exchange sees them.
+    """A model with what trains it, as the exchange sees them; parts register their state by name.
 
     Args:
         model: the model.
-        optimizer: what trains it.
-        next_step: the first step that its state does not contain; None for a state that was not trained.
         is_shared: whether the weights are equal on all devices before every step.
         apply: takes a committed step.
         buffers: gives the buffers that the batch that is on has changed, as they were before it.
@@ -68,29 +68,31 @@ class ModelReplica:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: "NewtonOptimizer",
         *,
-        next_step: int | None,
         is_shared: bool,
         apply: Callable[[StepResult], None],
         buffers: Callable[[], Mapping[str, Tensor]],
     ) -> None:
-        self.next_step = next_step
+        self.next_step: int | None = None
+        """The first step that the state does not contain; None for a state that was not trained."""
         self.is_shared = is_shared
         self._model = model
-        self._optimizer = optimizer
         self._apply = apply
         self._buffers = buffers
+        self._parts: dict[str, _Part] = {}
+        self.register("model", self._weights, self._load_weights)
+
+    def register(self, name: str, save: Callable[[], dict[str, Any]], load: Callable[[dict[str, Any]], None]) -> None:
+        """Make a part's state one of this state; parts are loaded in the order in which they were registered."""
+        self._parts[name] = _Part(save, load)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the parameters."""
         return parameters_digest(self._model)
 
     def dump(self) -> bytes:
-        """Return weights, optimizer and curvature, as they were before the step that is on."""
-        weights = self._model.state_dict()
-        weights.update((name, buffer) for name, buffer in self._buffers().items() if name in weights)
-        return dump_state({"model": weights, "optimizer": self._optimizer.state_dict()})
+        """Return the states of all parts, as they were before the step that is on."""
+        return dump_state({name: part.save() for name, part in self._parts.items()})
 
     def load(self, data: bytes) -> None:
         """Take over what another device dumped.
@@ -100,12 +102,23 @@ class ModelReplica:
 
         """
         state = load_state(data, next(self._model.parameters()).device)
-        try:
-            self._model.load_state_dict(state["model"])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the state does not fit this model: {error}") from None
-        self._optimizer.load_state_dict(state["optimizer"])
+        missing = self._parts.keys() - state.keys()
+        if missing:
+            raise ValueError(f"the state lacks {', '.join(sorted(missing))}")
+        for name, part in self._parts.items():
+            part.load(state[name])
 
     def apply(self, result: StepResult) -> None:
         """Apply a committed step."""
         self._apply(result)
+
+    def _weights(self) -> dict[str, Any]:
+        weights = self._model.state_dict()
+        weights.update((name, buffer) for name, buffer in self._buffers().items() if name in weights)
+        return weights
+
+    def _load_weights(self, weights: dict[str, Any]) -> None:
+        try:
+            self._model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the state does not fit this model: {error}") from None

@@ -7,6 +7,7 @@ from typing import Any
 from edgenewton.common.files import write_atomically
 from torch import Tensor
 
+from edge_client.optim.saved_state import in_present_names
 from edge_client.sync.replica import dump_state, load_state
 
 FORMAT = "edgenewton-device-state"
@@ -25,7 +26,7 @@ class DeviceCheckpoint:
     @property
     def step(self) -> int:
         """The first step that it does not contain."""
-        return int(self.optimizer["steps"])
+        return int(in_present_names(self.optimizer)["sync"]["step"])
 
     def dump(self) -> bytes:
         """Return the state as bytes."""

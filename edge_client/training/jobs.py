@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from edge_client.exchange import GradientExchange, TlsFiles
+from edge_client.exchange.remote import GradientExchange, TlsFiles
 from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
 from edge_client.training.checkpoint import DeviceCheckpoint
@@ -82,7 +82,7 @@ def train(
         data.index,
         data.count,
         until_step=request.first_step + request.steps,
-        connect=lambda: GradientExchange.join(
+        connect=lambda: GradientExchange.connect(
             request.coordinator, session=request.session, device=_device_id(request, tls), tls=tls
         ),
         weights=weights,

@@ -86,7 +86,8 @@ def train_in_session(
             if on_step is not None:
                 on_step(step)
 
-        report = trainer.train(max(0, until_step - trainer.optimizer.steps), after_step)
+        trainer.join()
+        report = trainer.train(max(0, until_step - trainer.optimizer.current_step), after_step)
         last = current()
         if saving is not None:
             saving.save(last)

@@ -1,41 +1,17 @@
 """Settings of training on a device: typed, with their limits, checked where they enter."""
 
-import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from edgenewton.common.options import OptionError, flat_names, flatten
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from edge_client.curvature.estimators.base import Inversion
-from edge_client.curvature.inputs import WeightSharing
-from edge_client.optim.newton import CurvatureScope, Fisher, NewtonOptimizer
+from edge_client.exchange import Exchange
+from edge_client.optim import Curvature, Refresh, TrustRegion
+from edge_client.sync import EveryBatch, LocalCurvature, SyncPlan
+from edge_client.sync.local_curvature import SYNC_EVERY
 from edge_client.tasks import PartitionKind
-
-_OPTIMIZER = inspect.signature(NewtonOptimizer).parameters
-
-OPTIMIZER_OPTIONS = (
-    "lr",
-    "curvature",
-    "momentum",
-    "weight_decay",
-    "damping",
-    "kl_clip",
-    "update_clip",
-    "ema",
-    "curvature_scope",
-    "average_every",
-    "warmup_steps",
-    "factor_every",
-    "inverse_every",
-    "weight_sharing",
-    "inversion",
-    "fisher",
-    "adaptive_damping",
-    "adapt_every",
-)
-"""Settings that are handed to `NewtonOptimizer`, whose defaults they share."""
-
 
 Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
 """Left to the optimizer; written "auto" in texts, which know no None."""
@@ -45,12 +21,8 @@ class SettingsError(ValueError):
     """A setting is unknown or has an impossible value; the text names it."""
 
 
-def _default(option: str) -> Any:
-    return _OPTIMIZER[option].default
-
-
 class TrainSettings(BaseModel):
-    """What a device trains, and how."""
+    """What a device trains, and how. Each option of the optimizer's groups is a setting of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,46 +43,51 @@ class TrainSettings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = 1
     """Threads that torch may use; 0 leaves it to torch."""
 
-    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = _default("lr")
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = None
     """Step size; "auto" for what suits the estimator."""
-    curvature: str = _default("curvature")
-    """Estimator of the inverse Hessian."""
-    curvature_scope: CurvatureScope = _default("curvature_scope")
-    """Whether devices average their curvature ("shared") or their parameters ("local")."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | Auto = _default("momentum")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | Auto = None
     """Weight of the past directions; "auto" for what suits the estimator."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = _default("weight_decay")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay."""
-    damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = _default("damping")
-    """Added to the curvature's eigenvalues, in units of their mean; "auto" for what suits the estimator."""
-    kl_clip: Annotated[float, Field(gt=0)] | Auto = _default("kl_clip")
-    """Size of the trust region; "auto" for what suits the estimator."""
-    update_clip: Annotated[float, Field(gt=0)] | Auto = _default("update_clip")
-    """Largest step of a layer, as a part of its weights' norm; "auto" for what suits the estimator."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = _default("ema")
-    """Weight of the past in the running curvature."""
-    average_every: Annotated[int, Field(ge=1)] = _default("average_every")
+    curvature: Annotated[Curvature, BeforeValidator(lambda v: Curvature(v) if isinstance(v, str) else v)] = Curvature()
+    trust: TrustRegion = TrustRegion()
+    refresh: Refresh = Refresh()
+    curvature_scope: Literal["shared", "local"] = "shared"
+    """Whether devices average their curvature ("shared"), or use their own and average their parameters ("local")."""
+    sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
     """Steps between two averages of the parameters in local scope."""
-    warmup_steps: Annotated[int, Field(ge=0)] = _default("warmup_steps")
-    """First steps, each of which updates and inverts the curvature."""
-    factor_every: Annotated[int, Field(ge=1)] = _default("factor_every")
-    """Later, steps between two updates of the curvature statistics."""
-    inverse_every: Annotated[int, Field(ge=1)] = _default("inverse_every")
-    """Later, steps between two inversions."""
-    weight_sharing: WeightSharing = _default("weight_sharing")
-    """How the uses of a weight within a sample count."""
-    inversion: Inversion = _default("inversion")
-    """How Kronecker factors are inverted."""
-    fisher: Fisher = _default("fisher")
-    """Whether the curvature's gradients are those of the labels, or of labels that the model's predictions give."""
-    adaptive_damping: bool = _default("adaptive_damping")
-    """Let the damping follow how well the quadratic model predicts the loss."""
-    adapt_every: Annotated[int, Field(ge=1)] = _default("adapt_every")
-    """Steps between two such comparisons, each of which costs a forward pass."""
 
     def optimizer_options(self) -> dict[str, Any]:
-        """Return what `NewtonOptimizer` takes."""
-        return {name: getattr(self, name) for name in OPTIMIZER_OPTIONS}
+        """Return what `NewtonOptimizer` takes, but for the model and the plan."""
+        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh")
+        return {name: getattr(self, name) for name in names}
+
+    def plan(self, exchange: Exchange | None = None, training_samples: int = 0) -> SyncPlan:
+        """Return how a device that holds so many samples synchronises with those of an exchange; None for alone."""
+        if self.curvature_scope == "local":
+            return LocalCurvature(exchange, self.sync_every, training_samples=training_samples)
+        return EveryBatch(exchange, training_samples=training_samples)
+
+    def flat(self) -> dict[str, Any]:
+        """Return the settings as texts and numbers by one name each, as `check_settings` takes them.
+
+        What is left to the optimizer is not named.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in flatten(**values).items() if value is not None}
+
+
+_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh}
+_PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
+"""Group and field of each option in a group, by the name that the setting has."""
+_UNSET = {"adapt_every": "never"}
+"""What is written for None, where that is not "auto"."""
+
+
+def setting_names() -> list[str]:
+    """Return the names of all settings, as they are written in texts."""
+    names = flatten(**{name: getattr(TrainSettings(), name) for name in TrainSettings.model_fields})
+    return [name.replace("_", "-") for name in names]
 
 
 def check_settings(values: Mapping[str, object]) -> TrainSettings:
@@ -120,8 +97,18 @@ def check_settings(values: Mapping[str, object]) -> TrainSettings:
         SettingsError: a name is unknown or a value impossible; the text names them all.
 
     """
+    nested: dict[str, Any] = {}
+    for written, value in values.items():
+        name = written.replace("-", "_")
+        if name in _PLACES:
+            group, field = _PLACES[name]
+            nested.setdefault(group, {})[field] = None if value == _UNSET.get(name, "auto") else value
+        elif name in _GROUPS:
+            nested[f"{name} itself"] = value  # a group is no setting
+        else:
+            nested[name] = value
     try:
-        return TrainSettings.model_validate({name.replace("-", "_"): value for name, value in values.items()})
+        return TrainSettings.model_validate(nested)
     except ValidationError as error:
         raise SettingsError("; ".join(map(_describe, error.errors()))) from None
 
@@ -146,8 +133,16 @@ def parse_settings(assignments: Iterable[str]) -> TrainSettings:
 
 
 def _describe(problem: Any) -> str:
-    name = str(problem["loc"][0]).replace("_", "-")
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, OptionError):
+        return f"setting {cause.name.replace('_', '-')!r} is {cause.value!r}: {cause.expected}"
+    name = _setting_of(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(field.replace("_", "-") for field in TrainSettings.model_fields)
-        return f"setting {name!r} is unknown; known are {known}"
+        return f"setting {name!r} is unknown; known are {', '.join(setting_names())}"
     return f"setting {name!r} is {problem['input']!r}: {problem['msg']}"
+
+
+def _setting_of(place: tuple[Any, ...]) -> str:
+    """Return the name of the setting at a place of the nested settings."""
+    flat = next((name for name, at in _PLACES.items() if at == place[:2]), str(place[0]).removesuffix(" itself"))
+    return flat.replace("_", "-")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import Exchange, InProcessExchange
-from edge_client.optim.newton import NewtonOptimizer
+from edge_client.optim import NewtonOptimizer
 from edge_client.sync.replica import weights_digest
 from edge_client.tasks import Partition, Task, load_task
 from edge_client.training.batches import BatchOrder
@@ -32,7 +32,6 @@ class Trainer:
         state: of the optimizer, from `Trainer.state_dict`.
 
     Raises:
-        ExchangeError: the coordinator is down or refuses this device.
         ValueError: the settings, weights or state do not fit.
 
     """
@@ -59,11 +58,20 @@ class Trainer:
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self.optimizer = NewtonOptimizer(
             self.model,
-            exchange=self.exchange,
-            training_samples=len(self._samples),
-            state=state,
+            sync=settings.plan(self.exchange, len(self._samples)),
             **settings.optimizer_options(),
         )
+        if state is not None:
+            self.optimizer.load_state_dict(state)
+
+    def join(self) -> None:
+        """Take this device's place, unless it has it; training does it too.
+
+        Raises:
+            ExchangeError: the coordinator is down or refuses this device.
+
+        """
+        self.optimizer.join()
 
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
@@ -72,20 +80,21 @@ class Trainer:
             ExchangeError: the session failed or went on without this device.
 
         """
+        self.join()
         began = time.perf_counter()
         losses: list[float] = []
-        target = self.optimizer.steps + steps
+        target = self.optimizer.current_step + steps
         self.model.train()
-        while self.optimizer.steps < target:
+        while self.optimizer.current_step < target:
             taken = self.train_batch()
             losses.append(taken.loss)
             if on_step is not None:
                 on_step(taken)
-        if self.optimizer.steps == target:  # else it healed with a state that came after this
+        if self.optimizer.current_step == target:  # else it healed with a state that came after this
             self.optimizer.synchronise()
         return TrainingReport(
             steps=len(losses),
-            step=self.optimizer.steps,
+            step=self.optimizer.current_step,
             samples=len(losses) * self.settings.batch_size,
             loss=sum(losses) / len(losses) if losses else math.nan,
             bytes_sent=self.exchange.traffic.sent,
@@ -101,14 +110,15 @@ class Trainer:
             ExchangeError: the session failed or went on without this device.
 
         """
-        step = self.optimizer.steps
+        self.join()
+        step = self.optimizer.current_step
         every = self.settings.evaluate_every
         evaluation = self.evaluate() if every and step % every == 0 else None
         batch = torch.from_numpy(self._batches.indices(step))
         inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
         self.optimizer.zero_grad()
         outputs = self.model(inputs)
-        if self.settings.fisher == "sampled":
+        if self.settings.curvature.fisher == "sampled":
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
             sampled = sample_targets(outputs, self.task.likelihood, generator)
             self.optimizer.sample_fisher(self.task.loss(outputs, sampled))

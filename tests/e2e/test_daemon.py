@@ -26,7 +26,7 @@ from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.daemon.translation import train_to_proto
-from edge_client.exchange import GradientExchange
+from edge_client.exchange.remote import GradientExchange
 from edge_client.inference import Artefact, Recognizer
 from edge_client.training.jobs import dump_weights, initial_weights
 from edge_client.training.settings import TrainSettings
@@ -190,7 +190,7 @@ def test_a_daemon_that_is_killed_in_the_middle_goes_on_from_what_it_saved(short_
     is_back, reports = threading.Event(), []
 
     def train_other(address):
-        exchange = GradientExchange.join(address, session="both", device="d1")
+        exchange = GradientExchange.connect(address, session="both", device="d1")
         trainer = Trainer(SETTINGS, 1, 2, exchange)
         reports.append(trainer.train(6, lambda step: step.step == 1 and is_back.wait(60)))
         exchange.close()

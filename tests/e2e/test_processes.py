@@ -61,7 +61,7 @@ def test_shared_scope_with_default_settings_is_bit_identical_on_all_devices(tmp_
 def test_local_scope_ends_with_one_model(tmp_path):
     with Coordinator("local", DEVICES) as coordinator:
         train_on_devices(
-            coordinator.address, "local", DEVICES, tmp_path, "steps=7", "curvature-scope=local", "average-every=3"
+            coordinator.address, "local", DEVICES, tmp_path, "steps=7", "curvature-scope=local", "sync-every=3"
         )
         assert coordinator.wait() == 0
     assert_bit_identical(models(tmp_path))

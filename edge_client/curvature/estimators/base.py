@@ -11,26 +11,34 @@ of the union of their batches.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+from edgenewton.common.options import check_choice, check_number
 from torch import Tensor
 
 from edge_client.curvature.inputs import Inputs, WeightSharing
 from edge_client.curvature.layers import MatrixShape
 
 Inversion = Literal["cholesky", "eigen"]
+Statistics = Mapping[str, Tensor]
+"""A layer's statistics of a batch, by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EstimatorOptions:
     """What a user may choose of an estimator; one that has no use for an option ignores it."""
 
-    ema: float = 0.9
+    factor_decay: float = 0.9
     """Weight of the past in the running curvature."""
     weight_sharing: WeightSharing = "expand"
-    """How the uses of a weight within one sample count."""
+    """How the uses of a weight within one sample count: "expand" counts each as a sample, "reduce" joins them."""
     inversion: Inversion = "cholesky"
-    """Of Kronecker factors: by Cholesky, each damped on its own; or in their eigenbasis, damped exactly."""
+    """Of Kronecker factors: "cholesky" damps each on its own; "eigen" damps their product exactly, and takes longer."""
+
+    def __post_init__(self) -> None:
+        check_number("factor_decay", self.factor_decay, at_least=0, below=1)
+        check_choice("weight_sharing", self.weight_sharing, get_args(WeightSharing))
+        check_choice("inversion", self.inversion, get_args(Inversion))
 
 
 @dataclass(frozen=True)
@@ -121,8 +129,8 @@ class Estimator(ABC):
     def next_decay(self) -> float:
         """Count an update and return the weight of the past in it.
 
-        It grows as 1 - 1/k up to `ema`, so that the first batches count alike and none is discounted towards zero
-        (Martens & Grosse 2015, section 5).
+        It grows as 1 - 1/k up to `factor_decay`, so that the first batches count alike and none is discounted towards
+        zero (Martens & Grosse 2015, section 5).
         """
         self.updates += 1
-        return min(1 - 1 / self.updates, self.options.ema)
+        return min(1 - 1 / self.updates, self.options.factor_decay)

@@ -76,7 +76,7 @@ class Mkor(Estimator):
             self.inverse_A = torch.eye(in_, dtype=gradient.dtype, device=gradient.device).expand(blocks, in_, in_)
             self.inverse_G = torch.eye(out, dtype=gradient.dtype, device=gradient.device).expand(blocks, out, out)
         self.updates += 1
-        decay = self.options.ema
+        decay = self.options.factor_decay
         self.inverse_A = stabilised(rank_one_inverse(self.inverse_A, statistics["a"], decay))
         self.inverse_G = stabilised(rank_one_inverse(self.inverse_G, statistics["g"], decay))
 

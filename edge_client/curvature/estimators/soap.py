@@ -20,10 +20,10 @@ _LARGEST = 4096
 """A side with more rows keeps the unit matrix for its basis: a decomposition would take too long."""
 
 
-class Gradients(Estimator):
+class Soap(Estimator):
     """Divides the gradient by the root of its second moment, in the eigenbasis of Shampoo's factors."""
 
-    name = "gradients"
+    name = "soap"
     defaults = EstimatorDefaults(lr=0.003, momentum=0.9, damping=1e-6, kl_clip=float("inf"), update_clip=0.05)
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:

@@ -85,12 +85,14 @@ class Assembly:
             self.received_until = frame.step + 1
         return frame
 
+    def has_committed(self, number: int) -> bool:
+        """Whether a step has committed that was not taken yet."""
+        step = self._steps.get(number)
+        return step is not None and step.commit is not None
+
     def take_step(self, number: int) -> AssembledStep | None:
         """Return a step that has committed, once, or None."""
-        step = self._steps.get(number)
-        if step is None or step.commit is None:
-            return None
-        return self._steps.pop(number)
+        return self._steps.pop(number) if self.has_committed(number) else None
 
     def forget_uncommitted(self) -> None:
         """Drop what belongs to a step that is on: its means come anew."""

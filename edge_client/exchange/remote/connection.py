@@ -24,6 +24,8 @@ _OPTIONS = [
     *TRANSPORT_OPTIONS,
 ]
 _KNOCK_EVERY_S = 0.2
+CALL_TIMEOUT_S = 10.0
+"""Seconds that a call to a coordinator that is there may take."""
 
 
 class NoEntryError(ConnectionError):

@@ -1,7 +1,7 @@
-"""The connection of a device to its coordinator: one thread that keeps it up while the device computes.
+"""The stream of a device to its coordinator: one thread keeps it up while the device computes.
 
-The thread runs an event loop with a stream, its heartbeats, and the attempts to connect again. The device's own thread
-hands frames in and waits for news; `changed` guards what both touch.
+The thread runs an event loop with the stream, its heartbeats, and the attempts to connect again. The device's own
+thread hands frames in and waits for events; one condition guards what both touch.
 """
 
 import asyncio
@@ -9,28 +9,29 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from edgenewton.common.backoff import backoff
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.loop_thread import LoopThread
-from edgenewton.common.memory import keep_freed_memory
-from edgenewton.common.tls import TlsFiles
 from edgenewton.v1 import TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
 
-from edge_client.exchange.remote.assembly import Assembly
-from edge_client.exchange.remote.connection import Connection
+from edge_client.exchange.errors import Cause, ExchangeError
+from edge_client.exchange.interface import Traffic
+from edge_client.exchange.remote.assembly import AssembledStep, Assembly
+from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection
 from edge_client.exchange.remote.snapshots import Metadata, download, upload
 from edge_client.exchange.remote.status import (
     RETRIED,
     RETRIED_DOWNLOADS,
-    RETRIED_FIRST_JOINS,
     RETRIED_JOINS,
     LostError,
     StreamEndedError,
     describe,
+    explain,
 )
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 _EXCHANGE = "/edgenewton.v1.GradientExchange/Exchange"
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
-CALL_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 2.0
+UPLOAD_TIMEOUT_S = 60.0
 MAX_WAITING_STEPS = 8
 """So many committed steps may wait to be applied; then the stream is not read on, and flow control holds it."""
 MAX_HEALINGS = 5
@@ -48,33 +49,72 @@ MAX_HEALINGS = 5
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Committed:
+    """The step that was waited for has committed."""
+
+    step: AssembledStep
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A state of another device has come; the stream carries the steps from it on."""
+
+    step: int
+    data: bytes
+    """Empty if this device's own state has become that of the session."""
+
+
+@dataclass(frozen=True)
+class StateWanted:
+    """Another device needs this one's state."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The place is lost."""
+
+    error: Exception
+
+
+Event = Committed | Healed | StateWanted | Lost
+
+
 class Link:
-    """Keeps one device connected.
+    """Keeps one device connected that has joined.
 
     Args:
-        address: of the coordinator, host:port.
+        loop: runs the stream.
+        connection: to the coordinator.
+        request: with which the device joined.
+        reply: what it was told.
+        assembly: puts together what comes.
         reconnect_deadline_s: seconds in which a lost coordinator must be found again.
-        tls: this device's certificate and key; None for plaintext.
 
     """
 
-    def __init__(self, address: str, reconnect_deadline_s: float, tls: TlsFiles | None = None) -> None:
-        keep_freed_memory()
-        self.address = address
-        self.tls = tls
-        self._connection = Connection(address, tls)
-        self.changed = threading.Condition()
-        self.failure: Exception | None = None
-        self.snapshot: tuple[int, bytes] | None = None
-        """A state that was fetched for this device, and its step."""
-        self.is_healing = False
-        self.is_state_wanted = False
-        self.assembly: Assembly | None = None
-        self.bytes_sent = 0
-        self.bytes_received = 0
+    def __init__(
+        self,
+        loop: LoopThread,
+        connection: Connection,
+        request: pb.JoinRequest,
+        reply: pb.JoinReply,
+        assembly: Assembly,
+        reconnect_deadline_s: float,
+    ) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._request = request
+        self._reply = reply
+        self._assembly = assembly
         self._reconnect_deadline_s = reconnect_deadline_s
-        self._request = pb.JoinRequest()
-        self._reply = pb.JoinReply()
+        self._changed = threading.Condition()
+        self._failure: Exception | None = None
+        self._healed: Healed | None = None
+        self._is_healing = False
+        self._is_state_wanted = False
+        self._bytes_sent = request.ByteSize()
+        self._bytes_received = reply.ByteSize()
         self._frames: list[bytes] = []
         self._frames_step = 0
         self._sent = 0
@@ -82,63 +122,78 @@ class Link:
         self._is_heartbeat_due = False
         self._heard_at = 0.0
         self._healings = 0
-        self._is_closed = False
         self._is_leaving = False
         self._stream: Any = None
-        self._loop = LoopThread("exchange")
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes sent and received so far."""
+        return Traffic(self._bytes_sent, self._bytes_received)
+
     # ------------------------------------------------------------------ called by the device's thread
 
-    def connect(self, timeout_s: float) -> None:
-        """Open the channel.
-
-        Raises:
-            NoEntryError: nobody answers in time, or this side and the other do not trust each other.
-
-        """
-        self._call(self._connection.open(timeout_s), timeout_s + CALL_TIMEOUT_S)
-
-    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """Take a place; a coordinator that goes down meanwhile has the time of a reconnection to come back.
-
-        Raises:
-            grpc.RpcError: the coordinator refuses it or is gone.
-
-        """
-        self._request = request
-        return self._call(self._join_first(request), self._reconnect_deadline_s + 2 * CALL_TIMEOUT_S)
-
-    def start(self, assembly: Assembly) -> None:
+    def start(self) -> None:
         """Open the stream, and keep it open from now on."""
-        self.assembly = assembly
         if self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
             self._begin_healing()
         self._loop.spawn(self._keep_connected())
 
     def begin_step(self, step: int) -> None:
         """Forget the frames of the step before."""
-        with self.changed:
+        with self._changed:
             self._frames, self._frames_step, self._sent, self._has_last = [], step, 0, False
 
     def send(self, frame: bytes, *, is_last: bool = False) -> None:
         """Send a frame of the step that is on; it is kept until the next step begins, to be sent again if need be."""
-        with self.changed:
+        with self._changed:
             self._frames.append(frame)
             self._has_last = is_last
         self._loop.call_soon(self._wake.set)
 
+    def wait(self, step: int, timeout_s: float) -> Event | None:
+        """Return what has happened, each event once, or None if nothing has within `timeout_s`.
+
+        A lost place stays lost. While the device heals no step is committed for it.
+        """
+        with self._changed:
+            if self._changed.wait_for(lambda: self._has_event(step), timeout_s):
+                return self._take_event(step)
+        return None
+
+    def take_step(self, step: int) -> AssembledStep | None:
+        """Return a step if it has committed, once."""
+        with self._changed:
+            taken = self._assembly.take_step(step)
+        if taken is not None:
+            self._loop.call_soon(self._room.set)
+        return taken
+
+    def has_committed(self, step: int) -> bool:
+        """Whether a step went on, with or without this device."""
+        return self._assembly.received_until > step
+
+    @property
+    def lost(self) -> Lost | None:
+        """How the place was lost, if it was."""
+        return None if self._failure is None else Lost(self._failure)
+
+    def take_wish(self) -> bool:
+        """Return whether another device needs this one's state, once."""
+        with self._changed:
+            is_wanted, self._is_state_wanted = self._is_state_wanted, False
+        return is_wanted
+
     def upload(self, step: int, state: bytes) -> None:
         """Hand this device's state in, in the background."""
-        self.is_state_wanted = False
         self._loop.spawn(self._upload(step, state))
 
-    def made_room(self) -> None:
-        """Note that steps were taken out of the assembly."""
-        self._loop.call_soon(self._room.set)
+    def upload_now(self, step: int, state: bytes) -> None:
+        """Hand this device's state in, and wait until it has arrived."""
+        self._call(self._upload(step, state), UPLOAD_TIMEOUT_S)
 
-    def leave(self, session: str, device: str, failure: str) -> bool:
+    def leave(self, failure: str) -> bool:
         """Give the place back; return whether this device's state is wanted first.
 
         Raises:
@@ -147,47 +202,46 @@ class Link:
         """
         self._is_leaving = True
         request = pb.LeaveRequest(
-            session=session, device=device, token=self._reply.token, reason=failure, finished=not failure
+            session=self._request.session,
+            device=self._request.device,
+            token=self._reply.token,
+            reason=failure,
+            finished=not failure,
         )
-        return self._call(self._leave(request))
+        return self._call(self._leave(request), CALL_TIMEOUT_S)
 
-    def upload_now(self, step: int, state: bytes) -> None:
-        """Hand this device's state in, and wait until it has arrived."""
-        self._call(self._upload(step, state), timeout_s=60.0)
+    def explain(self, error: Exception) -> ExchangeError:
+        """Return why the place was lost, as a user's program meets it."""
+        device, connection = self._request.device, self._connection
+        if isinstance(error, grpc.RpcError):
+            return explain(error, device, connection.address, connection.tls)
+        return ExchangeError(f"device {device!r}, session {self._request.session!r}: {error}", Cause.ABORTED)
 
-    def close(self) -> None:
-        """End the stream, the connection and the thread."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            self._call(self._close(), timeout_s=5.0)
-        except (grpc.RpcError, TimeoutError) as error:
-            log.debug("closing the connection to %s: %s", self.address, error)
-        self._loop.stop()
+    def cancel(self) -> None:
+        """End the stream; call it on the loop."""
+        if self._stream is not None:
+            self._stream.cancel()
 
-    def _call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float = CALL_TIMEOUT_S + 5.0) -> T:
+    def _has_event(self, step: int) -> bool:
+        is_committed = not self._is_healing and self._assembly.has_committed(step)
+        return self._failure is not None or self._healed is not None or is_committed or self._is_state_wanted
+
+    def _take_event(self, step: int) -> Event:
+        if self._failure is not None:
+            return Lost(self._failure)
+        if self._healed is not None:
+            healed, self._healed = self._healed, None
+            return healed
+        taken = None if self._is_healing else self.take_step(step)
+        if taken is not None:
+            return Committed(taken)
+        self._is_state_wanted = False
+        return StateWanted()
+
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
         return self._loop.call(coroutine, timeout_s)
 
     # ------------------------------------------------------------------ connection
-
-    async def _join_first(self, request: pb.JoinRequest) -> pb.JoinReply:
-        deadline = time.monotonic() + self._reconnect_deadline_s
-        pauses = backoff()
-        while True:
-            try:
-                return await self._join(request)
-            except grpc.RpcError as error:
-                if error.code() not in RETRIED_FIRST_JOINS or time.monotonic() > deadline:
-                    raise
-                log.warning("joining at %s failed, trying again: %s", self.address, describe(error))
-            await asyncio.sleep(next(pauses))
-
-    async def _join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        self._reply = await self._connection.stub.Join(request, timeout=CALL_TIMEOUT_S)
-        self.bytes_sent += request.ByteSize()
-        self.bytes_received += self._reply.ByteSize()
-        return self._reply
 
     async def _leave(self, request: pb.LeaveRequest) -> bool:
         reply: pb.LeaveReply = await self._connection.stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
@@ -195,45 +249,49 @@ class Link:
 
     async def _keep_connected(self) -> None:
         try:
-            while not self._is_closed:
+            while True:
                 try:
                     await self._run_stream()
                     raise LostError("the coordinator ended the stream")
                 except (grpc.RpcError, LostError) as error:
-                    if self._is_closed or self._is_leaving:
+                    if self._is_leaving:
                         return
                     if isinstance(error, grpc.RpcError) and not self._is_worth_another_try(error, RETRIED):
                         raise
-                    log.warning("connection to %s lost, joining again: %s", self.address, describe(error))
+                    log.warning("connection to %s lost, joining again: %s", self._connection.address, describe(error))
                 await self._join_again()
         except (grpc.RpcError, ValueError, LostError) as error:
             self._fail(error)
         except Exception as error:
-            log.exception("the exchange with %s failed", self.address)
+            log.exception("the exchange with %s failed", self._connection.address)
             self._fail(error)
 
     async def _join_again(self) -> None:
         """Join again, with growing pauses, until it succeeds or the deadline has passed."""
-        assembly = self._require_assembly()
         deadline = time.monotonic() + self._reconnect_deadline_s
         for pause_s in backoff():
             await asyncio.sleep(pause_s)
-            with self.changed:
-                assembly.forget_uncommitted()
-                if not self.is_healing:
-                    self._request.next_step = assembly.received_until
+            with self._changed:
+                self._assembly.forget_uncommitted()
+                if not self._is_healing:
+                    self._request.next_step = self._assembly.received_until
                 self._request.token = self._reply.token
                 self._request.weights_digest = b""
             await self._connection.renew()
             try:
-                reply = await self._join(self._request)
+                await self._rejoin()
             except grpc.RpcError as error:
                 if not self._is_worth_another_try(error, RETRIED_JOINS) or time.monotonic() > deadline:
                     raise
                 continue
-            if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
+            if self._reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
                 self._begin_healing()
             return
+
+    async def _rejoin(self) -> None:
+        self._reply = await self._connection.stub.Join(self._request, timeout=CALL_TIMEOUT_S)
+        self._bytes_sent += self._request.ByteSize()
+        self._bytes_received += self._reply.ByteSize()
 
     def _is_worth_another_try(self, error: grpc.RpcError, retried: Collection[grpc.StatusCode]) -> bool:
         return error.code() in retried or self._connection.is_outdated(error)
@@ -244,13 +302,13 @@ class Link:
         call = self._connection.channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
         self._stream = call
         self._heard_at = time.monotonic()
-        with self.changed:
+        with self._changed:
             self._sent = 0
         helpers = [
             asyncio.create_task(self._send_frames(call)),
             asyncio.create_task(self._watch_silence(call, settings.heartbeat_s, settings.lease_s)),
         ]
-        if self.is_healing:
+        if self._is_healing:
             helpers.append(asyncio.create_task(self._heal(call)))
         try:
             while (data := await call.read()) is not _EOF:
@@ -275,7 +333,7 @@ class Link:
                 failpoint("before-send", self._frames_step)
                 await call.write(frame)
                 failpoint("mid-send", self._frames_step)
-                self.bytes_sent += len(frame)
+                self._bytes_sent += len(frame)
                 if self._has_last and self._sent == len(self._frames):
                     failpoint("after-send", self._frames_step)
             if self._is_heartbeat_due:
@@ -284,9 +342,9 @@ class Link:
             await self._wake.wait()
 
     def _next_frame(self) -> bytes | None:
-        with self.changed:
-            received = self._require_assembly().received_until
-            if self.is_healing or self._frames_step < received or self._sent >= len(self._frames):
+        with self._changed:
+            received = self._assembly.received_until
+            if self._is_healing or self._frames_step < received or self._sent >= len(self._frames):
                 return None
             self._sent += 1
             return self._frames[self._sent - 1]
@@ -304,19 +362,18 @@ class Link:
     def _take_frame(self, data: bytes) -> bool:
         """Take a frame in; return whether this device was told to heal."""
         self._heard_at = time.monotonic()
-        self.bytes_received += len(data)
-        assembly = self._require_assembly()
-        with self.changed:
-            before = assembly.received_until
-            frame = assembly.take_frame(data)
-            if assembly.received_until > before:
-                self.changed.notify_all()
+        self._bytes_received += len(data)
+        with self._changed:
+            before = self._assembly.received_until
+            frame = self._assembly.take_frame(data)
+            if self._assembly.received_until > before:
+                self._changed.notify_all()
             if frame.HasField("snapshot_wanted"):
-                self.is_state_wanted = True
-                self.changed.notify_all()
+                self._is_state_wanted = True
+                self._changed.notify_all()
         if frame.HasField("commit"):
             failpoint("after-receive", frame.step)
-        if not frame.HasField("heal") or self.is_healing:
+        if not frame.HasField("heal") or self._is_healing:
             return False
         log.warning("this device heals: %s", frame.heal.reason)
         self._request.ClearField("next_step")  # its state is not to be gone on from
@@ -324,19 +381,18 @@ class Link:
         return True
 
     async def _wait_for_room(self) -> None:
-        assembly = self._require_assembly()
-        while not self.is_healing and assembly.waiting >= MAX_WAITING_STEPS:
+        while not self._is_healing and self._assembly.waiting >= MAX_WAITING_STEPS:
             self._room.clear()
             await self._room.wait()
 
     # ------------------------------------------------------------------ snapshots
 
     def _begin_healing(self) -> None:
-        with self.changed:
-            self.is_healing = True
-            self.is_state_wanted = False
-            self._require_assembly().begin_healing()
-            self.changed.notify_all()
+        with self._changed:
+            self._is_healing = True
+            self._is_state_wanted = False
+            self._assembly.begin_healing()
+            self._changed.notify_all()
 
     async def _heal(self, call: Any) -> None:
         """Fetch the state of a live member; the stream then carries all steps from it on."""
@@ -344,22 +400,21 @@ class Link:
             settings = self._reply.settings
             timeout_s = settings.join_deadline_s + settings.rejoin_deadline_s + CALL_TIMEOUT_S
             snapshot = await download(self._connection.stub, self._metadata, timeout_s)
-            self.bytes_received += len(snapshot.data)
+            self._bytes_received += len(snapshot.data)
             if not snapshot.is_intact:
                 self._healings += 1
                 if self._healings == MAX_HEALINGS:
                     raise ValueError(f"{MAX_HEALINGS} snapshots in a row arrived damaged")
-                log.warning("a snapshot from %s arrived damaged; fetching another", self.address)
+                log.warning("a snapshot from %s arrived damaged; fetching another", self._connection.address)
                 call.cancel()  # joining again begins anew
                 return
-            with self.changed:
+            with self._changed:
                 self._healings = 0
-                self._require_assembly().rebase(snapshot.step)
-                if snapshot.data:
-                    self.snapshot = (snapshot.step, snapshot.data)
-                # Else this device's own state has become that of the session.
-                self.is_healing = False
-                self.changed.notify_all()
+                self._assembly.rebase(snapshot.step)
+                if snapshot.data or self._healed is None:
+                    self._healed = Healed(snapshot.step, snapshot.data)
+                self._is_healing = False
+                self._changed.notify_all()
             self._wake.set()
         except grpc.RpcError as error:
             if error.code() in RETRIED_DOWNLOADS:
@@ -372,28 +427,17 @@ class Link:
     async def _upload(self, step: int, state: bytes) -> None:
         try:
             await upload(self._connection.stub, self._metadata, step, state)
-            self.bytes_sent += len(state)
+            self._bytes_sent += len(state)
         except grpc.RpcError as error:
             log.warning("this device's state could not be handed in: %s", describe(error))
 
     # ------------------------------------------------------------------ inner workings
-
-    async def _close(self) -> None:
-        await self._loop.cancel_tasks()
-        if self._stream is not None:
-            self._stream.cancel()
-        await self._connection.close()
 
     @property
     def _metadata(self) -> Metadata:
         return ((TOKEN_METADATA_KEY, self._reply.token),)
 
     def _fail(self, error: Exception) -> None:
-        with self.changed:
-            self.failure = error
-            self.changed.notify_all()
-
-    def _require_assembly(self) -> Assembly:
-        if self.assembly is None:
-            raise RuntimeError("the exchange has not started")
-        return self.assembly
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()

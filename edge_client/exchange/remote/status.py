@@ -1,6 +1,18 @@
 """How calls to the coordinator fail, and after which failures it is worth another try."""
 
 import grpc
+from edgenewton.common.tls import TlsFiles
+from edgenewton.common.tls_diagnosis import diagnose
+
+from edge_client.exchange.errors import Cause, ExchangeError
+
+_CAUSES = {
+    grpc.StatusCode.UNAVAILABLE: Cause.UNREACHABLE,
+    grpc.StatusCode.CANCELLED: Cause.UNREACHABLE,
+    grpc.StatusCode.INVALID_ARGUMENT: Cause.INVALID,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Cause.LEFT_OUT,
+    grpc.StatusCode.ABORTED: Cause.ABORTED,
+}
 
 RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -49,3 +61,12 @@ def describe(error: Exception) -> str:
     if isinstance(error, grpc.RpcError):
         return f"{error.code().name}: {error.details()}"
     return str(error)
+
+
+def explain(error: grpc.RpcError, device: str, address: str, tls: TlsFiles | None) -> ExchangeError:
+    """Return a failed call to the coordinator at `address` as a user's program meets it."""
+    code, details = error.code(), str(error.details())
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        advice = diagnose(address, tls)
+        details = f"device {device!r} lost the coordinator at {address} ({details})" + (f"; {advice}" if advice else "")
+    return ExchangeError(details, _CAUSES.get(code, Cause.REFUSED))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.flower.run_config import RunConfig, RunConfigError, split_run_config
-from edge_client.training.settings import TrainSettings, check_settings
+from edge_client.training.settings import TrainSettings, check_settings, setting_names
 
 VALUES = {"task": "digits", "devices": 4, "steps": 60, "rounds": 3}
 
@@ -12,8 +12,7 @@ VALUES = {"task": "digits", "devices": 4, "steps": 60, "rounds": 3}
 def test_the_run_config_of_the_app_names_every_setting_with_its_default():
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     values = project["tool"]["flwr"]["app"]["config"]
-    fields = set(RunConfig.model_fields) | set(TrainSettings.model_fields)
-    assert {name.replace("-", "_") for name in values} == fields
+    assert set(values) == {name.replace("_", "-") for name in RunConfig.model_fields} | set(setting_names())
     config, device_settings = split_run_config(values)
     assert check_settings(device_settings) == TrainSettings()
     assert config == RunConfig(**VALUES)

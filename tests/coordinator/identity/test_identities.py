@@ -304,7 +304,7 @@ def test_a_failed_connection_teaches(secured, other_authority, tmp_path):
         (secured.address, TlsFiles.in_folder(tmp_path / "nowhere"), "nowhere/ca.pem cannot be read"),
     ]:
         with pytest.raises(ExchangeError) as raised:
-            GradientExchange.join(address, session="s", device="c", tls=tls, connect_timeout_s=3.0)
+            GradientExchange.connect(address, session="s", device="c", tls=tls, connect_timeout_s=3.0)
         if words is None:  # nobody listens there
             assert raised.value.cause is Cause.UNREACHABLE
         else:
@@ -327,7 +327,7 @@ def test_a_coordinator_with_a_wrong_certificate_is_not_believed(tmp_path, monkey
         patch.setattr("edgenewton.common.tls.check_dates", lambda *_: None)  # it was valid when the coordinator started
         gate = AccessGate(ServerTls(ServerTlsFiles.parse(str(tmp_path / "ca"))))
     with embedded_coordinator(gate=gate) as coordinator, pytest.raises(ExchangeError) as raised:
-        GradientExchange.join(coordinator.address, session="s", device="c", tls=device, connect_timeout_s=3.0)
+        GradientExchange.connect(coordinator.address, session="s", device="c", tls=device, connect_timeout_s=3.0)
     assert words in str(raised.value)
     assert raised.value.cause is Cause.REFUSED
 
@@ -339,7 +339,7 @@ def test_lists_need_certificates():
 
 def test_tls_on_a_plaintext_port_is_said(secured):
     with embedded_coordinator() as coordinator, pytest.raises(ExchangeError) as raised:
-        GradientExchange.join(
+        GradientExchange.connect(
             coordinator.address, session="s", device="c", tls=secured.files["c"], connect_timeout_s=3.0
         )
     assert "it speaks plaintext, and this side TLS" in str(raised.value)

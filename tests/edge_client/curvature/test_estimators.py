@@ -124,7 +124,7 @@ def test_mkor_is_the_dense_inverse_of_its_running_factors_with_the_gradients_nor
     if result.layer.shape.one_hot:
         assert not ESTIMATORS["mkor"].supports(result.layer.shape)
         return
-    estimator = of_run("mkor", result, ema=0.8)
+    estimator = of_run("mkor", result, factor_decay=0.8)
     a, g = dense_rows(result.captured).mean(dim=(1, 2)), result.captured.g.mean(dim=(1, 2))
     inverses = [
         torch.linalg.inv(0.8 * torch.eye(v.shape[1], dtype=torch.float64) + 0.2 * v.unsqueeze(2) * v.unsqueeze(1))
@@ -138,7 +138,7 @@ def test_mkor_is_the_dense_inverse_of_its_running_factors_with_the_gradients_nor
 @every_case
 def test_gradients_is_the_inverse_root_in_the_eigenbasis(case):
     result = run(case)
-    estimator = of_run("gradients", result)
+    estimator = of_run("soap", result)
     estimator.refresh(DAMPING)
     D = result.gradient
     left = torch.linalg.eigh(D @ D.mT)[1]
@@ -164,7 +164,7 @@ def test_rank_one_updates_are_the_inverse_after_100_of_them():
 
 
 def test_an_inverse_that_grows_is_stabilised():
-    estimator = make("mkor", ema=0.5)
+    estimator = make("mkor", factor_decay=0.5)
     zeros = {"a": torch.zeros(1, 4), "g": torch.zeros(1, 3)}
     for _ in range(200):
         estimator.update(zeros, torch.ones(1, 3, 4))
@@ -184,13 +184,13 @@ def test_statistics_of_a_union_are_the_weighted_mean_of_the_parts(name):
         torch.testing.assert_close((3 * small[statistic] + 7 * large[statistic]) / 10, whole[statistic])
 
 
-@pytest.mark.parametrize("name", ["kfac", "eva", "foof", "inputs_and_gradients", "gradients"])
+@pytest.mark.parametrize("name", ["kfac", "eva", "foof", "inputs_and_gradients", "soap"])
 def test_running_mean_begins_with_plain_averages_and_then_forgets(name):
-    estimator = make(name, ema=0.5)
+    estimator = make(name, factor_decay=0.5)
     for value in (1, 3, 8):
         statistics = {key: torch.full(shape, float(value)) for key, shape in estimator.statistic_shapes.items()}
         estimator.update(statistics, torch.full((1, 3, 4), float(value) ** 0.5))
-    running = {"eva": lambda: estimator.a, "gradients": lambda: estimator.left.value / 4}
+    running = {"eva": lambda: estimator.a, "soap": lambda: estimator.left.value / 4}
     value = running.get(name, lambda: estimator.A.value)()
     # 1, then (1 + 3) / 2, then 0.5 * 2 + 0.5 * 8
     torch.testing.assert_close(value, torch.full_like(value, 5.0))

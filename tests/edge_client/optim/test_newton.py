@@ -1,15 +1,16 @@
 import copy
+import pickle
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from edge_client import NewtonOptimizer
+from edge_client import Curvature, EveryBatch, LocalCurvature, NewtonOptimizer, Refresh, TrustRegion
 from edge_client.curvature import ESTIMATORS, capture
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.exchange import InProcessExchange, NonFiniteGradientError
-from edge_client.sync.replica import ModelReplica
 
 _GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=_GENERATOR)
@@ -39,10 +40,10 @@ def step(model, optimizer, x=X, y=Y) -> float:
 
 
 @pytest.mark.parametrize("curvature", ESTIMATORS)
-@pytest.mark.parametrize("curvature_scope", ["shared", "local"])
-def test_the_users_own_loop_trains(curvature, curvature_scope):
+@pytest.mark.parametrize("plan", [EveryBatch, LocalCurvature])
+def test_the_users_own_loop_trains(curvature, plan):
     model = small_model()
-    optimizer = NewtonOptimizer(model, curvature=curvature, curvature_scope=curvature_scope)
+    optimizer = NewtonOptimizer(model, curvature=curvature, sync=plan())
     losses = [step(model, optimizer) for _ in range(60)]
     assert losses[-1] < 0.6 * losses[0]
 
@@ -53,11 +54,9 @@ def test_one_step_is_the_formula():
         model,
         lr=0.1,
         momentum=0.0,
-        damping=0.02,
-        kl_clip=float("inf"),
-        update_clip=float("inf"),
         weight_decay=0.5,
-        inversion="eigen",
+        curvature=Curvature(inversion="eigen"),
+        trust=TrustRegion(damping=0.02, kl_clip=float("inf"), update_clip=float("inf")),
     )
     before = copy.deepcopy(model)
     step(model, optimizer)
@@ -88,8 +87,8 @@ def test_one_step_with_exact_curvature_reaches_the_minimum_of_a_quadratic():
     torch.manual_seed(0)
     x, solution = torch.randn(40, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     model = nn.Linear(5, 2, bias=False).double()
-    free = {"lr": 1.0, "momentum": 0.0, "damping": 1e-12, "kl_clip": float("inf"), "update_clip": float("inf")}
-    optimizer = NewtonOptimizer(model, curvature="foof", **free)
+    free = TrustRegion(damping=1e-12, kl_clip=float("inf"), update_clip=float("inf"))
+    optimizer = NewtonOptimizer(model, lr=1.0, momentum=0.0, curvature="foof", trust=free)
     optimizer.zero_grad()
     (0.5 * (model(x) - x @ solution.T).square().sum(1).mean()).backward()
     optimizer.step()
@@ -100,7 +99,7 @@ def moved(**options):
     """Return how far a first step moves each parameter, and the parameters before."""
     model = small_model()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    step(model, NewtonOptimizer(model, lr=0.5, **options))
+    step(model, NewtonOptimizer(model, lr=0.5, trust=TrustRegion(**options)))
     return [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)], before
 
 
@@ -137,7 +136,7 @@ def test_weights_of_zero_can_grow():
 def test_momentum_adds_past_directions():
     # With lr = 0 the gradient stays the same: the buffer after two steps is (1 + momentum) times the direction.
     model = small_model()
-    optimizer = NewtonOptimizer(model, lr=0.0, momentum=0.5, ema=0.0)
+    optimizer = NewtonOptimizer(model, lr=0.0, momentum=0.5, curvature=Curvature(factor_decay=0.0))
     step(model, optimizer)
     weight = model[0].weight
     once = optimizer.state[weight]["momentum_buffer"].clone()
@@ -148,7 +147,7 @@ def test_momentum_adds_past_directions():
 def test_param_groups_have_options_of_their_own():
     model = small_model()
     groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters()}]
-    optimizer = NewtonOptimizer(model, lr=0.1, param_groups=groups)
+    optimizer = NewtonOptimizer(groups, lr=0.1, model=model)
     before = copy.deepcopy(model.state_dict())
     step(model, optimizer)
     assert torch.equal(model[0].weight, before["0.weight"])
@@ -173,9 +172,7 @@ def test_saving_and_loading_in_the_middle_goes_on_bit_identically(curvature, tmp
         "lr": 0.05,
         "momentum": 0.9,
         "curvature": curvature,
-        "factor_every": 2,
-        "inverse_every": 2,
-        "warmup_steps": 3,
+        "refresh": Refresh(warmup_steps=3, factor_every=2, inverse_every=2),
     }
     model = small_model()
     optimizer = NewtonOptimizer(model, **options)
@@ -274,7 +271,7 @@ def test_a_compiled_model_is_refused_and_one_compiled_afterwards_trains_alike():
 
 def test_a_sampled_fisher_needs_its_loss_and_trains():
     model = small_model()
-    optimizer = NewtonOptimizer(model, fisher="sampled")
+    optimizer = NewtonOptimizer(model, curvature=Curvature(fisher="sampled"))
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(40):
@@ -286,14 +283,14 @@ def test_a_sampled_fisher_needs_its_loss_and_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    lazy = NewtonOptimizer(small_model_again := small_model(), fisher="sampled")
+    lazy = NewtonOptimizer(small_model_again := small_model(), curvature=Curvature(fisher="sampled"))
     with pytest.raises(RuntimeError, match=r"step 0 needs the sampled Fisher.*optimizer.sample_fisher"):
         step(small_model_again, lazy)
 
 
 def test_adaptive_damping_follows_the_quadratic_model():
     model = small_model()
-    optimizer = NewtonOptimizer(model, adaptive_damping=True, adapt_every=1)
+    optimizer = NewtonOptimizer(model, trust=TrustRegion(adapt_every=1))
 
     def loss():
         return nn.functional.cross_entropy(model(X), Y)
@@ -325,18 +322,18 @@ def test_a_device_that_takes_over_a_state_goes_on_with_its_damping():
         optimizer.report(value.item())
         optimizer.step(reevaluate=lambda: loss().item())
 
-    def replica(model, optimizer):
-        return ModelReplica(model, optimizer, next_step=None, is_shared=True, apply=lambda _: None, buffers=dict)
+    def beginner(model):
+        plan = EveryBatch()
+        return NewtonOptimizer(model, trust=TrustRegion(adapt_every=1), sync=plan), plan.replica
 
-    options = {"adaptive_damping": True, "adapt_every": 1}
     donor = small_model()
-    optimizer = NewtonOptimizer(donor, **options)
+    optimizer, replica = beginner(donor)
     for _ in range(6):
         take(donor, optimizer)
     assert optimizer.state_dict()["damping_factor"] != 1.0
     healed = small_model()
-    healed_optimizer = NewtonOptimizer(healed, **options)
-    replica(healed, healed_optimizer).load(replica(donor, optimizer).dump())
+    healed_optimizer, other_replica = beginner(healed)
+    other_replica.load(replica.dump())
     for _ in range(3):
         take(donor, optimizer)
         take(healed, healed_optimizer)
@@ -377,7 +374,7 @@ def test_accumulated_gradients_are_sent_once():
 
 def test_a_second_backward_in_a_step_says_what_to_do():
     model = small_model()
-    NewtonOptimizer(model)
+    _optimizer = NewtonOptimizer(model)
     nn.functional.cross_entropy(model(X), Y).backward()
     with pytest.raises(RuntimeError, match=r"already sent in this step; wrap all but.*optimizer.no_sync"):
         nn.functional.cross_entropy(model(X), Y).backward()
@@ -385,7 +382,7 @@ def test_a_second_backward_in_a_step_says_what_to_do():
 
 def test_a_gradient_that_is_not_finite_names_device_layer_and_step():
     model = small_model()
-    optimizer = NewtonOptimizer(model, exchange=InProcessExchange("gateway-7"))
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(InProcessExchange("gateway-7")))
     step(model, optimizer)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(NonFiniteGradientError, match=r"device 'gateway-7', step 1: the .*'2.*not finite"):
@@ -404,7 +401,7 @@ def test_nothing_of_a_batch_outlives_its_step(fisher, monkeypatch):
 
     monkeypatch.setattr(capture, "Use", Tracked)
     model = small_model()
-    optimizer = NewtonOptimizer(model, fisher=fisher)
+    optimizer = NewtonOptimizer(model, curvature=Curvature(fisher=fisher))
     for _ in range(3):
         optimizer.zero_grad()
         outputs = model(X)
@@ -443,6 +440,18 @@ def test_evaluation_between_steps_leaves_no_trace():
     assert torch.equal(model[0].weight, other[0].weight)
 
 
+def test_copies_of_the_model_are_of_no_concern_to_the_optimizer():
+    model = small_model()
+    optimizer = NewtonOptimizer(model)
+    step(model, optimizer)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for other in copies:
+        for _ in range(2):
+            nn.functional.cross_entropy(other(X), Y).backward()
+    step(model, optimizer)
+    assert optimizer.last_result.samples == len(X)
+
+
 def test_hooks_can_be_taken_off():
     model = small_model()
     NewtonOptimizer(model).close()
@@ -451,32 +460,60 @@ def test_hooks_can_be_taken_off():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("make", "options"),
     [
-        {"curvature": "bfgs"},
-        {"curvature_scope": "global"},
-        {"lr": -1.0},
-        {"lr": float("nan")},
-        {"damping": 0.0},
-        {"kl_clip": 0.0},
-        {"ema": 1.0},
-        {"momentum": 1.0},
-        {"update_clip": 0.0},
-        {"weight_sharing": "copy"},
-        {"inversion": "lu"},
-        {"fisher": "exact"},
-        {"warmup_steps": -1},
-        {"adapt_every": 0},
-        {"average_every": 0},
-        {"factor_every": 0},
-        {"inverse_every": -2},
+        (Curvature, {"estimator": "bfgs"}),
+        (Curvature, {"factor_decay": 1.0}),
+        (Curvature, {"weight_sharing": "copy"}),
+        (Curvature, {"inversion": "lu"}),
+        (Curvature, {"fisher": "exact"}),
+        (TrustRegion, {"damping": 0.0}),
+        (TrustRegion, {"kl_clip": 0.0}),
+        (TrustRegion, {"update_clip": 0.0}),
+        (TrustRegion, {"update_clip": float("nan")}),
+        (TrustRegion, {"adapt_every": 0}),
+        (Refresh, {"warmup_steps": -1}),
+        (Refresh, {"factor_every": 0}),
+        (Refresh, {"inverse_every": -2}),
+        (LocalCurvature, {"sync_every": 0}),
+        (partial(NewtonOptimizer, small_model()), {"lr": -1.0}),
+        (partial(NewtonOptimizer, small_model()), {"lr": float("nan")}),
+        (partial(NewtonOptimizer, small_model()), {"momentum": 1.0}),
+        (partial(NewtonOptimizer, small_model()), {"weight_decay": -0.1}),
     ],
     ids=str,
 )
-def test_impossible_options_are_named(options):
-    (name,) = options
-    with pytest.raises(ValueError, match=f"^{name} is"):
-        NewtonOptimizer(small_model(), **options)
+def test_impossible_options_are_named(make, options):
+    ((name, value),) = options.items()
+    told = {"estimator": "curvature"}.get(name, name)
+    with pytest.raises(ValueError, match=f"^{told} is {value!r}; "):
+        make(**options)
+
+
+def test_a_name_alone_chooses_the_estimator():
+    with pytest.raises(ValueError, match="^curvature is 'bfgs'; known are kfac, eva"):
+        NewtonOptimizer(small_model(), curvature="bfgs")
+    with pytest.warns(FutureWarning, match="'gradients' is called 'soap' now"):
+        assert Curvature("gradients") == Curvature("soap")
+
+
+def test_parameters_without_their_model_are_refused():
+    model = small_model()
+    with pytest.raises(ValueError, match=r"NewtonOptimizer\(model\), or NewtonOptimizer\(groups, model=model\)"):
+        NewtonOptimizer(model.parameters())
+
+
+def test_the_state_of_an_earlier_release_is_read():
+    model = small_model()
+    optimizer = NewtonOptimizer(model)
+    for _ in range(3):
+        step(model, optimizer)
+    state = optimizer.state_dict()
+    earlier = {"promised": state.pop("predicted_decrease"), "steps": state.pop("sync")["step"], **state}
+    again = NewtonOptimizer(small_model())
+    again.load_state_dict(earlier)
+    assert again.current_step == 3
+    assert again.state_dict()["predicted_decrease"] == optimizer.state_dict()["predicted_decrease"]
 
 
 def test_a_model_without_trainable_parameters_is_refused():

@@ -1,30 +1,53 @@
+import dataclasses
 import inspect
 
 import pytest
 
-from edge_client import NewtonOptimizer
+from edge_client import Curvature, EveryBatch, LocalCurvature, NewtonOptimizer, Refresh, TrustRegion
 from edge_client.training.settings import (
-    OPTIMIZER_OPTIONS,
     SettingsError,
     TrainSettings,
     check_settings,
     parse_settings,
+    setting_names,
 )
 
 
-def test_defaults_are_those_of_the_optimizer():
+def test_every_option_of_the_optimizer_can_be_set_and_has_its_default():
     parameters = inspect.signature(NewtonOptimizer).parameters
-    assert TrainSettings().optimizer_options() == {name: parameters[name].default for name in OPTIMIZER_OPTIONS}
+    options = TrainSettings().optimizer_options()
+    assert set(options) == set(parameters) - {"params_or_model", "model", "sync"}
+    assert {name: options[name] for name in ("lr", "momentum", "weight_decay")} == {
+        name: parameters[name].default for name in ("lr", "momentum", "weight_decay")
+    }
+    groups = (Curvature(), TrustRegion(), Refresh())
+    assert tuple(options[name] for name in ("curvature", "trust", "refresh")) == groups
+    fields = {field.name for group in groups for field in dataclasses.fields(group)} - {"estimator"}
+    assert {field.replace("_", "-") for field in fields} | {"curvature"} <= set(setting_names())
 
 
-def test_every_option_of_the_optimizer_can_be_set():
-    parameters = set(inspect.signature(NewtonOptimizer).parameters)
-    assert parameters - {"model", "exchange", "param_groups", "training_samples", "state"} == set(OPTIMIZER_OPTIONS)
+def test_flat_settings_make_the_same_settings_again():
+    settings = parse_settings(["curvature=eva", "kl-clip=inf", "adapt-every=3", "factor-every=7", "lr=0.5"])
+    assert settings.trust == TrustRegion(kl_clip=float("inf"), adapt_every=3)
+    assert settings.refresh == Refresh(factor_every=7)
+    assert check_settings(settings.flat()) == settings
+
+
+def test_each_scope_has_its_plan():
+    assert type(TrainSettings().plan()) is EveryBatch
+    plan = parse_settings(["curvature-scope=local", "sync-every=3"]).plan()
+    assert isinstance(plan, LocalCurvature)
+    assert plan.options == {"curvature_scope": "local", "sync_every": 3}
 
 
 def test_settings_are_written_as_in_flwr_run():
     settings = parse_settings(["steps=50", "curvature='eva'", "curvature-scope=local", "lr = 0.5"])
-    assert (settings.steps, settings.curvature, settings.curvature_scope, settings.lr) == (50, "eva", "local", 0.5)
+    assert (settings.steps, settings.curvature, settings.curvature_scope, settings.lr) == (
+        50,
+        Curvature("eva"),
+        "local",
+        0.5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +72,7 @@ def test_unknown_and_impossible_settings_are_named(text, message):
 
 def test_what_is_left_to_the_optimizer_is_written_auto():
     assert parse_settings(["damping=auto", "momentum='auto'"]) == TrainSettings()
-    assert parse_settings(["damping=0.5"]).damping == 0.5
+    assert parse_settings(["damping=0.5"]).trust.damping == 0.5
 
 
 def test_all_problems_are_named_at_once():

@@ -34,8 +34,15 @@ def test_a_report_says_what_was_done():
 def test_evaluations_ride_along_at_their_interval():
     trainer = Trainer(TrainSettings(evaluate_every=2))
     sent = []
-    collect = trainer.exchange.collect
-    trainer.exchange.collect = lambda loss, evaluation: (sent.append(evaluation), collect(loss, evaluation))[1]
+    join = trainer.exchange.join
+
+    def joined(*arguments):
+        place = join(*arguments)
+        collect = place.collect
+        place.collect = lambda loss, evaluation: (sent.append(evaluation), collect(loss, evaluation))[1]
+        return place
+
+    trainer.exchange.join = joined
     trainer.train(4)
     assert [evaluation is not None for evaluation in sent] == [True, False, True, False]
 

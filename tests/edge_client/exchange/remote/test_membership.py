@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client import GradientExchange, NewtonOptimizer
+from edge_client import EveryBatch, GradientExchange, LocalCurvature, NewtonOptimizer
 from edge_client.exchange import Cause, Evaluation, ExchangeError, NonFiniteGradientError
 
 SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
@@ -48,18 +49,28 @@ class Weights:
         self.applied.append(result.step)
 
 
-def join(coordinator, device: str, session: str = "s", specs=SPECS, options=None, weights: bytes = b"same"):
-    exchange = GradientExchange.join(coordinator.address, session=session, device=device)
-    exchange.replica = Weights(weights)
-    exchange.start(specs, options or {}, exchange.replica)
-    return exchange
+class Joined:
+    """A device in a session."""
+
+    def __init__(self, coordinator, device, session="s", specs=SPECS, options=None, weights=b"same") -> None:
+        self.exchange = GradientExchange.connect(coordinator.address, session=session, device=device)
+        self.replica = Weights(weights)
+        self.place = self.exchange.join(specs, options or {}, self.replica)
+        self.close = self.exchange.close
+
+    @property
+    def traffic(self):
+        return self.exchange.traffic
 
 
-def exchange_once(exchange, tensors, samples, loss=0.0, evaluation=None):
-    exchange.begin(samples)
+join = Joined
+
+
+def exchange_once(joined, tensors, samples, loss=0.0, evaluation=None):
+    joined.place.begin(samples)
     for key, tensor in tensors.items():
-        exchange.contribute(key, tensor)
-    return exchange.collect(loss, evaluation)
+        joined.place.contribute(key, tensor)
+    return joined.place.collect(loss, evaluation)
 
 
 def tensors(seed: int) -> dict:
@@ -100,8 +111,8 @@ def test_frames_leave_and_come_back_before_the_step_is_collected(coordinator):
     exchanges = [join(coordinator, f"d{i}") for i in range(2)]
     before = exchanges[0].traffic.received
     for exchange in exchanges:
-        exchange.begin(1)
-        exchange.contribute(KEYS[1], torch.ones(700))
+        exchange.place.begin(1)
+        exchange.place.contribute(KEYS[1], torch.ones(700))
     deadline = time.monotonic() + 10
     while exchanges[0].traffic.received - before < 2000 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -124,7 +135,7 @@ def test_other_weights_are_replaced_by_those_of_the_session(coordinator):
 def test_nobody_listening_is_said_within_seconds():
     began = time.monotonic()
     with pytest.raises(ExchangeError, match=r"no coordinator answers at 127.0.0.1:9 within 1 s") as raised:
-        GradientExchange.join("127.0.0.1:9", session="s", device="a", connect_timeout_s=1.0)
+        GradientExchange.connect("127.0.0.1:9", session="s", device="a", connect_timeout_s=1.0)
     assert raised.value.cause is Cause.UNREACHABLE
     assert time.monotonic() - began < 10
 
@@ -147,22 +158,21 @@ def test_refusals_reach_the_user_in_words(coordinator):
 def test_a_coordinator_that_is_lost_during_the_first_join_is_asked_again(coordinator):
     coordinator.create_session("s", SessionSettings(devices=1))
     with TcpProxy(coordinator.address) as proxy:
-        exchange = GradientExchange.join(proxy.address, session="s", device="a")
+        exchange = GradientExchange.connect(proxy.address, session="s", device="a")
         proxy.cut_after_bytes = 50  # of the request
-        exchange.start(SPECS, {}, Weights())
-        exchange.begin(1)
+        exchange.join(SPECS, {}, Weights()).begin(1)
         exchange.close()
     with embedded_coordinator() as another:
-        impatient = GradientExchange.join(another.address, session="s", device="b", reconnect_deadline_s=0.2)
+        impatient = GradientExchange.connect(another.address, session="s", device="b", reconnect_deadline_s=0.2)
     with pytest.raises(ExchangeError, match="device 'b' lost the coordinator") as failure:
-        impatient.start(SPECS, {}, Weights())
+        impatient.join(SPECS, {}, Weights())
     assert failure.value.cause is Cause.UNREACHABLE
     impatient.close()
 
 
 def test_another_protocol_version_is_refused(coordinator, monkeypatch):
     coordinator.create_session("s", SessionSettings(devices=1))
-    monkeypatch.setattr("edge_client.exchange.remote.membership.PROTOCOL_VERSION", 99)
+    monkeypatch.setattr("edge_client.exchange.remote.connector.PROTOCOL_VERSION", 99)
     with pytest.raises(ExchangeError, match="protocol version 99 and the coordinator version 1"):
         join(coordinator, "a")
 
@@ -170,9 +180,9 @@ def test_another_protocol_version_is_refused(coordinator, monkeypatch):
 def test_a_tensor_that_is_not_finite_is_never_sent(coordinator):
     coordinator.create_session("s", SessionSettings(devices=1))
     exchange = join(coordinator, "gateway-7")
-    exchange.begin(1)
+    exchange.place.begin(1)
     with pytest.raises(NonFiniteGradientError, match="device 'gateway-7', step 0: the gradient of 'w'"):
-        exchange.contribute(KEYS[0], torch.full((3, 2), float("inf")))
+        exchange.place.contribute(KEYS[0], torch.full((3, 2), float("inf")))
 
 
 def test_a_waiting_device_is_released_when_another_fails(coordinator):
@@ -188,7 +198,7 @@ def test_a_waiting_device_is_released_when_another_fails(coordinator):
 def test_a_coordinator_that_dies_ends_the_wait(coordinator):
     coordinator.create_session("s", SessionSettings(devices=2))
     a, _ = join(coordinator, "a"), join(coordinator, "b")
-    a._link._reconnect_deadline_s = 0.5
+    a.place._link._reconnect_deadline_s = 0.5
     threading.Timer(0.3, coordinator._call, (coordinator._server._server.stop(0),)).start()
     with pytest.raises(ExchangeError, match="'a' lost the coordinator at"):
         exchange_once(a, tensors(0), 1)
@@ -213,11 +223,11 @@ def test_traffic_is_counted(coordinator):
     assert payload < exchange.traffic.received - before.received < payload + 200
 
 
-def train(coordinator, device, x, y, steps, **options):
+def train(coordinator, device, x, y, steps, curvature, plan):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    with GradientExchange.join(coordinator.address, session="s", device=device) as exchange:
-        optimizer = NewtonOptimizer(model, lr=0.05, exchange=exchange, **options)
+    with GradientExchange.connect(coordinator.address, session="s", device=device) as exchange:
+        optimizer = NewtonOptimizer(model, lr=0.05, curvature=curvature, sync=plan(exchange))
         for _ in range(steps):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
@@ -228,17 +238,16 @@ def train(coordinator, device, x, y, steps, **options):
 
 @pytest.mark.filterwarnings("ignore:no curvature estimator")
 @pytest.mark.parametrize("curvature", ["kfac", "eva"])
-@pytest.mark.parametrize("curvature_scope", ["shared", "local"])
-def test_devices_with_different_data_end_with_identical_models(coordinator, curvature, curvature_scope):
+@pytest.mark.parametrize("plan", [EveryBatch, partial(LocalCurvature, sync_every=2)], ids=["shared", "local"])
+def test_devices_with_different_data_end_with_identical_models(coordinator, curvature, plan):
     coordinator.create_session("s", SessionSettings(devices=3))
     rng = np.random.default_rng(0)
     data = [
         (torch.from_numpy(rng.normal(i, 1 + i, (8, 6)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 8)))
         for i in range(3)
     ]
-    options = {"curvature": curvature, "curvature_scope": curvature_scope, "average_every": 2}
     with ThreadPoolExecutor(3) as pool:
-        futures = [pool.submit(train, coordinator, f"d{i}", x, y, 5, **options) for i, (x, y) in enumerate(data)]
+        futures = [pool.submit(train, coordinator, f"d{i}", x, y, 5, curvature, plan) for i, (x, y) in enumerate(data)]
         states = [future.result() for future in futures]
     for state in states[1:]:
         assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())

@@ -64,25 +64,24 @@ class Fleet:
     def start(self, coordinator) -> None:
         coordinator.create_session("s", SessionSettings(devices=2))
         with ThreadPoolExecutor() as pool:
-            self.exchanges = list(pool.map(lambda name: self.join(coordinator, name), NAMES))
+            self.exchanges = list(pool.map(lambda name: self.connect(coordinator, name), NAMES))
+        self.places = [exchange.join([SPEC], {}, Still()) for exchange in self.exchanges]
 
-    def join(self, coordinator, name: str) -> GradientExchange:
-        exchange = GradientExchange.join(coordinator.address, session="s", device=name, tls=self.files[name])
-        exchange.start([SPEC], {}, Still())
-        return exchange
+    def connect(self, coordinator, name: str) -> GradientExchange:
+        return GradientExchange.connect(coordinator.address, session="s", device=name, tls=self.files[name])
 
     def train(self) -> None:
         """Let both devices take a step, in which they get the mean of what they send."""
 
-        def take(value: float, exchange: GradientExchange) -> None:
-            exchange.begin(samples=1)
-            exchange.contribute(KEY, torch.full((3,), value))
-            result = exchange.collect(loss=0.0)
+        def take(value: float, place) -> None:
+            place.begin(samples=1)
+            place.contribute(KEY, torch.full((3,), value))
+            result = place.collect(loss=0.0)
             assert (result.step, result.devices, result.is_healed) == (self.step, 2, False)
             assert torch.equal(result.tensors[KEY], torch.full((3,), 2.0))
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(take, (1.0, 3.0), self.exchanges))
+            list(pool.map(take, (1.0, 3.0), self.places))
         self.step += 1
 
     def close(self) -> None:
@@ -157,11 +156,11 @@ def test_an_expired_certificate_is_replaced_in_the_middle_of_a_session(fleet, co
 def test_a_certificate_that_nobody_replaces_ends_the_exchange_with_the_reason(fleet, coordinator):
     fleet.train()
     fleet.authority.revoke(Kind.DEVICE, "d0")
-    wait_until(lambda: fleet.exchanges[0]._link.failure is not None)
-    fleet.exchanges[0].begin(samples=1)
+    wait_until(lambda: fleet.places[0]._link.lost is not None)
+    fleet.places[0].begin(samples=1)
     reason = r"the certificate of device 'd0' \(serial [0-9a-f]+\) was revoked"
     with pytest.raises(ExchangeError, match=reason) as raised:
-        fleet.exchanges[0].contribute(KEY, torch.zeros(3))
+        fleet.places[0].contribute(KEY, torch.zeros(3))
     assert raised.value.cause is Cause.REFUSED
     with pytest.raises(ExchangeError, match="refuses this device: the certificate of device 'd0'"):
-        fleet.join(coordinator, "d0")
+        fleet.connect(coordinator, "d0")

@@ -1,0 +1,178 @@
+"""GradientExchange: the way to the devices of a coordinator's session."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Self
+
+import grpc
+from edgenewton.common.backoff import backoff
+from edgenewton.common.loop_thread import LoopThread
+from edgenewton.common.memory import keep_freed_memory
+from edgenewton.common.tls import TlsFiles
+from edgenewton.v1 import PROTOCOL_VERSION
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
+from edgenewton.v1.fingerprint import spec_to_proto
+from edgenewton.v1.framing import Layout
+from edgenewton.v1.tensor_spec import TensorSpec
+
+from edge_client.exchange.errors import Cause, ExchangeError
+from edge_client.exchange.interface import Replica, Traffic
+from edge_client.exchange.remote.assembly import Assembly
+from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection, NoEntryError
+from edge_client.exchange.remote.link import Link
+from edge_client.exchange.remote.membership import GrpcMembership, Place
+from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
+
+log = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class GradientExchange:
+    """A connection to a coordinator, from which a device joins one of its sessions. `connect` makes it."""
+
+    def __init__(self, loop: LoopThread, connection: Connection, place: Place, reconnect_deadline_s: float) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._place = place
+        self._reconnect_deadline_s = reconnect_deadline_s
+        self._membership: GrpcMembership | None = None
+        self._is_closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        session: str,
+        device: str,
+        connect_timeout_s: float = 5.0,
+        reconnect_deadline_s: float = 120.0,
+        tls: TlsFiles | None = None,
+    ) -> Self:
+        """Connect to the coordinator at `address` (host:port), to take the place of `device` in `session`.
+
+        The place itself is taken by `join`, because it depends on the model; an optimizer does it. When the connection
+        or the coordinator is lost later on, the exchange tries for `reconnect_deadline_s` to get back.
+
+        With `tls` the device shows its certificate, whose name must be `device`. The files are read again for each new
+        connection, so that a renewed certificate takes the place of the old one in a running session.
+
+        Raises:
+            ExchangeError: nothing answers at `address` within `connect_timeout_s`, the files of `tls` cannot be used,
+                or the two sides do not trust each other.
+
+        """
+        keep_freed_memory()
+        loop, connection = LoopThread("exchange"), Connection(address, tls)
+        try:
+            loop.call(connection.open(connect_timeout_s), connect_timeout_s + CALL_TIMEOUT_S)
+        except NoEntryError as error:
+            loop.call(connection.close(), _CLOSE_TIMEOUT_S)
+            loop.stop()
+            cause = Cause.REFUSED if error.is_refused else Cause.UNREACHABLE
+            raise ExchangeError(f"device {device!r}: {error}" if error.is_refused else str(error), cause) from None
+        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s)
+
+    @property
+    def address(self) -> str:
+        """Of the coordinator, host:port."""
+        return self._place.address
+
+    @property
+    def session(self) -> str:
+        """Name of the session."""
+        return self._place.session
+
+    @property
+    def device(self) -> str:
+        """Id of this device."""
+        return self._place.device
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes sent and received so far."""
+        return self._membership.traffic if self._membership is not None else Traffic()
+
+    def join(
+        self,
+        tensors: Sequence[TensorSpec],
+        options: Mapping[str, str],
+        replica: Replica,
+        training_samples: int = 0,
+    ) -> GrpcMembership:
+        """Take the place: see `Exchange.join`."""
+        place = self._place
+        if self._membership is not None:
+            raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
+        request = pb.JoinRequest(
+            protocol_version=PROTOCOL_VERSION,
+            session=place.session,
+            device=place.device,
+            tensors=[spec_to_proto(spec) for spec in tensors],
+            training_samples=training_samples,
+            options=dict(options),
+            weights_digest=replica.digest(),
+            software=f"edgenewton {version('edgenewton')}",
+            codecs=CODEC_NUMBERS.values(),
+            next_step=replica.next_step,
+        )
+        try:
+            reply = self._loop.call(self._ask_for_place(request), self._reconnect_deadline_s + 2 * CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise explain(error, place.device, place.address, self._connection.tls) from None
+        try:
+            choice = CodecChoice.from_proto(reply.settings)
+        except ValueError as error:
+            raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
+        layout = Layout(tuple(tensors), choice.policy(), reply.settings.frame_bytes)
+        patience_s = self._reconnect_deadline_s
+        link = Link(self._loop, self._connection, request, reply, Assembly(layout, reply.first_step), patience_s)
+        link.start()
+        self._membership = GrpcMembership(place, link, layout, reply, replica, patience_s)
+        if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
+            self._membership.load_state()
+        return self._membership
+
+    def close(self, failure: str = "") -> None:
+        """Leave the session and close the connection; never raises for a coordinator that is gone."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._membership is not None:
+            self._membership.leave(failure)
+        try:
+            self._loop.call(self._close(), _CLOSE_TIMEOUT_S)
+        except (grpc.RpcError, TimeoutError) as error:
+            log.debug("closing the connection to %s: %s", self.address, error)
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
+
+    async def _ask_for_place(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Join; a coordinator that goes down meanwhile has the time of a reconnection to come back."""
+        deadline = time.monotonic() + self._reconnect_deadline_s
+        for pause_s in backoff():
+            try:
+                reply: pb.JoinReply = await self._connection.stub.Join(request, timeout=CALL_TIMEOUT_S)
+                return reply
+            except grpc.RpcError as error:
+                if error.code() not in RETRIED_FIRST_JOINS or time.monotonic() > deadline:
+                    raise
+                log.warning("joining at %s failed, trying again: %s", self.address, describe(error))
+            await asyncio.sleep(pause_s)
+        raise AssertionError("the pauses do not end")
+
+    async def _close(self) -> None:
+        await self._loop.cancel_tasks()
+        if self._membership is not None:
+            self._membership.cancel()
+        await self._connection.close()

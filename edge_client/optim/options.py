@@ -1,0 +1,109 @@
+"""What a user may choose of the optimizer, in groups; each group checks itself."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+from edgenewton.common.options import check_choice, check_number
+
+from edge_client.curvature.estimators import ESTIMATORS, Estimator, EstimatorDefaults, EstimatorOptions
+
+Fisher = Literal["empirical", "sampled"]
+
+_FORMER_NAMES = {"gradients": "soap"}
+
+
+@dataclass(frozen=True)
+class Curvature(EstimatorOptions):
+    """How the inverse Hessian is estimated.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+
+    FLAT_NAMES: ClassVar = {"estimator": "curvature"}
+
+    estimator: str = "kfac"
+    """One of `edge_client.curvature.ESTIMATORS`."""
+    fisher: Fisher = field(default="empirical", kw_only=True)
+    """Whether the gradients of the loss itself are used ("empirical"), or those that `sample_fisher` is given
+    ("sampled")."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator in _FORMER_NAMES:
+            now = _FORMER_NAMES[self.estimator]
+            warnings.warn(f"the estimator {self.estimator!r} is called {now!r} now", FutureWarning, stacklevel=3)
+            object.__setattr__(self, "estimator", now)
+        check_choice("curvature", self.estimator, ESTIMATORS)
+        check_choice("fisher", self.fisher, get_args(Fisher))
+
+    @property
+    def estimator_type(self) -> type[Estimator]:
+        """The estimator."""
+        return ESTIMATORS[self.estimator]
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """How far a step may go. None stands for what suits the estimator.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+
+    damping: float | None = None
+    """Added to the curvature's eigenvalues, in units of their mean over all layers."""
+    kl_clip: float | None = None
+    """Bound on lr^2 * P . G, summed over the layers; infinity for none."""
+    update_clip: float | None = None
+    """Bound on the norm of a layer's step, as a part of its weights' norm; infinity for none."""
+    adapt_every: int | None = None
+    """Steps between two comparisons of the loss with what the quadratic model predicted, which the damping then
+    follows; `step` needs `reevaluate` for it, a forward pass each time. None for a damping that stays."""
+
+    def __post_init__(self) -> None:
+        check_number("damping", self.damping, above=0)
+        check_number("kl_clip", self.kl_clip, above=0)
+        check_number("update_clip", self.update_clip, above=0)
+        check_number("adapt_every", self.adapt_every, at_least=1)
+
+    def bounds(self, suitable: EstimatorDefaults) -> "Bounds":
+        """Return the numbers, with what suits an estimator in place of None."""
+        return Bounds(
+            suitable.damping if self.damping is None else self.damping,
+            suitable.kl_clip if self.kl_clip is None else self.kl_clip,
+            suitable.update_clip if self.update_clip is None else self.update_clip,
+        )
+
+
+class Bounds(NamedTuple):
+    """A trust region in numbers; see `TrustRegion`."""
+
+    damping: float
+    kl_clip: float
+    update_clip: float
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """When the curvature is renewed.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+
+    warmup_steps: int = 20
+    """First steps, each of which updates and inverts the curvature."""
+    factor_every: int = 10
+    """Later, steps between two updates of the curvature statistics."""
+    inverse_every: int = 10
+    """Later, steps between two inversions."""
+
+    def __post_init__(self) -> None:
+        check_number("warmup_steps", self.warmup_steps, at_least=0)
+        check_number("factor_every", self.factor_every, at_least=1)
+        check_number("inverse_every", self.inverse_every, at_least=1)

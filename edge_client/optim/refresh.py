@@ -1,0 +1,29 @@
+"""In which steps the curvature is renewed."""
+
+from edge_client.optim.options import Refresh
+
+
+class RefreshSchedule:
+    """Counts from the first step of the curvature on: one that begins in the middle of a session warms up there."""
+
+    def __init__(self, options: Refresh) -> None:
+        self.began_at: int | None = None
+        """The first step of the curvature; None before it."""
+        self._options = options
+
+    def begin(self, step: int) -> None:
+        """Note that the curvature begins, unless it has begun."""
+        if self.began_at is None:
+            self.began_at = step
+
+    def updates_factors(self, step: int) -> bool:
+        """Whether a step updates the curvature statistics."""
+        return self._is_due(step, self._options.factor_every)
+
+    def inverts(self, step: int) -> bool:
+        """Whether a step inverts the curvature."""
+        return self._is_due(step, self._options.inverse_every)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        after_warmup = step - (self.began_at or 0) - self._options.warmup_steps
+        return after_warmup < 0 or after_warmup % every == 0

@@ -1,0 +1,69 @@
+"""An exchange after every batch, but each device inverts with its own curvature; the models drift, and are averaged."""
+
+from collections.abc import Mapping, Sequence
+
+from edgenewton.common.options import check_number
+from torch import Tensor
+
+from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.exchange import Exchange, StepResult
+from edge_client.sync.every_batch import EveryBatch
+
+SYNC_EVERY = 10
+"""Steps between two averages of the parameters, unless the user sets them."""
+
+
+class LocalCurvature(EveryBatch):
+    """Averages gradients after every batch, and parameters every few steps; no curvature leaves the device.
+
+    Args:
+        exchange: the way to the other devices; None for one device alone.
+        sync_every: steps between two averages of the parameters.
+        training_samples: how many private samples this device holds; the coordinator is told.
+
+    Raises:
+        OptionError: `sync_every` is impossible.
+
+    """
+
+    is_shared = False
+
+    def __init__(
+        self, exchange: Exchange | None = None, sync_every: int = SYNC_EVERY, *, training_samples: int = 0
+    ) -> None:
+        check_number("sync_every", sync_every, at_least=1)
+        super().__init__(exchange, training_samples=training_samples)
+        self._sync_every = sync_every
+        self._own: dict[str, Statistics] = {}
+        """Of the batch that is on, by layer."""
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Whose curvature is used, and how often the parameters are averaged."""
+        return {"curvature_scope": "local", "sync_every": self._sync_every}
+
+    @property
+    def _exchanged_layers(self) -> Sequence[PreconditionedLayer]:
+        return ()
+
+    def _averages_in(self, step: int) -> bool:
+        return step > 0 and step % self._sync_every == 0
+
+    def _averaged(self) -> dict[str, Tensor]:
+        return super()._averaged() | {name: parameter for parameter, name in self._names.items()}
+
+    def _has_statistics(self, state: PreconditionedLayer) -> bool:
+        return state.name in self._own
+
+    def _take_statistics(self, state: PreconditionedLayer) -> None:
+        self._own[state.name] = self._subject.batch.take_statistics(state, self.step)
+
+    def _statistics(self, result: StepResult) -> dict[str, Statistics]:  # noqa: ARG002
+        # Of steps that the device took no part in there are none: it has them once.
+        own, self._own = self._own, {}
+        return own
+
+    def _forget_batch(self) -> None:
+        super()._forget_batch()
+        self._own = {}

@@ -1,0 +1,137 @@
+"""What a plan for the devices' synchronisation is: when a device exchanges what, and whose curvature it uses."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgenewton.common.evaluation import Evaluation
+from edgenewton.v1.tensor_spec import TensorSpec
+from torch import Tensor, nn
+
+from edge_client.curvature.batch import Batch
+from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.exchange.interface import StepResult
+from edge_client.sync.replica import ModelReplica
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the optimizer is to apply in a step."""
+
+    result: StepResult
+    """Of the exchange behind it."""
+    gradients: Mapping[Tensor, Tensor] = field(default_factory=dict)
+    """Of each parameter; none in a step that only averaged."""
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """By layer, of those whose curvature is updated."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """Means of the numbers that the devices told each other."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a device tells with its batch."""
+
+    loss: float = math.nan
+    evaluation: Evaluation | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a plan synchronises."""
+
+    model: nn.Module
+    layers: Sequence[PreconditionedLayer]
+    batch: Batch
+    """What is on."""
+    updates_curvature: Callable[[int], bool]
+    """Whether a step updates the curvature."""
+    scalars: Sequence[str]
+    """Names of the numbers that a report may have."""
+    apply: Callable[[Update], None]
+    """Applies a step that this device took no part in."""
+
+
+class SyncPlan(ABC):
+    """Decides what leaves a device and when, and what its optimizer applies. One object for one optimizer.
+
+    The optimizer attaches it, joins, and then calls for every batch `on_gradient` as backward produces the gradients,
+    `before_update`, and `after_update`.
+    """
+
+    replica: ModelReplica
+    """The device's state, for the exchange; parts register theirs with it, from `attach` on."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Number of the step that is on, or comes next."""
+
+    @property
+    @abstractmethod
+    def options(self) -> Mapping[str, object]:
+        """What must be equal on all devices."""
+
+    @property
+    @abstractmethod
+    def is_joined(self) -> bool:
+        """Whether this device has its place."""
+
+    @abstractmethod
+    def attach(self, subject: Subject) -> None:
+        """Take what is to be synchronised; nothing goes over a network."""
+
+    @abstractmethod
+    def specs(self) -> list[TensorSpec]:
+        """Return everything that may be exchanged."""
+
+    @abstractmethod
+    def join(self, options: Mapping[str, str]) -> None:
+        """Take this device's place; its state becomes that of the others.
+
+        Args:
+            options: what must be equal on all devices.
+
+        Raises:
+            ExchangeError: the coordinator is down or refuses this device.
+
+        """
+
+    @abstractmethod
+    def on_gradient(self, parameter: Tensor) -> None:
+        """Take note that backward has produced a parameter's gradient.
+
+        Raises:
+            RuntimeError: it has been sent already in this step.
+            ExchangeError: the exchange has failed.
+
+        """
+
+    @abstractmethod
+    def before_update(self, report: Report) -> Update:
+        """End the batch, and return what is to be applied: nothing if this device took over another's state instead.
+
+        Raises:
+            ExchangeError: the step cannot commit with this device.
+
+        """
+
+    @abstractmethod
+    def after_update(self) -> None:
+        """Take note that the parameters were updated."""
+
+    @abstractmethod
+    def average(self) -> Update | None:
+        """Make the devices' models identical: average what differs between them; None if nothing is to be applied."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to go on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave; before `join` it is what this device begins with."""

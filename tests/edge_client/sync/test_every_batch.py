@@ -1,0 +1,63 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
+from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
+
+
+class Skipping(nn.Module):
+    """Uses its middle layer, or does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.uses_middle = True
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(h + self.middle(h) if self.uses_middle else h)
+
+
+def train(address: str, device: str, has_healed: threading.Event):
+    """Train six steps; "c" diverges in step 1, and heals in step 2. From then on no batch uses the middle layer."""
+    model = Skipping()
+    generator = torch.Generator().manual_seed(ord(device))
+    healed = []
+    with GradientExchange.connect(address, session="s", device=device) as exchange:
+        optimizer = NewtonOptimizer(model, sync=EveryBatch(exchange))
+        optimizer.join()
+        while (step := optimizer.current_step) < 6:
+            if device == "c" and step == 1:
+                with torch.no_grad():
+                    model.first.weight += 1
+            model.uses_middle = step < 2 or (device == "c" and not healed)
+            x, y = torch.randn(8, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            if device != "c" and step == 2:
+                # What "c" needs was asked for in this step's first frame, and it is to be in time for this step.
+                assert has_healed.wait(30)
+            optimizer.step()
+            if optimizer.last_result.is_healed:
+                healed.append(step)
+                has_healed.set()
+    return healed, model.state_dict()
+
+
+def test_a_device_that_heals_in_a_step_sends_all_of_the_next_one():
+    """What a layer told of the batch that was given up is not taken for that of a batch that skips the layer."""
+    has_healed = threading.Event()
+    with embedded_coordinator() as coordinator, ThreadPoolExecutor(3) as pool:
+        coordinator.create_session("s", SessionSettings(devices=3, quorum=2, digest_every=1))
+        runs = [pool.submit(train, coordinator.address, device, has_healed) for device in "abc"]
+        (a, b, c) = [run.result() for run in runs]
+    assert (a[0], b[0]) == ([], [])
+    assert len(c[0]) == 1
+    for name, tensor in a[1].items():
+        assert torch.equal(tensor, b[1][name])
+        assert torch.equal(tensor, c[1][name])
