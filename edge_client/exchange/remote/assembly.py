@@ -1,15 +1,11 @@
 """Puts the slices that come down the stream together to steps, in the order in which they commit."""
 
-import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import Layout, parse_frame
-
-_KEPT = 2
-"""Arrays that are kept for each tensor: one that the device still reads, one for the next step."""
 
 
 @dataclass
@@ -22,29 +18,6 @@ class AssembledStep:
     commit: pb.Commit | None = None
 
 
-class _Memory:
-    """Memory for large tensors, used again once nobody else holds it: fresh memory costs as much as the copy into it.
-
-    CPython's count of references tells. A caller that keeps a step's tensors only makes new memory necessary.
-    """
-
-    _IDLE = 2  # references to an array that only the list and the call of getrefcount hold
-
-    def __init__(self) -> None:
-        self._arrays: dict[int, list[Float32Array]] = {}
-
-    def take(self, tensor: int, size: int) -> Float32Array:
-        """Return an array for a tensor, with undefined content."""
-        arrays = self._arrays.setdefault(tensor, [])
-        for index in range(len(arrays)):
-            if sys.getrefcount(arrays[index]) == self._IDLE:
-                return arrays[index]
-        array = np.empty(size, dtype=np.float32)
-        if len(arrays) < _KEPT:
-            arrays.append(array)
-        return array
-
-
 class Assembly:
     """The steps that this device has received and not yet applied."""
 
@@ -53,7 +26,6 @@ class Assembly:
         self.received_until = next_step
         """The first step whose commit has not come."""
         self._steps: dict[int, AssembledStep] = {}
-        self._memory = _Memory()
 
     @property
     def waiting(self) -> int:
@@ -78,7 +50,7 @@ class Assembly:
                 continue
             target = step.tensors.get(piece.key.tensor)
             if target is None:
-                target = step.tensors[piece.key.tensor] = self._memory.take(piece.key.tensor, piece.spec.size)
+                target = step.tensors[piece.key.tensor] = np.empty(piece.spec.size, dtype=np.float32)
             target[piece.key.offset : piece.key.offset + piece.length] = values
         if frame.HasField("commit"):
             step.commit = frame.commit

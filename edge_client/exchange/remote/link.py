@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +22,8 @@ from edge_client.exchange.errors import Cause, ExchangeError
 from edge_client.exchange.interface import Traffic
 from edge_client.exchange.remote.assembly import AssembledStep, Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection
+from edge_client.exchange.remote.events import Committed, Event, Healed, Lost, StateWanted
+from edge_client.exchange.remote.outgoing import Outgoing
 from edge_client.exchange.remote.snapshots import Metadata, download, upload
 from edge_client.exchange.remote.status import (
     RETRIED,
@@ -47,37 +48,6 @@ MAX_HEALINGS = 5
 """So many snapshots in a row may come damaged or too late."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The step that was waited for has committed."""
-
-    step: AssembledStep
-
-
-@dataclass(frozen=True)
-class Healed:
-    """A state of another device has come; the stream carries the steps from it on."""
-
-    step: int
-    data: bytes
-    """Empty if this device's own state has become that of the session."""
-
-
-@dataclass(frozen=True)
-class StateWanted:
-    """Another device needs this one's state."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The place is lost."""
-
-    error: Exception
-
-
-Event = Committed | Healed | StateWanted | Lost
 
 
 class Link:
@@ -115,10 +85,7 @@ class Link:
         self._is_state_wanted = False
         self._bytes_sent = request.ByteSize()
         self._bytes_received = reply.ByteSize()
-        self._frames: list[bytes] = []
-        self._frames_step = 0
-        self._sent = 0
-        self._has_last = False
+        self._outgoing = Outgoing()
         self._is_heartbeat_due = False
         self._heard_at = 0.0
         self._healings = 0
@@ -143,13 +110,12 @@ class Link:
     def begin_step(self, step: int) -> None:
         """Forget the frames of the step before."""
         with self._changed:
-            self._frames, self._frames_step, self._sent, self._has_last = [], step, 0, False
+            self._outgoing.begin(step)
 
     def send(self, frame: bytes, *, is_last: bool = False) -> None:
         """Send a frame of the step that is on; it is kept until the next step begins, to be sent again if need be."""
         with self._changed:
-            self._frames.append(frame)
-            self._has_last = is_last
+            self._outgoing.add(frame, is_last=is_last)
         self._loop.call_soon(self._wake.set)
 
     def wait(self, step: int, timeout_s: float) -> Event | None:
@@ -303,7 +269,7 @@ class Link:
         self._stream = call
         self._heard_at = time.monotonic()
         with self._changed:
-            self._sent = 0
+            self._outgoing.rewind()
         helpers = [
             asyncio.create_task(self._send_frames(call)),
             asyncio.create_task(self._watch_silence(call, settings.heartbeat_s, settings.lease_s)),
@@ -330,12 +296,12 @@ class Link:
         while True:
             self._wake.clear()
             while (frame := self._next_frame()) is not None:
-                failpoint("before-send", self._frames_step)
+                failpoint("before-send", self._outgoing.step)
                 await call.write(frame)
-                failpoint("mid-send", self._frames_step)
+                failpoint("mid-send", self._outgoing.step)
                 self._bytes_sent += len(frame)
-                if self._has_last and self._sent == len(self._frames):
-                    failpoint("after-send", self._frames_step)
+                if self._outgoing.is_sent:
+                    failpoint("after-send", self._outgoing.step)
             if self._is_heartbeat_due:
                 self._is_heartbeat_due = False
                 await call.write(_HEARTBEAT)
@@ -343,11 +309,8 @@ class Link:
 
     def _next_frame(self) -> bytes | None:
         with self._changed:
-            received = self._assembly.received_until
-            if self._is_healing or self._frames_step < received or self._sent >= len(self._frames):
-                return None
-            self._sent += 1
-            return self._frames[self._sent - 1]
+            is_late = self._outgoing.step < self._assembly.received_until
+            return None if self._is_healing or is_late else self._outgoing.take()
 
     async def _watch_silence(self, call: Any, heartbeat_s: float, lease_s: float) -> None:
         """Show that this device lives, and end a stream on which nothing came for a whole lease."""

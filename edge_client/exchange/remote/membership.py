@@ -18,7 +18,8 @@ from torch import Tensor
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.remote.assembly import AssembledStep
-from edge_client.exchange.remote.link import Committed, Healed, Link, Lost, StateWanted
+from edge_client.exchange.remote.events import Committed, Healed, Lost, StateWanted
+from edge_client.exchange.remote.link import Link
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from coordinator.serving.server import EmbeddedCoordinator, embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client import GradientExchange, NewtonOptimizer
+from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 
 STEPS = 6
 
@@ -25,8 +25,8 @@ def train(
 ) -> dict[str, torch.Tensor]:
     data = np.random.default_rng(index)
     samples = 5 + index
-    with GradientExchange.join(coordinator.address, session=session, device=f"d{index}") as exchange:
-        optimizer = NewtonOptimizer(model, lr=0.05, exchange=exchange)
+    with GradientExchange.connect(coordinator.address, session=session, device=f"d{index}") as exchange:
+        optimizer = NewtonOptimizer(model, lr=0.05, sync=EveryBatch(exchange))
         for _ in range(STEPS):
             x = torch.from_numpy(data.normal(index, 1, (samples, 6)).astype(np.float32))
             y = torch.from_numpy(data.integers(0, 3, samples))
