@@ -11,6 +11,8 @@ from edge_client.inference import Artefact
 from edge_client.tasks import load_task
 
 NARROW = os.environ | {"COLUMNS": "40", "TERM": "xterm-256color"}
+for asked in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+    NARROW.pop(asked, None)
 
 
 @pytest.fixture
