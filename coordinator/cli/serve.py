@@ -35,13 +35,16 @@ from coordinator.telemetry.record import Record, RecordError, SessionRecord
 from coordinator.telemetry.tensorboard import TensorBoardError, TensorBoardWriter
 
 _LIMITS = IdentityLimits()
+_SETTINGS = SessionSettings()
 
 
 def serve(
     session: Annotated[str, typer.Option(help="Name of the session that devices join.")] = "default",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65_535)] = 50_051,
-    devices: Annotated[int, typer.Option(help="The session begins when so many devices have joined.")] = 4,
+    devices: Annotated[
+        int, typer.Option(help="The session begins when so many devices have joined.")
+    ] = _SETTINGS.devices,
     quorum: Annotated[
         int | None,
         typer.Option(help="So many begin at the deadline to join, and go on when others are lost; all unless given."),
@@ -51,18 +54,30 @@ def serve(
     ] = None,
     codec: Annotated[
         str, typer.Option(help="How gradients are written on the wire: fp32, bf16, fp16, int8, powersgd or topk.")
-    ] = "fp32",
-    powersgd_rank: Annotated[int, typer.Option(help="Rank of the powersgd codec.")] = 4,
-    topk_fraction: Annotated[float, typer.Option(help="Part of the elements that the topk codec keeps.")] = 0.01,
-    frame_bytes: Annotated[int, typer.Option(help="A frame leaves when its data reaches this size.")] = 1 << 20,
-    step_deadline_s: Annotated[float, typer.Option(help="Seconds that a step may take.")] = 60.0,
-    join_deadline_s: Annotated[float, typer.Option(help="Seconds for all devices to join, from the first.")] = 60.0,
+    ] = _SETTINGS.codec,
+    powersgd_rank: Annotated[int, typer.Option(help="Rank of the powersgd codec.")] = _SETTINGS.powersgd_rank,
+    topk_fraction: Annotated[
+        float, typer.Option(help="Part of the elements that the topk codec keeps.")
+    ] = _SETTINGS.topk_fraction,
+    frame_bytes: Annotated[
+        int, typer.Option(help="A frame leaves when its data reaches this size.")
+    ] = _SETTINGS.frame_bytes,
+    step_deadline_s: Annotated[float, typer.Option(help="Seconds that a step may take.")] = _SETTINGS.step_deadline_s,
+    join_deadline_s: Annotated[
+        float, typer.Option(help="Seconds for all devices to join, from the first.")
+    ] = _SETTINGS.join_deadline_s,
     rejoin_deadline_s: Annotated[
         float, typer.Option(help="Seconds to wait for devices to come back once the quorum is lost; 0 aborts at once.")
-    ] = 60.0,
-    heartbeat_s: Annotated[float, typer.Option(help="Seconds between two signs of life of an idle device.")] = 5.0,
-    lease_s: Annotated[float, typer.Option(help="Seconds of silence after which a device loses its place.")] = 20.0,
-    digest_every: Annotated[int, typer.Option(help="Steps between two comparisons of the devices' weights.")] = 50,
+    ] = _SETTINGS.rejoin_deadline_s,
+    heartbeat_s: Annotated[
+        float, typer.Option(help="Seconds between two signs of life of an idle device.")
+    ] = _SETTINGS.heartbeat_s,
+    lease_s: Annotated[
+        float, typer.Option(help="Seconds of silence after which a device loses its place.")
+    ] = _SETTINGS.lease_s,
+    digest_every: Annotated[
+        int, typer.Option(help="Steps between two comparisons of the devices' weights.")
+    ] = _SETTINGS.digest_every,
     on_demand: Annotated[
         bool,
         typer.Option(

@@ -18,6 +18,9 @@ def _split_names(text: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
+_SESSION = SessionSettings()
+
+
 class RunConfigError(ValueError):
     """The run's config has an impossible value; the text names it."""
 
@@ -47,7 +50,7 @@ class RunConfig(BaseModel):
     resume: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
     """Checkpoint of an earlier run (`round-N.safetensors`), on the machine of the SuperLink, that this run goes on
     from with round N+1; empty to begin anew."""
-    codec: CodecName = "fp32"
+    codec: CodecName = _SESSION.codec
     """How tensors are written on the wire."""
     coordinator: Annotated[str, Field(pattern=r"^$|^\S+:\d+$")] = ""
     """Address, host:port, of a coordinator that is a process of its own (`edge-coordinator serve --on-demand`), for the
@@ -64,13 +67,13 @@ class RunConfig(BaseModel):
     """Devices that its rounds admit, by the names in their certificates, with commas between; all unless given."""
     allow_labels: Names = ()
     """Labels of devices that are admitted, too."""
-    step_deadline_s: Seconds = 60.0
+    step_deadline_s: Seconds = _SESSION.step_deadline_s
     """Seconds that a step may take."""
-    join_deadline_s: Seconds = 60.0
+    join_deadline_s: Seconds = _SESSION.join_deadline_s
     """Seconds for devices to connect before a round, and to join its session, from the first."""
-    rejoin_deadline_s: SecondsOrZero = 60.0
+    rejoin_deadline_s: SecondsOrZero = _SESSION.rejoin_deadline_s
     """Seconds that a round without its quorum waits for devices to come back."""
-    lease_s: Annotated[float, Field(ge=0.4, le=86_400)] = 20.0
+    lease_s: Annotated[float, Field(ge=0.4, le=86_400)] = _SESSION.lease_s
     """Seconds of silence after which a device loses its place in a round."""
     round_deadline_s: Seconds = 3_600.0
     """Seconds that a round's training, or its evaluation, may take."""

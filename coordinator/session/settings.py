@@ -27,9 +27,9 @@ class SessionSettings(BaseModel):
     """So many devices may take part at once, those that join later included; None means `devices`."""
     codec: CodecName = "fp32"
     """How gradients are written on the wire."""
-    powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = 4
+    powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = CodecChoice.powersgd_rank
     """Rank of the powersgd codec."""
-    topk_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
+    topk_fraction: Annotated[float, Field(gt=0, le=1)] = CodecChoice.topk_fraction
     """Part of the elements that the topk codec keeps."""
     aggregator: Literal["mean"] = "mean"
     """How the devices' contributions to a slice become one: `coordinator.session.aggregation`."""
