@@ -36,9 +36,9 @@ DOCKER = Path(__file__).resolve().parents[2] / "docker"
 APP = Path(__file__).with_name("fedavg_app")
 PROJECT = "edgenewton-benchmark"
 SPEEDS = (5, 20, 100)
-OURS, DEFAULT, THEIRS = "EdgeNewton: gradients, int8", "EdgeNewton: kfac, bf16", "FedAvg"
+OURS, DEFAULT, THEIRS = "EdgeNewton: soap, int8", "EdgeNewton: kfac, bf16", "FedAvg"
 METHODS = (OURS, DEFAULT, THEIRS)
-RUN_CONFIG = {OURS: "curvature='gradients' codec='int8'", DEFAULT: "codec='bf16'"}
+RUN_CONFIG = {OURS: "curvature='soap' codec='int8'", DEFAULT: "codec='bf16'"}
 STEPS = 40
 """Of EdgeNewton, which needs some 20 to the target."""
 FEDAVG = "lr=0.1 local-steps=100 rounds=15"
