@@ -46,15 +46,16 @@ class FixedPointSum:
 
     def mean(self) -> Float32Array:
         """Return the sum over the weights' sum."""
-        mean = np.empty(self._length, dtype=np.float32)
-        accumulators = [self._accumulators[exponent] for exponent in sorted(self._accumulators, reverse=True)]
+        mean = np.zeros(self._length, dtype=np.float32)
         for begin in range(0, self._length, _BLOCK):
             block = slice(begin, begin + _BLOCK)
-            total = np.zeros(len(mean[block]))
-            for accumulator in accumulators:
-                total += accumulator.values(block)
-            total /= self._weight
-            mean[block] = total
+            # From the largest unit to the smallest: whose array came first does not matter here either.
+            parts = [self._accumulators[unit].mean(block, self._weight) for unit in sorted(self._accumulators)]
+            if parts:
+                total = parts.pop()
+                while parts:
+                    total += parts.pop()
+                mean[block] = total
         return mean
 
 
@@ -85,11 +86,11 @@ class _Accumulator:
             shifted += offset
             self._sum[begin : begin + len(part)] += shifted.view(np.int64)  # modulo 2^64
 
-    def values(self, block: slice) -> NDArray[np.float64]:
-        """Return a part of the sum."""
+    def mean(self, block: slice, weight: int) -> NDArray[np.float64]:
+        """Return a part of the sum over `weight`."""
         offset = np.array(self._offset % 2**64, dtype=np.uint64).view(np.int64)
         units = (self._sum[block] - offset).astype(np.float64)
-        units *= math.ldexp(1, self._exponent)
+        units /= math.ldexp(weight, -self._exponent)
         return units
 
 
