@@ -17,6 +17,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
+from coordinator.session.beginning import Beginning
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -51,9 +52,7 @@ class Session:
         self.step = self._new_step(settings.first_step)
         self._expected = settings.devices
         self._is_resumed = False
-        self._weights_digest = b""
-        self._has_past = False
-        """Whether the state that the session begins with has optimizer and curvature of steps before."""
+        self._beginning = Beginning(settings.first_step)
         self._gathering_since: float | None = None
         self._active_at: float | None = None
         self._owner_heard_at: float | None = None
@@ -105,8 +104,7 @@ class Session:
         if self.phase is Phase.GATHERING:
             standing = self._standing_when_gathering(joining)
         elif joining.next_step is None:
-            is_at_start = self.step.number == self.settings.first_step
-            is_same = is_at_start and not self._has_past and joining.weights_digest == self._weights_digest
+            is_same = self._beginning.is_still(joining, self.step.number)
             standing = Standing.LAGGING if is_same else Standing.HEALING
         else:
             oldest = self.step.number if replayable_from is None else replayable_from
@@ -287,27 +285,24 @@ class Session:
 
     def _standing_when_gathering(self, joining: Joining) -> Standing:
         """Return a device's standing; the one that is furthest has the state of the session."""
-        is_first = not self.members.standing(Standing.ACTIVE)
-        # A device that only lost its connection sends no digest; what it has is in the session already.
-        has_past = bool(joining.next_step and joining.weights_digest)
         if joining.next_step is None and self.step.number != self.settings.first_step:
             return Standing.HEALING
-        step = self.settings.first_step if joining.next_step is None else joining.next_step
-        if is_first or (step, has_past) > (self.step.number, self._has_past):
-            for member in self.members.values():
-                if member.standing is Standing.ACTIVE and member.device != joining.device:
-                    member.standing = Standing.HEALING
-                    self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
-            if step != self.step.number:
-                self.step = self._new_step(step)
-                self._decide(StepSet(step))
-            self._weights_digest, self._has_past = joining.weights_digest, has_past
+        if not self.members.standing(Standing.ACTIVE) or self._beginning.is_behind(joining, self.step.number):
+            self._begin_with(joining)
             return Standing.ACTIVE
-        if self._has_past and joining.next_step is None:
-            return Standing.HEALING
-        digests = {joining.weights_digest, self._weights_digest} - {b""}
-        is_same = step == self.step.number and len(digests) < 2
-        return Standing.ACTIVE if is_same else Standing.HEALING
+        return Standing.ACTIVE if self._beginning.is_that_of(joining, self.step.number) else Standing.HEALING
+
+    def _begin_with(self, joining: Joining) -> None:
+        """Make a device's state that of the session; those that were active need it."""
+        step = self._beginning.step_of(joining)
+        for member in self.members.values():
+            if member.standing is Standing.ACTIVE and member.device != joining.device:
+                member.standing = Standing.HEALING
+                self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
+        if step != self.step.number:
+            self.step = self._new_step(step)
+            self._decide(StepSet(step))
+        self._beginning.take(joining)
 
     def _begin(self, reason: str, now: float) -> None:
         self._enter(Phase.TRAINING, reason)
