@@ -6,6 +6,7 @@ There the bins of a sum are float64; here they are int64, which needs fewer oper
 """
 
 import math
+import threading
 
 import numpy as np
 from edgenewton.v1.codecs import Float32Array
@@ -47,16 +48,28 @@ class FixedPointSum:
     def mean(self) -> Float32Array:
         """Return the sum over the weights' sum."""
         mean = np.zeros(self._length, dtype=np.float32)
+        # From the largest unit to the smallest: whose array came first does not matter here either.
+        accumulators = [self._accumulators[unit] for unit in sorted(self._accumulators, reverse=True)]
         for begin in range(0, self._length, _BLOCK):
-            block = slice(begin, begin + _BLOCK)
-            # From the largest unit to the smallest: whose array came first does not matter here either.
-            parts = [self._accumulators[unit].mean(block, self._weight) for unit in sorted(self._accumulators)]
-            if parts:
-                total = parts.pop()
-                while parts:
-                    total += parts.pop()
-                mean[block] = total
+            block = slice(begin, min(begin + _BLOCK, self._length))
+            total = _scratch.total[: block.stop - begin]
+            total[:] = 0
+            for accumulator in accumulators:
+                total += accumulator.mean(block, self._weight)
+            mean[block] = total
         return mean
+
+
+class _Scratch(threading.local):
+    """A thread's memory for what is between two operations: fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self.integers = np.empty(_BLOCK, dtype=np.int64)
+        self.floats = np.empty(_BLOCK)
+        self.total = np.empty(_BLOCK)
+
+
+_scratch = _Scratch()
 
 
 class _Accumulator:
@@ -76,10 +89,9 @@ class _Accumulator:
         offset = np.float64(math.ldexp(1.5, 52 + self._exponent) / power)
         odd = np.float64(weight // power)
         self._offset += int(offset.view(np.int64))
-        scratch = np.empty(min(_BLOCK, len(values)))
         for begin in range(0, len(values), _BLOCK):
             part = values[begin : begin + _BLOCK]
-            shifted = scratch[: len(part)]
+            shifted = _scratch.floats[: len(part)]
             shifted[:] = part
             if odd != 1:
                 shifted *= odd
@@ -87,11 +99,14 @@ class _Accumulator:
             self._sum[begin : begin + len(part)] += shifted.view(np.int64)  # modulo 2^64
 
     def mean(self, block: slice, weight: int) -> NDArray[np.float64]:
-        """Return a part of the sum over `weight`."""
+        """Return a part of the sum over `weight`, in memory that the next call uses again."""
+        length = block.stop - block.start
         offset = np.array(self._offset % 2**64, dtype=np.uint64).view(np.int64)
-        units = (self._sum[block] - offset).astype(np.float64)
-        units /= math.ldexp(weight, -self._exponent)
-        return units
+        units = np.subtract(self._sum[block], offset, out=_scratch.integers[:length])
+        part = _scratch.floats[:length]
+        part[:] = units
+        part /= math.ldexp(weight, -self._exponent)
+        return part
 
 
 def _unit(magnitude: float) -> int:
