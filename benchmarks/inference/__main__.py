@@ -179,7 +179,7 @@ def measure_training(folder: Path, rounds: int, seconds: float, figures: Figures
             record(figures, "daemon, idle", measure(client, 1, seconds, pause_s=0.002))
             coordinator.create_session(f"round-{number}", SessionSettings(devices=1))
             asked = TrainRequest(
-                DataRequest(settings.model_dump(mode="json", exclude_none=True)),
+                DataRequest(settings.flat()),
                 coordinator=coordinator.address,
                 session=f"round-{number}",
                 device="device",

@@ -136,7 +136,7 @@ def test_twenty_swaps_under_load_neither_fail_nor_mix(daemon):
     ]
 
 
-DATA = DataRequest(SETTINGS.model_dump(mode="json", exclude_none=True), 0, 1)
+DATA = DataRequest(SETTINGS.flat(), 0, 1)
 WEIGHTS = dump_weights(initial_weights(SETTINGS))
 
 

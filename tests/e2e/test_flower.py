@@ -75,7 +75,7 @@ def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
 def test_a_wrong_setting_fails_the_run_with_its_name(flower, tmp_path):
     settings = {"curvature": "bfgs", "devices": 1, "steps": 2, "rounds": 1, "output": tmp_path}
     _, output = run(flower, settings, devices=1)
-    assert "curvature is 'bfgs'; known are kfac, eva" in output
+    assert "setting 'curvature' is 'bfgs': known are kfac, eva" in output
     with pytest.raises(DemoFailedError, match="of 1 rounds 0 were trained"):
         read_rounds(tmp_path / "history.json", 1)
 
