@@ -13,6 +13,7 @@ from edge_client.cli.recognise import Engine, Model
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
 from edge_client.inference.pipeline import build_classifier
+from edge_client.inference.recognizer import ensure_finite
 from edge_client.tasks import Partition, SampleError, TaskError, load_task
 from edge_client.tasks.datasets import files_by_label
 
@@ -65,5 +66,7 @@ def _evaluate_held_out(model: Path, engine: str | None) -> Confusion:
     classifier = build_classifier(artefact, task)
     samples = task.test_data(Partition())
     with torch.inference_mode():
-        answers = classifier(samples.inputs).argmax(dim=1).numpy().astype(np.int64)
+        probabilities = classifier(samples.inputs)
+    ensure_finite(probabilities)
+    answers = probabilities.argmax(dim=1).numpy().astype(np.int64)
     return confusion_of(artefact.labels, samples.targets.numpy(), answers)

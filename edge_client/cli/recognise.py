@@ -26,11 +26,12 @@ def predict(
     try:
         recognizer = Recognizer.load(model, engine)
         predictions = recognizer.predict(samples)
+        true_labels = [recognizer.true_label(path) or "" for path in samples]
     except (ArtefactError, SampleError, TaskError) as error:
         fail(str(error))
     table = Table("file", "label", "probability", "true label")
-    for path, prediction in zip(samples, predictions, strict=True):
-        table.add_row(str(path), prediction.label, f"{prediction.probability:.1%}", recognizer.true_label(path) or "")
+    for path, prediction, true_label in zip(samples, predictions, true_labels, strict=True):
+        table.add_row(str(path), prediction.label, f"{prediction.probability:.1%}", true_label)
     out.print(table)
 
 

@@ -27,7 +27,7 @@ from edge_client.daemon.service import TrainingResult
 from edge_client.daemon.trainer_host import BusyError, SessionAbortedError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.accuracy_gate import AccuracyGate
-from edge_client.inference.errors import OverloadedError
+from edge_client.inference.errors import NotFiniteError, OverloadedError
 from edge_client.inference.server.servers import Addresses, InferenceServers
 from edge_client.inference.server.service import InferenceService, RequestLimits
 from edge_client.inference.store import ModelStore, StoreError, Version
@@ -285,7 +285,7 @@ class Daemon:
         sample = torch.zeros(1, *info.raw_shape, dtype=info.torch_dtype)
         try:
             await self.service.batcher.submit(sample, 1, _PULSE_DEADLINE_S)
-        except OverloadedError:
+        except (OverloadedError, NotFiniteError):  # the model did answer, though it makes nothing of zeros
             return True
         except Exception:
             log.exception("the model does not answer")

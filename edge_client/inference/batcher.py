@@ -22,7 +22,8 @@ from torch import Tensor
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
-from edge_client.inference.recognizer import Recognizer
+from edge_client.inference.recognizer import Recognizer, ensure_finite
+from edge_client.tasks import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ class Batcher:
 
         Raises:
             RequestError: it was not answered; see its subclasses.
-            SampleError: its samples cannot be used.
+            SampleError: its samples cannot be used, or make the model's numbers overflow.
+            TaskError: the task's own code failed.
 
         """
         if self._is_draining:
@@ -162,6 +164,8 @@ class Batcher:
         if decoding.cancelled():
             self._fail(request, UnavailableError("the server stops"))
         elif (error := decoding.exception()) is not None:
+            if not isinstance(error, SampleError):
+                log.error("samples of a request could not be decoded", exc_info=error)
             self._fail(request, error)
         else:
             self._take_in(request, decoding.result())
@@ -203,44 +207,57 @@ class Batcher:
         self._is_busy = True
         self._linger.note_run(len(taken.batch), until_quiet=until_quiet)
         if self._is_quick:
-            quick: Future[Answer] = Future()
-            try:
-                quick.set_result(self._run(self.serving, taken.batch))
-            except Exception as error:  # whatever the model raises is handed back, as from the thread
-                quick.set_exception(error)
-            self._finish(taken.batch, quick)
+            self._finish(taken.batch, self._run(self.serving, taken.batch))
             return
         future = self._model_thread.submit(self._run, self.serving, taken.batch)
         future.add_done_callback(partial(self._hand_back, loop, taken.batch))
 
-    def _run(self, serving: Serving, batch: list[_Request]) -> Answer:
+    def _run(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
+        """Return the answer to each request, or why there is none."""
+        try:
+            return self._answers(serving, batch)
+        except Exception as error:  # whatever the model raises
+            if not isinstance(error, SampleError):
+                log.exception("a run of the model for %d requests failed", len(batch))
+            if len(batch) == 1:
+                return [_described(error)]
+        # The samples of one request may be why: in runs of their own, the others are answered.
+        return [self._answer_alone(serving, request) for request in batch]
+
+    def _answer_alone(self, serving: Serving, request: _Request) -> Answer | Exception:
+        try:
+            return self._answers(serving, [request])[0]
+        except Exception as error:  # whatever the model raises; it was logged with the run of all
+            return _described(error)
+
+    def _answers(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
         began = time.perf_counter()
-        parts = [request.raw for request in batch if request.raw is not None]
-        raw = parts[0] if len(parts) == 1 else torch.cat(parts)
-        answer = Answer(serving.recognizer.probabilities(raw), serving)
+        given = [request.raw for request in batch if request.raw is not None]
+        raw = given[0] if len(given) == 1 else torch.cat(given)
+        probabilities = serving.recognizer.probabilities(raw)
         seconds = time.perf_counter() - began
         past = self._typical_s if math.isfinite(self._typical_s) else seconds
         self._typical_s = _FADING * past + (1 - _FADING) * seconds
         self._on_batch(BatchReport(len(batch), len(raw), seconds))
-        return answer
+        parts = probabilities.split_with_sizes([request.samples for request in batch])
+        if probabilities.isfinite().all():
+            return [Answer(rows, serving) for rows in parts]
+        return [_checked(Answer(rows, serving)) for rows in parts]
 
-    def _hand_back(self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[Answer]") -> None:
+    def _hand_back(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[list[Answer | Exception]]"
+    ) -> None:
+        stopped: list[Answer | Exception] = [UnavailableError("the server stops")] * len(batch)
         with contextlib.suppress(RuntimeError):  # the event loop was closed while the model ran
-            loop.call_soon_threadsafe(self._finish, batch, done)
+            loop.call_soon_threadsafe(self._finish, batch, stopped if done.cancelled() else done.result())
 
-    def _finish(self, batch: list[_Request], done: "Future[Answer]") -> None:
+    def _finish(self, batch: list[_Request], outcomes: list[Answer | Exception]) -> None:
         self._is_busy = False
-        error = None if done.cancelled() else done.exception()
-        if done.cancelled() or error is not None:
-            log.error("a batch of %d requests failed", len(batch), exc_info=error)
-            for request in batch:
-                self._fail(request, RequestError(f"the model failed: {error}"))
-        else:
-            answer = done.result()
-            parts = answer.probabilities.split_with_sizes([request.samples for request in batch])
-            for request, rows in zip(batch, parts, strict=True):
-                if not request.answer.done():
-                    request.answer.set_result(Answer(rows, answer.serving))
+        for request, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(request, outcome)
+            elif not request.answer.done():
+                request.answer.set_result(outcome)
         self._schedule()
         self._note_idle()
 
@@ -254,3 +271,17 @@ class Batcher:
     def _note_idle(self) -> None:
         if not self._is_busy and not len(self.queue):
             self._idle.set()
+
+
+def _described(error: Exception) -> Exception:
+    """Return what the model raised as something that says so."""
+    return error if isinstance(error, SampleError | TaskError) else RequestError(f"the model failed: {error}")
+
+
+def _checked(answer: Answer) -> Answer | SampleError:
+    """Return an answer, or what is wrong with the samples that it is for."""
+    try:
+        ensure_finite(answer.probabilities)
+    except SampleError as error:
+        return error
+    return answer

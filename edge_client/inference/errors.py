@@ -1,5 +1,11 @@
 """Why a request was not answered, as the servers translate it into their status codes."""
 
+from edge_client.tasks import SampleError
+
+
+class NotFiniteError(SampleError):
+    """A sample that is whole makes the model's numbers overflow, so that there is no label for it."""
+
 
 class RequestError(Exception):
     """A request was not answered; the text says why, and what to do."""

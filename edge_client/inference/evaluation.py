@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_client.inference.recognizer import Recognizer
+from edge_client.inference.recognizer import Recognizer, ensure_finite
 
 _BATCH = 64
 
@@ -48,6 +48,7 @@ def evaluate_files(recognizer: Recognizer, files: dict[str, list[Path]]) -> Conf
 
     Raises:
         SampleError: a file cannot be used.
+        TaskError: the task's own code failed.
         ValueError: the model does not know a label.
 
     """
@@ -58,8 +59,10 @@ def evaluate_files(recognizer: Recognizer, files: dict[str, list[Path]]) -> Conf
     pairs = [(labels.index(label), path) for label, paths in files.items() for path in paths]
     answers: list[int] = []
     for start in range(0, len(pairs), _BATCH):
-        raw = torch.stack([recognizer.decode(path) for _, path in pairs[start : start + _BATCH]])
-        answers += recognizer.probabilities(raw).argmax(dim=1).tolist()
+        paths = [path for _, path in pairs[start : start + _BATCH]]
+        probabilities = recognizer.probabilities(torch.stack([recognizer.decode(path) for path in paths]))
+        ensure_finite(probabilities, paths)
+        answers += probabilities.argmax(dim=1).tolist()
     return confusion_of(labels, np.array([target for target, _ in pairs]), np.array(answers))
 
 

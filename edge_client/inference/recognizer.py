@@ -1,6 +1,7 @@
 """Recognition: raw samples in, labels with probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
 from edge_client.inference.engine import Engine, EngineName, make_engine
+from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import shape_text
 from edge_client.tasks import SampleError, Task, TaskError, load_task
@@ -104,22 +106,32 @@ class Recognizer:
         """Recognise raw samples, in one batch: whatever the task decodes, such as paths, images or arrays.
 
         Raises:
+            NotFiniteError: a sample makes the model's numbers overflow; it is a SampleError, too.
             SampleError: a sample cannot be used; nothing is recognised then.
+            TaskError: the task's own code failed.
 
         """
         if not samples:
             return []
-        return self.predictions(self.probabilities(torch.stack([self.decode(sample) for sample in samples])))
+        probabilities = self.probabilities(torch.stack([self.decode(sample) for sample in samples]))
+        ensure_finite(probabilities, samples)
+        return self.predictions(probabilities)
 
     def decode(self, sample: object) -> Tensor:
         """Return a raw sample as numbers, `[*raw_shape]` of `raw_dtype`.
 
         Raises:
             SampleError: it cannot be used.
+            TaskError: the task's own code failed.
 
         """
         if self._task is not None:
-            raw = self._task.decode(sample)
+            with self._running("decode"):
+                raw = self._task.decode(sample)
+            if not isinstance(raw, Tensor):
+                raise TaskError(
+                    f"decode of task {self.info.task!r} gave a {type(raw).__name__}; it must return a tensor"
+                )
         elif isinstance(sample, np.ndarray):
             raw = torch.from_numpy(sample)
         else:
@@ -134,7 +146,7 @@ class Recognizer:
         """Check a batch of decoded samples.
 
         Raises:
-            SampleError: its shape or dtype are not the model's, or it holds NaN or infinity.
+            SampleError: its shape or dtype are not the model's, or a sample holds NaN or infinity; the text says which.
 
         """
         if raw.dtype != self.info.torch_dtype:
@@ -144,22 +156,89 @@ class Recognizer:
             raise SampleError(
                 f"the sample is {shape_text(raw.shape[1:])}; the model expects {shape_text(self.info.raw_shape)}"
             )
-        if raw.is_floating_point() and not raw.isfinite().all():
-            raise SampleError("the sample holds NaN or infinity")
+        if raw.is_floating_point() and (bad := _first_not_finite(raw)) is not None:
+            which = f"sample {bad + 1} of {len(raw)}: " if len(raw) > 1 else ""
+            raise SampleError(f"{which}the sample holds NaN or infinity")
 
     def probabilities(self, raw: Tensor) -> Tensor:
-        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
-        return self._engine(raw)
+        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`.
+
+        A sample that makes the model's numbers overflow has NaN for probabilities: `ensure_finite` says which.
+
+        Raises:
+            TaskError: the task's own code failed, or the model's outputs are not one row of labels for each sample.
+
+        """
+        with self._running("the model"):
+            probabilities = self._engine(raw)
+        expected = (len(raw), len(self.info.labels))
+        if probabilities.shape != expected:
+            raise TaskError(
+                f"the model of task {self.info.task!r} gave {shape_text(probabilities.shape)} outputs; "
+                f"{shape_text(expected)} were expected, a row for each sample with a number for each label"
+            )
+        return probabilities
 
     def predictions(self, probabilities: Tensor) -> list[Prediction]:
-        """Return probabilities `[n, labels]` as predictions."""
+        """Return probabilities `[n, labels]` as predictions.
+
+        Raises:
+            NotFiniteError: some are not finite.
+
+        """
+        ensure_finite(probabilities)
         return [self._prediction(row) for row in probabilities.tolist()]
 
     def true_label(self, sample: object) -> str | None:
-        """Return the label that a raw sample carries itself, if it does."""
-        return self._task.true_label(sample) if self._task is not None else None
+        """Return the label that a raw sample carries itself, if it does.
+
+        Raises:
+            TaskError: the task's own code failed.
+
+        """
+        if self._task is None:
+            return None
+        with self._running("true_label"):
+            return self._task.true_label(sample)
+
+    @contextmanager
+    def _running(self, what: str) -> Iterator[None]:
+        """Say of whatever a user's code raises inside where it came from; what is said of a sample goes through."""
+        try:
+            yield
+        except (SampleError, TaskError):
+            raise
+        except (Exception, SystemExit) as error:  # a user's code runs here, and may raise anything
+            raise TaskError(f"{what} of task {self.info.task!r} failed: {type(error).__name__}: {error}") from error
 
     def _prediction(self, row: list[float]) -> Prediction:
         probabilities = dict(zip(self.info.labels, row, strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(label, probabilities[label], probabilities)
+
+
+def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None:
+    """Check probabilities `[n, labels]`; `samples` that are paths are called so.
+
+    Raises:
+        NotFiniteError: some are NaN or infinite; the text names the first such sample, and says what to do.
+
+    """
+    bad = _first_not_finite(probabilities)
+    if bad is None:
+        return
+    name = f"sample {bad + 1} of {len(probabilities)}" if len(probabilities) > 1 else "the sample"
+    if samples and isinstance(samples[bad], str | Path):
+        name = str(samples[bad])
+    raise NotFiniteError(
+        f"{name}: the model's output 'probabilities' is not finite, for its numbers overflow inside the model: send "
+        "numbers of the size that the model was trained with; if all samples fail so, its weights are damaged"
+    )
+
+
+def _first_not_finite(rows: Tensor) -> int | None:
+    """Return the place of the first row, of `[n, ...]`, that holds NaN or infinity."""
+    finite = rows.isfinite()
+    if finite.all():
+        return None
+    return int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])

@@ -127,7 +127,12 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
         limits = np.iinfo(dtype)
         if given.min() < limits.min or given.max() > limits.max:
             raise BadRequestError(f"input {name!r}: {datatype} goes from {limits.min} to {limits.max}; the data do not")
-    return given.astype(dtype).reshape(shape)
+    with np.errstate(over="ignore"):
+        fitting = given.astype(dtype).reshape(shape)
+    if dtype.kind == "f" and np.isinf(fitting).sum() > np.isinf(given).sum():
+        limit = np.finfo(dtype).max
+        raise BadRequestError(f"input {name!r}: {datatype} goes from {-limit:g} to {limit:g}; the data do not")
+    return fitting
 
 
 def _split_elements(name: str, content: bytes | memoryview) -> list[bytes]:

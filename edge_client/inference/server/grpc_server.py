@@ -1,5 +1,6 @@
 """The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -19,7 +20,9 @@ from edge_client.inference.server.protocol import (
     RequestedOutput,
 )
 from edge_client.inference.server.service import InferenceService
-from edge_client.tasks import SampleError
+from edge_client.tasks import SampleError, TaskError
+
+log = logging.getLogger(__name__)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -93,15 +96,20 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             with self._service.metrics.request("grpc"):
                 response = await self._service.infer(read_request(request))
-        except (SampleError, errors.RequestError) as error:
+            return write_response(response, is_raw=bool(request.raw_input_contents))
+        except (SampleError, TaskError, errors.RequestError) as error:
             await _abort(context, error)
-        return write_response(response, is_raw=bool(request.raw_input_contents))
+        except Exception as error:
+            log.exception("a request failed")
+            await _abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
 
 
-async def _abort(context: Context, error: SampleError | errors.RequestError) -> NoReturn:
+async def _abort(context: Context, error: SampleError | TaskError | errors.RequestError) -> NoReturn:
     """Answer an error with its status code and its sentence."""
     if isinstance(error, SampleError):
         code = grpc.StatusCode.INVALID_ARGUMENT
+    elif isinstance(error, TaskError):
+        code = grpc.StatusCode.INTERNAL
     else:
         code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
     await context.abort(code, str(error))

@@ -169,7 +169,7 @@ def write_response(response: InferResponse, parsed: ParsedRequest) -> tuple[byte
     message = {"model_name": response.model, "model_version": response.version, "outputs": outputs}
     if response.id:
         message["id"] = response.id
-    text = json.dumps(message).encode()
+    text = json.dumps(message, allow_nan=False).encode()
     return b"".join([text, *binary]), len(text) if binary else None
 
 

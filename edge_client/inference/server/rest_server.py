@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from edge_client.inference import errors
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
 from edge_client.inference.server.service import InferenceService
-from edge_client.tasks import SampleError
+from edge_client.tasks import SampleError, TaskError
 
 T = TypeVar("T")
 
@@ -85,7 +85,8 @@ def make_app(service: InferenceService) -> FastAPI:
         description="Recognises samples with the model that this device trains.",
         version=metadata.version("edgenewton"),
     )
-    for kind in (SampleError, errors.RequestError, HTTPException):
+    # The last is for whatever nobody expected, which is logged as well, with where it came from.
+    for kind in (SampleError, TaskError, errors.RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _explain)
     _add_health(app, service)
     _add_metadata(app, service)
@@ -222,13 +223,18 @@ async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
 async def _explain(_: Request, error: Exception) -> Response:
     headers: dict[str, str] | None = None
     match error:
+        case errors.NotFiniteError():
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
         case SampleError():
             status = HTTPStatus.BAD_REQUEST
+        case TaskError():
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
         case HTTPException():
             return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
         case errors.RequestError():
             status = _STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
             headers = _HEADERS.get(status)
         case _:
-            raise error
+            text = f"the server failed: {type(error).__name__}: {error}"
+            return JSONResponse({"error": text}, HTTPStatus.INTERNAL_SERVER_ERROR)
     return JSONResponse({"error": str(error)}, status, headers)

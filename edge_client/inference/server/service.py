@@ -27,6 +27,7 @@ from edge_client.inference.server.protocol import (
     TensorMetadata,
     text_elements,
 )
+from edge_client.tasks import SampleError
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,8 @@ class InferenceService:
 
         Raises:
             RequestError: it cannot be answered; see its subclasses.
-            SampleError: its samples cannot be used.
+            SampleError: its samples cannot be used, or make the model's numbers overflow.
+            TaskError: the task's own code failed.
 
         """
         serving = self.serving(request.model, request.version)
@@ -162,7 +164,8 @@ class InferenceService:
 
         Raises:
             RequestError: it cannot be answered; see its subclasses.
-            SampleError: the sample cannot be used.
+            SampleError: the sample cannot be used, or makes the model's numbers overflow.
+            TaskError: the task's own code failed.
 
         """
         serving = self.serving(self.model)
@@ -193,7 +196,9 @@ class InferenceService:
 
     async def _decode_and_infer(self, serving: Serving, contents: Sequence[bytes], timeout_s: float) -> Answer:
         def decode() -> torch.Tensor:
-            return torch.stack([serving.recognizer.decode(content) for content in contents])
+            if len(contents) == 1:
+                return serving.recognizer.decode(contents[0]).unsqueeze(0)
+            return torch.stack([_decode_one_of(serving, contents, place) for place in range(len(contents))])
 
         return await self.batcher.submit(decode, len(contents), timeout_s)
 
@@ -209,6 +214,13 @@ class InferenceService:
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise BadRequestError(f"the request's timeout is {timeout_s:g} s; it must be above 0")
         return min(timeout_s, self.limits.request_deadline_s)
+
+
+def _decode_one_of(serving: Serving, contents: Sequence[bytes], place: int) -> torch.Tensor:
+    try:
+        return serving.recognizer.decode(contents[place])
+    except SampleError as error:
+        raise SampleError(f"sample {place + 1} of {len(contents)}: {error}") from None
 
 
 def _output(answer: Answer, output: RequestedOutput) -> OutputTensor:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edge_client.inference.batcher import Batcher, Serving
 from edge_client.inference.errors import (
     DeadlineError,
+    NotFiniteError,
     OverloadedError,
     RequestError,
     TooLargeError,
@@ -236,6 +237,53 @@ def test_failures_are_those_of_the_requests_that_they_belong_to():
     asyncio.run(scenario())
 
 
+def test_a_sample_that_overflows_fails_alone():
+    async def scenario():
+        batcher, first, model = await held_batcher()
+        good, bad, two = ask(batcher, 1), ask(batcher, float("nan")), ask(batcher, 2, 2)
+        await settle()
+        model.go_on.release()
+        model.go_on.release()
+        await first
+        with pytest.raises(NotFiniteError, match="the sample: the model's output 'probabilities' is not finite"):
+            await bad
+        assert [(await task).probabilities.unique().tolist() for task in (good, two)] == [[1.0], [2.0]]
+        assert model.runs == [1, 4]  # nothing was computed twice
+        model.go_on.release()
+        with pytest.raises(NotFiniteError, match="sample 2 of 3: "):
+            await batcher.submit(torch.tensor([[0.0], [float("inf")], [0.0]]), 3, 30)
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("quick_s", [0.0, 60.0])
+def test_a_request_that_the_model_fails_at_fails_alone(quick_s, caplog):
+    class UnluckyModel(QuickModel):
+        def probabilities(self, raw):
+            probabilities = super().probabilities(raw)
+            if (raw == 13).any():
+                raise ArithmeticError("13 is unlucky")
+            return probabilities
+
+    async def scenario():
+        model, batcher = UnluckyModel(), Batcher(8, 8, quick_s=quick_s, quiet_s=0.01)
+        batcher.serving = Serving(1, model)
+        await ask(batcher, 0)
+        tasks = [ask(batcher, number) for number in (1, 13, 2)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [outcomes[place].probabilities.item() for place in (0, 2)] == [1, 2]
+        assert (type(outcomes[1]), str(outcomes[1])) == (RequestError, "the model failed: 13 is unlucky")
+        assert (await ask(batcher, 3)).probabilities.item() == 3
+        assert model.runs == [1, 3, 1, 1, 1, 1]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+    assert [record.message for record in caplog.records if record.exc_info] == [
+        "a run of the model for 3 requests failed"
+    ]
+
+
 class QuickModel:
     """A recognizer that answers each sample with its own number, at once."""
 
@@ -245,6 +293,24 @@ class QuickModel:
     def probabilities(self, raw):
         self.runs.append(len(raw))
         return raw.clone()
+
+
+class ShortModel(QuickModel):
+    """Answers with a row less than there are samples."""
+
+    def probabilities(self, raw):
+        return super().probabilities(raw)[1:]
+
+
+def test_a_model_that_answers_too_little_fails_its_requests():
+    async def scenario():
+        batcher = Batcher(8, 8)
+        batcher.serving = Serving(1, ShortModel())
+        with pytest.raises(RequestError, match="the model failed: "):
+            await ask(batcher, 0, 2)
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
 
 
 def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
