@@ -59,6 +59,8 @@ class Run:
     sent: int = 0
     saved: int = 0
     left_out: int = 0
+    skipped: int = 0
+    """Batches that devices skipped."""
     refusals: Counter[str] = field(default_factory=Counter)
     devices: dict[str, DeviceStatistics] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
@@ -170,6 +172,7 @@ def _add_session(run: Run, entry: SessionRecord, statistics: SessionStatistics, 
     run.sent += statistics.sent
     run.saved += statistics.saved
     run.left_out += statistics.left_out
+    run.skipped += statistics.skipped
     run.refusals += statistics.refusals
     for device in statistics.devices.values():
         _add_device(run, device)
@@ -185,6 +188,7 @@ def _add_device(run: Run, device: DeviceStatistics) -> None:
         device = replace(
             device,
             batches=before.batches + device.batches,
+            skipped=before.skipped + device.skipped,
             received=before.received + device.received,
             sent=before.sent + device.sent,
             saved=before.saved + device.saved,

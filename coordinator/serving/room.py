@@ -14,7 +14,7 @@ from edgenewton.v1.framing import Layout, check_values, parse_frame
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.outboxes import Outbox, Outboxes
-from coordinator.serving.translation import contribution_from_proto
+from coordinator.serving.translation import contribution_from_proto, samples_from_proto
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status
@@ -189,18 +189,19 @@ class Room:
             raise RefusedError(Status.INVALID_ARGUMENT, f"{where}: {error}") from None
         if frame.HasField("heartbeat"):
             self._outboxes.send(device, _HEARTBEAT)
+        samples = samples_from_proto(device, frame)
         for piece, payload in slices:
             outbox.use.saved += saved_bytes(piece, payload)
-            if session.wants(device, frame.step, frame.samples, piece.key, now):
+            if session.wants(device, frame.step, samples, piece.key, now):
                 try:
                     values = piece.decode(payload, frame.step)
                     check_values(piece.spec, values)
                 except ValueError as error:
                     reason = f"device {device!r}, step {frame.step}: {error}"
                     raise RefusedError(Status.INVALID_ARGUMENT, reason) from None
-                session.contribute(device, frame.samples, piece.key, values)
+                session.contribute(device, samples, piece.key, values)
         if frame.HasField("contribution"):
-            contribution = contribution_from_proto(frame.samples, frame.contribution)
+            contribution = contribution_from_proto(samples, frame.contribution)
             session.complete(device, frame.step, contribution, now)
         if slices or frame.HasField("contribution"):
             session.advance(now)

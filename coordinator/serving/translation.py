@@ -6,7 +6,7 @@ from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
 from coordinator.session.members import Joining, Standing
-from coordinator.session.refusal import RefusedError, Status
+from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.step import Contribution
 
 MAX_ID_LENGTH = 128
@@ -58,7 +58,19 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     )
 
 
-def contribution_from_proto(samples: int, message: pb.Contribution) -> Contribution:
+def samples_from_proto(device: str, frame: pb.Frame) -> int | None:
+    """Return the samples behind a device's frame; None of a batch that it skips.
+
+    Raises:
+        RefusedError: it has samples and skips them.
+
+    """
+    if frame.samples and frame.skipped:
+        raise invalid(device, frame.step, f"claims {frame.samples} samples of a batch that it skips")
+    return None if frame.skipped else frame.samples
+
+
+def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Contribution:
     """Return a device's contribution."""
     evaluation = evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None
     return Contribution(samples, message.loss, evaluation, message.weights_digest)

@@ -1,5 +1,6 @@
 """What a session decides: the caller carries it out, in order."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
@@ -37,6 +38,7 @@ class StepCommitted:
 
     step: int
     samples: int
+    """0 if all devices skipped their batches: the means are zeros then, and the loss is NaN."""
     devices: int
     left_out: tuple[str, ...]
     loss: float
@@ -45,17 +47,18 @@ class StepCommitted:
 
     @classmethod
     def of(cls, step: Step, left_out: tuple[str, ...], now: float) -> Self:
-        """Sum up a complete step."""
+        """Sum up a complete step; a device that skipped its batch has no part in samples, devices and loss."""
         # By name, not as they came: the same contributions give the same loss, to the last bit.
         contributions = [contribution for _, contribution in sorted(step.contributions.items())]
-        samples = sum(contribution.samples for contribution in contributions)
+        weighty = [contribution for contribution in contributions if contribution.weight]
+        samples = sum(contribution.weight for contribution in weighty)
         evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
         return cls(
             step=step.number,
             samples=samples,
-            devices=len(contributions),
+            devices=len(weighty),
             left_out=left_out,
-            loss=sum(c.loss * c.samples for c in contributions) / samples,
+            loss=sum(c.loss * c.weight for c in weighty) / samples if samples else math.nan,
             evaluation=Evaluation.union(evaluations),
             seconds=now - (step.began_at if step.began_at is not None else now),
         )

@@ -57,7 +57,7 @@ class Member:
     sent: set[SliceKey] = field(default_factory=set)
     """Slices that it sent on its present stream in the step that is on."""
     samples: int | None = None
-    """What it claims as its batch in the step that is on."""
+    """What it claims as its batch in the step that is on; 0 if it skips it."""
 
     @property
     def device(self) -> str:
@@ -85,13 +85,16 @@ class Member:
             raise invalid(self.device, step, "completed its contribution twice")
         return step == current
 
-    def claim(self, samples: int, step: int) -> None:
-        """Note the size of its batch.
+    def claim(self, samples: int | None, step: int) -> None:
+        """Note the size of its batch; None skips it, even after a part of it: that the rest is bad may show late.
 
         Raises:
             RefusedError: it is impossible, or not what the device said before in the same step.
 
         """
+        if samples is None:
+            self.samples = 0
+            return
         if not 1 <= samples <= MAX_SAMPLES:
             reason = f"claims a batch of {samples} samples; 1 to {MAX_SAMPLES} are possible"
             raise invalid(self.device, step, reason)

@@ -183,8 +183,10 @@ class Session:
 
     # ------------------------------------------------------------------ steps
 
-    def wants(self, device: str, step: int, samples: int, key: SliceKey, now: float) -> bool:
+    def wants(self, device: str, step: int, samples: int | None, key: SliceKey, now: float) -> bool:
         """Tell whether a slice is to be decoded and contributed; otherwise it is known or comes too late.
+
+        `samples` are None of a batch that the device skips.
 
         Raises:
             RefusedError: it is for a step to come, or the device sent it already on the same stream.
@@ -199,7 +201,7 @@ class Session:
         member.sent.add(key)
         return not self.step.has(device, key)
 
-    def contribute(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
+    def contribute(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
         """Take one slice that `wants` wants."""
         self.step.add(device, samples, key, values)
 
@@ -334,7 +336,7 @@ class Session:
         if not self.settings.rejoin_deadline_s:
             self._finish(Phase.ABORTED, self.reason)
 
-    def _take_sign(self, device: str, step: int, samples: int, now: float) -> Member | None:
+    def _take_sign(self, device: str, step: int, samples: int | None, now: float) -> Member | None:
         """Return the member if what it sent is for the step that is on, and None if it comes too late to count.
 
         Raises:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
@@ -15,15 +16,23 @@ from coordinator.session.release import ReleasePolicy
 class Contribution:
     """What a device says when its contribution to a step is complete."""
 
-    samples: int
+    samples: int | None
+    """None if the device skipped its batch: it weighs nothing then, and its loss says nothing."""
     loss: float
     evaluation: Evaluation | None = None
     weights_digest: bytes = b""
 
+    @property
+    def weight(self) -> int:
+        """How much it counts: so many samples."""
+        return self.samples or 0
+
 
 @dataclass
 class _Slice:
-    aggregator: Aggregator
+    length: int
+    aggregator: Aggregator | None = None
+    """None until a contribution that weighs something."""
     contributors: set[str] = field(default_factory=set)
 
 
@@ -52,16 +61,22 @@ class Step:
         """Whether a device's slice is in, from this or an earlier connection."""
         return key in self._sent_by.get(device, ())
 
-    def add(self, device: str, samples: int, key: SliceKey, values: Float32Array) -> None:
-        """Add one slice of a device that is not in yet; one that comes after its result has left is dropped."""
+    def add(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
+        """Add one slice of a device that is not in yet; one that comes after its result has left is dropped.
+
+        Without samples it counts as sent, and weighs nothing, whatever the rule: the device skips its batch.
+        """
         self._sent_by.setdefault(device, set()).add(key)
         if key in self._released:
             return
         piece = self._pending.get(key)
         if piece is None:
-            piece = self._pending[key] = _Slice(self._make_aggregator())
-        piece.aggregator.add(device, values, samples)
+            piece = self._pending[key] = _Slice(len(values))
         piece.contributors.add(device)
+        if samples:
+            if piece.aggregator is None:
+                piece.aggregator = self._make_aggregator()
+            piece.aggregator.add(device, values, samples)
 
     def complete(self, device: str, contribution: Contribution) -> SliceKey | None:
         """Note that a device has sent everything.
@@ -78,7 +93,7 @@ class Step:
         return None
 
     def ready(self, members: Collection[str], *, is_closing: bool) -> Iterator[tuple[SliceKey, Float32Array]]:
-        """Yield, once, each slice that may leave, with its result.
+        """Yield, once, each slice that may leave, with its result; zeros if all devices skipped their batches.
 
         Args:
             members: the devices that the step waits for.
@@ -90,7 +105,8 @@ class Step:
         waiting = {key: piece.contributors for key, piece in self._pending.items()}
         for key in self._release.ready(waiting, members, is_closing=is_closing):
             self._released.add(key)
-            yield key, self._pending.pop(key).aggregator.result()
+            piece = self._pending.pop(key)
+            yield key, np.zeros(piece.length, np.float32) if piece.aggregator is None else piece.aggregator.result()
 
     def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""

@@ -47,11 +47,12 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
                 pb.DeviceReport(
                     device=device,
                     step=step,
-                    samples=contribution.samples,
+                    samples=contribution.weight,
                     contribution=_contribution_to_proto(contribution),
                     bytes_received=use.received,
                     bytes_sent=use.sent,
                     bytes_saved=use.saved,
+                    skipped=contribution.samples is None,
                 )
             )
         case d.StepCommitted():

@@ -78,6 +78,7 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     seconds = HistogramMetricFamily(_PREFIX + "step_seconds", "From a step's first frame to its commit", labels=labels)
     samples = CounterMetricFamily(_PREFIX + "samples", "Samples behind the committed steps", labels=labels)
     left_out = CounterMetricFamily(_PREFIX + "left_out", "Contributions that came too late for a step", labels=labels)
+    skipped = CounterMetricFamily(_PREFIX + "skipped", "Batches that devices skipped as unusable", labels=labels)
     step = GaugeMetricFamily(_PREFIX + "step", "Number of the last committed step", labels=labels)
     loss = GaugeMetricFamily(_PREFIX + "loss", "Mean loss over the batches of the last step", labels=labels)
     accuracy = GaugeMetricFamily(_PREFIX + "accuracy", "Part of the held-out samples recognised", labels=labels)
@@ -89,11 +90,12 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         seconds.add_metric(name, _buckets(statistics), statistics.step_seconds)
         samples.add_metric(name, statistics.samples)
         left_out.add_metric(name, statistics.left_out)
+        skipped.add_metric(name, statistics.skipped)
         curves = statistics.curves
         for gauge, value in ((step, statistics.step), (loss, curves.loss.last), (accuracy, curves.accuracy.last)):
             if value is not None:
                 gauge.add_metric(name, value)
-    yield from (phase, steps, seconds, samples, left_out, step, loss, accuracy)
+    yield from (phase, steps, seconds, samples, left_out, skipped, step, loss, accuracy)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:

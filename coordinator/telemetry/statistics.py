@@ -41,6 +41,8 @@ class DeviceStatistics:
     step: int | None = None
     """The last one that it contributed to."""
     batches: int = 0
+    skipped: int = 0
+    """Batches that it skipped, because they could not be used; they are not among the others."""
     loss: float | None = None
     lag_s: float = 0.0
     """Seconds behind the first device in that step."""
@@ -144,6 +146,8 @@ class SessionStatistics:
     steps: int = 0
     samples: int = 0
     left_out: int = 0
+    skipped: int = 0
+    """Batches that devices skipped."""
     step_seconds: float = 0.0
     """All steps' seconds together."""
     step_buckets: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
@@ -218,8 +222,14 @@ class SessionStatistics:
 
     def _apply_report(self, report: pb.DeviceReport, now: float) -> None:
         device = self._device(report.device)
-        device.state, device.step, device.loss = "training", report.step, _finite(report.contribution.loss)
-        device.batches += 1
+        device.state, device.step = "training", report.step
+        if report.skipped:
+            device.skipped += 1
+            self.skipped += 1
+            device.fail(f"skipped its batch of step {report.step}: it could not be used", now)
+        else:
+            device.batches += 1
+            device.loss = _finite(report.contribution.loss)
         if report.step != self._first_report[0]:
             self._first_report = (report.step, now)
         device.lag_s = max(0.0, now - self._first_report[1])

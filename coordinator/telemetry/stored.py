@@ -21,6 +21,7 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "steps": statistics.steps,
             "samples": statistics.samples,
             "left_out": statistics.left_out,
+            "skipped": statistics.skipped,
             "step_seconds": statistics.step_seconds,
             "step_buckets": statistics.step_buckets,
             "received": statistics.received,
@@ -56,6 +57,7 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             steps=totals["steps"],
             samples=totals["samples"],
             left_out=totals["left_out"],
+            skipped=totals.get("skipped", 0),  # older records have none
             step_seconds=totals["step_seconds"],
             step_buckets=totals["step_buckets"],
             received=totals["received"],

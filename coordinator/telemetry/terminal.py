@@ -60,7 +60,7 @@ class TerminalView:
                 name,
                 reasons.get(name, device.state) if device.state == "gone" else device.state,
                 f"{device.training_samples}",
-                f"{device.batches}",
+                f"{device.batches} ({device.skipped} skipped)" if device.skipped else f"{device.batches}",
                 f"{_NONE if device.loss is None else device.loss:.4f}",
                 f"{device.lag_s:.2f} s",
                 f"{device.left_out}" if device.left_out else "",

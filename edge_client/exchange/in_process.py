@@ -1,7 +1,9 @@
 """The exchange of one device with itself: every mean is its own contribution."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
@@ -51,6 +53,11 @@ class InProcessMembership:
         self._samples = samples
         self._tensors = {}
 
+    def skip(self) -> None:
+        """Let the batch weigh nothing: it is the only one, so that its zeros are the means."""
+        self._samples = 0
+        self._tensors = {key: torch.zeros_like(value) for key, value in self._tensors.items()}
+
     def contribute(self, key: TensorKey, value: Tensor) -> None:
         """Keep a copy of one tensor.
 
@@ -60,11 +67,13 @@ class InProcessMembership:
         """
         if not value.isfinite().all():
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
-        self._tensors[key] = value.detach().clone()
+        self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 
     def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:  # noqa: ARG002
         """Return what was contributed."""
-        result = StepResult(self.step, self._tensors, self._samples, devices=1, loss=loss)
+        is_skipped = not self._samples
+        loss = math.nan if is_skipped else loss
+        result = StepResult(self.step, self._tensors, self._samples, devices=int(not is_skipped), loss=loss)
         self.step += 1
         return result
 

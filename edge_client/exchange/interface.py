@@ -22,6 +22,7 @@ class StepResult:
     step: int
     tensors: Mapping[TensorKey, Tensor]
     samples: int
+    """0 if all devices skipped their batches: the means are zeros, the loss is NaN, and nothing is to be applied."""
     devices: int
     loss: float
     left_out: tuple[str, ...] = ()
@@ -74,13 +75,25 @@ class Membership(Protocol):
         """Number of the step that is on, or comes next."""
 
     def begin(self, samples: int) -> None:
-        """Begin the next step with a batch of `samples`."""
+        """Begin the next step with a batch of `samples`; with 0 it is skipped from the beginning: see `skip`."""
+
+    def skip(self) -> None:
+        """Skip what is left of this step's batch, because it cannot be used.
+
+        The same tensors are contributed as ever, with zeros for those that are left; they weigh nothing in the means.
+        What was contributed before stays in.
+
+        Raises:
+            ExchangeError: the step has not begun.
+
+        """
 
     def contribute(self, key: TensorKey, value: Tensor) -> None:
         """Send one tensor; returns at once and keeps no reference to `value`.
 
         Raises:
-            NonFiniteGradientError: `value` holds NaN or infinity.
+            NonFiniteGradientError: `value` holds NaN or infinity; nothing of it was sent, so that after `skip` zeros
+                may take its place.
             ExchangeError: the exchange has failed.
 
         """

@@ -60,9 +60,9 @@ def join_request(name: str, spec: TensorSpec = SPEC, session: str = "s", version
     )
 
 
-def gradient_frame(step: int, values, samples: int = 1, **contribution) -> pb.Frame:
+def gradient_frame(step: int, values, samples: int = 1, *, skipped: bool = False, **contribution) -> pb.Frame:
     flat = np.full(6, values, np.float32)
-    packer = FramePacker(step, samples, LAYOUT.frame_bytes)
+    packer = FramePacker(step, samples, LAYOUT.frame_bytes, is_skipped=skipped)
     (piece,) = LAYOUT.slices(0)
     assert not list(packer.add(piece, flat.data))
     news = pb.Frame(contribution=pb.Contribution(loss=float(flat[0]), **contribution))

@@ -16,9 +16,10 @@ def joined(device, time_s=0.0):
     return pb.SessionEvent(time_s=time_s, joined=pb.DeviceJoined(device=device, training_samples=7, software="x 1"))
 
 
-def report(device, step, time_s, received=0, sent=0, saved=0, loss=1.0):
+def report(device, step, time_s, received=0, sent=0, saved=0, loss=1.0, *, skipped=False):
     event = pb.DeviceReport(device=device, step=step, bytes_received=received, bytes_sent=sent, bytes_saved=saved)
     event.contribution.loss = loss
+    event.skipped = skipped
     return pb.SessionEvent(time_s=time_s, report=event)
 
 

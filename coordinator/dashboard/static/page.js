@@ -118,7 +118,8 @@ function drawFigures(session) {
   const best = Math.max(...session.curves.accuracy.map(([, value]) => value));
   setText(at("best"), Number.isFinite(best) ? `best ${format.percent(best)}` : "not tried yet");
   setText(at("loss"), format.number(session.loss));
-  setText(at("samples"), session.samples > 0 ? `${format.count(session.samples)} samples` : "");
+  const skipped = session.skipped > 0 ? `, ${format.count(session.skipped)} batches skipped` : "";
+  setText(at("samples"), session.samples > 0 || skipped ? `${format.count(session.samples)} samples${skipped}` : "");
   setText(at("count"), `${session.members}`);
   const left = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
   setText(at("places"), `of ${session.places} places${left}`);
@@ -184,7 +185,9 @@ function drawDevice(row, device, session) {
   set(0, device.device, device.last_error, isOld ? "error old" : "error");
   set(1, device.state, device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "");
   row.children[1].children[0].className = `state ${device.state}`;
-  set(2, format.count(device.step), device.left_out > 0 ? `late ${format.count(device.left_out)} ×` : "");
+  const missed = { late: device.left_out, skipped: device.skipped };
+  const times = Object.entries(missed).filter(([, count]) => count > 0);
+  set(2, format.count(device.step), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
   set(3, format.number(device.loss));
   const behind = device.lag_steps > 1 ? `${format.count(device.lag_steps)} steps` : format.seconds(device.lag_s);
   set(4, isOver || device.step === null ? "–" : behind);

@@ -96,9 +96,16 @@ class GrpcMembership:
         failpoint("after-apply", self.step - 1)
         if self._link.take_wish():
             self._hand_state_in()
-        self._packer = FramePacker(self.step, samples, self._layout.frame_bytes)
+        self._packer = FramePacker(self.step, samples, self._layout.frame_bytes, is_skipped=not samples)
         self._contributed = set()
         self._link.begin_step(self.step)
+
+    def skip(self) -> None:
+        """Skip what is left of the batch: see `Membership.skip`."""
+        if self._packer is None:
+            raise ExchangeError(f"device {self._place.device!r}: begin a step before skipping it", Cause.INVALID)
+        for frame in self._packer.skip():
+            self._link.send(frame)
 
     def contribute(self, key: TensorKey, value: Tensor) -> None:
         """Send one tensor: see `Membership.contribute`."""
@@ -107,14 +114,17 @@ class GrpcMembership:
         if self._link.lost is not None:
             raise self._link.explain(self._link.lost.error)
         index = self._index[key]
-        flat = _to_numpy(value)
-        self._contributed.add(index)
         if self._link.has_committed(self.step):
+            self._contributed.add(index)
             return  # the step went on without this device; what it computed comes too late
+        flat = _to_numpy(value)
+        self._check_finite(self._specs[index], flat)  # all of it, before any of it leaves
+        self._contributed.add(index)
+        # What weighs nothing must not take along what the stages remember: it would be lost.
+        writer = SliceWriter(self._layout) if self._packer.is_skipped else self._writer
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
-            self._check_finite(piece.spec, values)
-            data = self._writer.encode(piece, values, self.step)
+            data = writer.encode(piece, values, self.step)
             for frame in self._packer.add(piece, data):
                 self._link.send(frame)
 

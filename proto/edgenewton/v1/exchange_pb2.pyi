@@ -176,7 +176,7 @@ class TensorSlice(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal")
+    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,7 @@ class Frame(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
     HEAL_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     step: int
     samples: int
     slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
@@ -193,7 +194,8 @@ class Frame(_message.Message):
     heartbeat: Heartbeat
     snapshot_wanted: SnapshotWanted
     heal: Heal
-    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ...) -> None: ...
+    skipped: bool
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -372,7 +374,7 @@ class DeviceRecovered(_message.Message):
     def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent", "bytes_saved")
+    __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent", "bytes_saved", "skipped")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -380,6 +382,7 @@ class DeviceReport(_message.Message):
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_SAVED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     device: str
     step: int
     samples: int
@@ -387,7 +390,8 @@ class DeviceReport(_message.Message):
     bytes_received: int
     bytes_sent: int
     bytes_saved: int
-    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., samples: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ...) -> None: ...
+    skipped: bool
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., samples: _Optional[int] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ..., skipped: _Optional[bool] = ...) -> None: ...
 
 class StepCommitted(_message.Message):
     __slots__ = ("step", "commit", "evaluation", "seconds")

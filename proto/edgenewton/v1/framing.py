@@ -226,6 +226,8 @@ class FramePacker:
     step: int
     samples: int
     frame_bytes: int
+    is_skipped: bool = False
+    """Whether what is added weighs nothing, because its device skips its batch; there are no samples then."""
     _parts: list[Data] = field(init=False, default_factory=list)
     _size: int = field(init=False, default=0)
 
@@ -244,11 +246,17 @@ class FramePacker:
 
     def take(self, news: pb.Frame | None = None) -> bytes:
         """Return the frame as it is (perhaps without slices), with `news` in it, and begin a new one."""
-        head = pb.Frame(step=self.step, samples=self.samples).SerializeToString()
+        head = pb.Frame(step=self.step, samples=self.samples, skipped=self.is_skipped).SerializeToString()
         tail = news.SerializeToString() if news is not None else b""
         frame = b"".join((head, *self._parts, tail))
         self._parts, self._size = [], 0
         return frame
+
+    def skip(self) -> Iterator[bytes]:
+        """Let whatever is added from now on weigh nothing; yield the frame with what was added before, if any."""
+        if not self.is_empty:
+            yield self.take()
+        self.samples, self.is_skipped = 0, True
 
     @property
     def is_empty(self) -> bool:

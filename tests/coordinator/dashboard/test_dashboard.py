@@ -7,7 +7,7 @@ import time
 import grpc
 import httpx
 import pytest
-from bare_client import SPEC, Device, join_request, refused
+from bare_client import SPEC, Device, gradient_frame, join_request, refused
 from edgenewton.common.addresses import is_loopback
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1 import exchange_pb2_grpc
@@ -117,6 +117,22 @@ def test_state_and_metrics_are_those_of_the_devices(served, stub):
     codec = ("codec", "fp32")
     assert metrics["edgenewton_coordinator_bytes_total", codec, ("direction", "received"), of] == session["received"]
     assert metrics["edgenewton_coordinator_device_bytes_total", ("device", "a"), ("direction", "received"), of] > 0
+
+
+def test_skipped_batches_are_counted(served, stub):
+    served.create(devices=2)
+    a, b = Device(stub, "a"), Device(stub, "b")
+    train((a, b), range(1))
+    for step in (1, 2):
+        a.send(gradient_frame(step, 0.0, samples=0, skipped=True))
+        b.send_gradient(step, 1.0, samples=4)
+        for device in (a, b):
+            next(device.stream)
+    session = served.session()
+    assert (session["steps"], session["samples"], session["skipped"]) == (3, 16, 2)
+    assert [(d["batches"], d["skipped"], d["loss"]) for d in session["devices"]] == [(1, 2, 1.0), (3, 0, 1.0)]
+    assert session["devices"][0]["last_error"] == "skipped its batch of step 2: it could not be used"
+    assert served.metrics()["edgenewton_coordinator_skipped_total", ("session", "s")] == 2
 
 
 def test_what_the_codec_saves_is_what_float32_would_take_more(served, stub):

@@ -45,6 +45,24 @@ def test_a_step_gives_every_device_the_weighted_mean(coordinator, stub):
             assert np.allclose(elements(frame), 3.0)
 
 
+def test_a_skipped_batch_has_no_part_in_the_mean(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    a, b = Device(stub, "a"), Device(stub, "b")
+    a.send(gradient_frame(0, 0.0, samples=0, skipped=True))
+    b.send_gradient(0, 4.0, samples=2)
+    for device in (a, b):
+        frame = next(device.stream)
+        assert (frame.commit.samples, frame.commit.devices, frame.commit.loss) == (2, 1, 4.0)
+        assert (elements(frame) == 4.0).all()
+    for device in (a, b):
+        device.send(gradient_frame(1, 0.0, samples=0, skipped=True))
+    for device in (a, b):
+        frame = next(device.stream)
+        assert (frame.commit.samples, frame.commit.devices) == (0, 0)
+        assert np.isnan(frame.commit.loss)
+        assert not elements(frame).any()
+
+
 def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
     coordinator.create_session("leaves", SessionSettings(devices=1))
     code, details = refused(lambda: stub.Join(join_request("a", session="trees"), timeout=5))
@@ -93,6 +111,7 @@ def test_refused_joins(coordinator, stub, request_, code, message):
         (gradient_frame(5, 1.0), "device 'a' sent a frame of step 5; the session is at step 0"),
         (pb.Frame(step=0, samples=1, slices=[pb.TensorSlice(tensor=3)]), "tensor 3 is unknown"),
         (pb.Frame(step=0, contribution=pb.Contribution()), "batch of 0 samples"),
+        (gradient_frame(0, 0.0, samples=3, skipped=True), "step 0: claims 3 samples of a batch that it skips"),
     ],
 )
 def test_a_bad_frame_costs_only_its_sender_the_session(coordinator, stub, frame, message):

@@ -1,5 +1,7 @@
 """The session state machine, without gRPC and without waiting."""
 
+import math
+
 import numpy as np
 import pytest
 from edgenewton.common.evaluation import Evaluation
@@ -37,12 +39,12 @@ def begun(*devices: str, **settings) -> Session:
     return session
 
 
-def send(session: Session, device: str, step: int, samples: int, key: SliceKey, values: np.ndarray, now: float) -> None:
+def send(session: Session, device: str, step: int, samples: int | None, key: SliceKey, values, now: float) -> None:
     if session.wants(device, step, samples, key, now):
         session.contribute(device, samples, key, values)
 
 
-def contribute(session: Session, device: str, value: float = 1.0, samples: int = 1, step: int = 0, now: float = 1.0):
+def contribute(session: Session, device: str, value=1.0, samples: int | None = 1, step: int = 0, now: float = 1.0):
     send(session, device, step, samples, W, np.full(4, value, np.float32), now)
     send(session, device, step, samples, B, np.full(2, -value, np.float32), now)
     session.complete(device, step, Contribution(samples, loss=value), now)
@@ -239,6 +241,51 @@ def test_what_a_device_sends_twice_is_refused_by_name():
         send(session, "a", 0, 2, B, np.ones(2, np.float32), 1.0)
     with pytest.raises(RefusedError, match="batch of 0 samples"):
         send(session, "b", 0, 0, B, np.ones(2, np.float32), 1.0)
+
+
+def test_a_batch_that_is_skipped_weighs_nothing():
+    session = begun("a", "b", "c")
+    contribute(session, "a", 1.0, samples=3)
+    contribute(session, "b", math.nan, samples=None)
+    contribute(session, "c", 4.0, samples=6)
+    (w, b, commit) = of_type(session, d.SliceReady | d.StepCommitted)
+    np.testing.assert_array_equal(w.values, np.full(4, 3.0, np.float32))
+    np.testing.assert_array_equal(b.values, np.full(2, -3.0, np.float32))
+    assert (commit.samples, commit.devices, commit.loss) == (9, 2, 3.0)
+    assert commit.left_out == ()
+    contribute(session, "b", 1.0, samples=2, step=1)  # the next step is as ever
+    assert session.members["b"].samples == 2
+
+
+@pytest.mark.parametrize("release", ["slice", "step"])
+def test_a_step_that_all_devices_skip_commits_without_samples(release):
+    session = begun("a", "b", release=release)
+    for device in "ab":
+        contribute(session, device, math.nan, samples=None)
+    decided = of_type(session, d.SliceReady | d.StepCommitted)
+    for ready in decided[:2]:
+        assert ready.values.dtype == np.float32
+        assert not ready.values.any()
+    assert [ready.values.size for ready in decided[:2]] == [4, 2]
+    commit = decided[2]
+    assert (commit.samples, commit.devices, math.isnan(commit.loss)) == (0, 0, True)
+    assert session.step.number == 1
+
+
+def test_a_batch_can_be_skipped_when_a_part_of_it_was_sent():
+    """In backward the gradient that is not finite need not be the first."""
+    session = begun("a", "b")
+    contribute(session, "b", 4.0, samples=1)
+    send(session, "a", 0, 3, W, np.zeros(4, np.float32), 1.0)
+    send(session, "a", 0, None, B, np.zeros(2, np.float32), 1.0)
+    with pytest.raises(RefusedError, match="claims 3 samples after 0 in the same step"):
+        session.complete("a", 0, Contribution(3, 0.0), 1.0)
+    session.complete("a", 0, Contribution(None, math.nan), 1.0)
+    session.advance(1.0)
+    (w, b, commit) = of_type(session, d.SliceReady | d.StepCommitted)
+    np.testing.assert_array_equal(w.values, np.ones(4, np.float32))  # what was sent before stays in
+    np.testing.assert_array_equal(b.values, np.full(2, -4.0, np.float32))
+    assert (commit.samples, commit.devices, commit.loss) == (1, 1, 4.0)
 
 
 def test_a_device_that_sends_other_tensors_than_the_others_is_refused():

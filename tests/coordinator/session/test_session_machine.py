@@ -1,5 +1,7 @@
 """Random interleavings of join, contribute, drop, deadline, crash and resume: the invariants of the session hold."""
 
+import math
+
 import numpy as np
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -43,6 +45,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.devices = {name: Model() for name in NAMES}
         self.committed: dict[int, float] = {}
+        self.reported: dict[str, int] = {}
+        """Samples of the devices that have completed the step that is on."""
         self.open(Session("s", self.session_settings))
 
     def open(self, session: Session) -> None:
@@ -62,11 +66,18 @@ class SessionMachine(RuleBasedStateMachine):
                     assert step == self.session.step.number or step == self.session.step.number - 1
                     means[key] = float(values[0])
                     self.log.append(f"{step} {key.tensor} {float(values[0])!r}".encode())
+                case d.DeviceReported(device, _, contribution):
+                    self.reported.setdefault(device, contribution.weight)
                 case d.StepCommitted():
-                    assert decision.devices >= self.session_settings.required
+                    assert len(self.reported) >= self.session_settings.required
+                    assert decision.devices == sum(samples > 0 for samples in self.reported.values())
+                    assert decision.samples == sum(self.reported.values())
+                    assert math.isnan(decision.loss) == (decision.samples == 0)
+                    self.reported.clear()
                     self.log.append(f"{decision.step} commit".encode())
                     self.log.begin_step(decision.step + 1)
                 case d.StepSet(step):
+                    self.reported.clear()
                     self.log.restart(step)
                 case d.DeviceRemoved(device):
                     self.devices[device].is_member = False
@@ -149,13 +160,14 @@ class SessionMachine(RuleBasedStateMachine):
         self.devices[name].means.clear()
         self.session.healed(name, len(history))
 
-    @rule(name=names, tensor=st.sampled_from([0, 1]), value=st.integers(-9, 9), samples=st.sampled_from([1, 4]))
-    def contribute(self, name: str, tensor: int, value: int, samples: int) -> None:
+    @rule(name=names, tensor=st.sampled_from([0, 1]), value=st.integers(-9, 9), samples=st.sampled_from([None, 1, 4]))
+    def contribute(self, name: str, tensor: int, value: int, samples: int | None) -> None:
         device = self.devices[name]
         if not device.is_member or device.position is None or tensor in device.sent:
             return
         step, member = len(device.history), self.session.members[name]
-        samples = member.samples or samples
+        if samples is not None and member.samples is not None:
+            samples = member.samples or None  # a batch that is skipped stays so
         device.sent.add(tensor)
         if self.session.wants(name, step, samples, KEYS[tensor], self.now):
             self.session.contribute(name, samples, KEYS[tensor], np.full(SPECS[tensor].size, value, np.float32))
@@ -206,6 +218,7 @@ class SessionMachine(RuleBasedStateMachine):
             self.devices[name].sent.clear()
             self.devices[name].means.clear()
         session = Session("s", self.session_settings)
+        self.reported.clear()
         session.restore(self.session.admission, self.session.step.number, list(NAMES))
         self.open(session)
 

@@ -139,8 +139,11 @@ def test_statistics_that_were_stored_under_an_old_name_are_read(tmp_path):
     assert (found.codec, found.phase, found.steps, found.samples, found.received) == ("int8", "training", 1, 16, 5)
     assert (found.refusals["INVALID_ARGUMENT"], sum(found.step_buckets)) == (1, 1)
     assert (found.devices["a"].batches, found.devices["a"].last_error) == (1, "a frame broke the contract")
+    assert (found.skipped, found.devices["a"].skipped) == (0, 0)  # nobody counted them
+    found.skipped = found.devices["a"].skipped = 3
     record.set_statistics(found)
     assert record.statistics("s").incidents == found.incidents
+    assert (record.statistics("s").skipped, record.statistics("s").devices["a"].skipped) == (3, 3)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"totals": {}}', OLD_STATISTICS.replace("happenings", "x")])

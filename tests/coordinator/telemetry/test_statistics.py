@@ -34,6 +34,16 @@ def test_bytes_add_up_over_connections_and_memberships():
     assert (a.batches, a.step, a.state) == (3, 2, "training")
 
 
+def test_skipped_batches_are_counted_apart():
+    statistics = statistics_of(
+        joined("a"), report("a", 0, 1.0, loss=2.0), report("a", 1, 2.0, loss=math.nan, skipped=True), joined("b")
+    )
+    a = statistics.devices["a"]
+    assert (a.batches, a.skipped, a.step, a.loss, statistics.skipped) == (1, 1, 1, 2.0, 1)
+    assert (a.last_error, a.last_error_at) == ("skipped its batch of step 1: it could not be used", 2.0)
+    assert statistics.devices["b"].skipped == 0
+
+
 def test_lag_is_counted_from_the_first_device_of_the_step():
     statistics = statistics_of(report("a", 4, 10.0), report("b", 4, 10.25), report("b", 5, 11.0), report("a", 5, 11.5))
     assert statistics.devices["b"].lag_s == 0.0

@@ -40,6 +40,14 @@ def test_what_went_wrong_is_shown_with_the_device(view):
     assert f"b: {reason}" in printed(view)
 
 
+def test_skipped_batches_are_shown_with_the_others(view):
+    view.apply(report("a", 3, 104.0, skipped=True))
+    text = printed(view)
+    (line,) = [line for line in text.splitlines() if " training " in line and "│" in line]
+    assert line.split("│")[4].strip() == "3 (1 skipped)"
+    assert "a: skipped its batch of step 3: it could not be used" in text
+
+
 def test_why_a_device_left_is_its_state(view):
     view.apply(left("b", 110.0, "OK", "stopped with Ctrl-C"))
     text = printed(view)

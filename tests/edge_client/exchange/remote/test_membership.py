@@ -1,6 +1,7 @@
 """The exchange over gRPC, with a real coordinator and several devices in threads."""
 
 import hashlib
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, LocalCurvature, NewtonOptimizer
-from edge_client.exchange import Cause, Evaluation, ExchangeError, NonFiniteGradientError
+from edge_client.exchange import Cause, Evaluation, ExchangeError, InProcessExchange, NonFiniteGradientError
 
 SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
 KEYS = [(spec.kind, spec.name) for spec in SPECS]
@@ -103,6 +104,67 @@ def test_every_device_gets_the_same_plain_weighted_mean(coordinator, codec, tole
             assert results[0].loss == pytest.approx((1 + 25 + 100) / 16)
     for exchange in exchanges:
         exchange.close()
+
+
+def with_nan(seed: int) -> dict:
+    spoilt = tensors(seed)
+    spoilt[KEYS[1]][650] = math.nan  # in the last of its slices
+    return spoilt
+
+
+def exchange_if_finite(joined, tensors, samples, loss=0.0):
+    """Skip the batch once a tensor turns out not to be finite."""
+    joined.place.begin(samples)
+    for key, tensor in tensors.items():
+        try:
+            joined.place.contribute(key, tensor)
+        except NonFiniteGradientError:
+            joined.place.skip()
+            joined.place.contribute(key, torch.zeros_like(tensor))
+    return joined.place.collect(loss)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8", "powersgd"])
+def test_a_device_can_skip_its_batch_before_or_within_a_step(coordinator, codec):
+    coordinator.create_session("s", SessionSettings(devices=2, codec=codec, frame_bytes=1024))
+    a, b = join(coordinator, "a"), join(coordinator, "b")
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in tensors(0).items()}
+    with ThreadPoolExecutor(2) as pool:
+
+        def exchange(*batches):
+            results = list(pool.map(exchange_if_finite, (a, b), *zip(*batches, strict=True)))
+            for key in KEYS:
+                assert torch.equal(results[0].tensors[key], results[1].tensors[key])
+            return results[0]
+
+        alone = exchange((zeros, 0, math.nan), (tensors(1), 5, 2.0))
+        assert (alone.samples, alone.devices, alone.loss) == (5, 1, 2.0)
+        torch.testing.assert_close(alone.tensors[KEYS[0]], tensors(1)[KEYS[0]], rtol=3e-2, atol=3e-2)
+        late = exchange((with_nan(2), 3, math.nan), (tensors(3), 5, 2.0))
+        assert (late.samples, late.devices, late.loss) == (5, 1, 2.0)
+        torch.testing.assert_close(late.tensors[KEYS[2]], tensors(3)[KEYS[2]], rtol=3e-2, atol=3e-2)
+        nobody = exchange((zeros, 0, math.nan), (with_nan(4), 5, math.nan))
+        assert (nobody.samples, nobody.devices, math.isnan(nobody.loss)) == (0, 0, True)
+        assert not nobody.tensors[KEYS[1]].any()
+        both = exchange((tensors(5), 1, 1.0), (tensors(6), 1, 1.0))
+        assert (both.samples, both.devices) == (2, 2)
+    for joined in (a, b):
+        joined.close()
+
+
+def test_a_device_alone_skips_likewise():
+    place = InProcessExchange().join(SPECS, {}, Weights())
+    for samples in (0, 4):
+        place.begin(samples)
+        place.contribute(KEYS[0], torch.ones(3, 2))
+        with pytest.raises(NonFiniteGradientError):
+            place.contribute(KEYS[2], torch.tensor(math.nan))
+        place.skip()
+        place.contribute(KEYS[2], torch.tensor(0.0))
+        result = place.collect(1.0)
+        assert (result.samples, result.devices, math.isnan(result.loss)) == (0, 0, True)
+        assert not any(tensor.any() for tensor in result.tensors.values())
+    assert place.step == 2
 
 
 def test_frames_leave_and_come_back_before_the_step_is_collected(coordinator):
