@@ -31,6 +31,7 @@ from coordinator.session.decisions import (
     StepCommitted,
     StepSet,
 )
+from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.release import RELEASES
@@ -209,12 +210,14 @@ class Session:
         """Take the end of a member's contribution.
 
         Raises:
-            RefusedError: it is for a step to come, came twice, or the device did not send what the others sent.
+            RefusedError: it is for a step to come, came twice, or the device did not send what the others sent, or
+                does not update with the same hyperparameters.
 
         """
         member = self._take_sign(device, step, contribution.samples, now)
         if member is None:
             return
+        check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
         differing = self.step.complete(device, contribution)
         if differing is not None:
             raise invalid(

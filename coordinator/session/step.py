@@ -1,6 +1,6 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,8 @@ class Contribution:
     loss: float
     evaluation: Evaluation | None = None
     weights_digest: bytes = b""
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    """What it updates its weights with in this step; empty if it does not say."""
 
     @property
     def weight(self) -> int:

@@ -69,7 +69,12 @@ class InProcessMembership:
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
         self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 
-    def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:  # noqa: ARG002
+    def collect(
+        self,
+        loss: float,
+        evaluation: Evaluation | None = None,  # noqa: ARG002
+        hyperparameters: Mapping[str, float] | None = None,  # noqa: ARG002
+    ) -> StepResult:
         """Return what was contributed."""
         is_skipped = not self._samples
         loss = math.nan if is_skipped else loss

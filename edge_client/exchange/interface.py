@@ -98,8 +98,13 @@ class Membership(Protocol):
 
         """
 
-    def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:
+    def collect(
+        self, loss: float, evaluation: Evaluation | None = None, hyperparameters: Mapping[str, float] | None = None
+    ) -> StepResult:
         """End this device's contribution and wait for the step to commit.
+
+        `hyperparameters` are what the step is applied with, such as a learning rate that a scheduler changes. They must
+        be equal on all devices that tell any; a device whose differ from those of the first is refused by name.
 
         A device that fell behind applies, through its replica, all steps that it missed but the last, which is
         returned. One whose state is wrong loads that of a live member; `StepResult.is_healed` then says so.

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -128,12 +129,17 @@ class GrpcMembership:
             for frame in self._packer.add(piece, data):
                 self._link.send(frame)
 
-    def collect(self, loss: float, evaluation: Evaluation | None = None) -> StepResult:
+    def collect(
+        self, loss: float, evaluation: Evaluation | None = None, hyperparameters: Mapping[str, float] | None = None
+    ) -> StepResult:
         """End the contribution and wait for the commit: see `Membership.collect`."""
         if self._packer is None:
             raise ExchangeError(f"device {self._place.device!r}: begin a step before collecting it", Cause.INVALID)
         contribution = pb.Contribution(
-            loss=loss, evaluation=evaluation_to_proto(evaluation), weights_digest=self._digest_if_due()
+            loss=loss,
+            evaluation=evaluation_to_proto(evaluation),
+            weights_digest=self._digest_if_due(),
+            hyperparameters=hyperparameters,
         )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer = None

@@ -212,14 +212,23 @@ class Heal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation", "weights_digest")
+    __slots__ = ("loss", "evaluation", "weights_digest", "hyperparameters")
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     LOSS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
     weights_digest: bytes
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ...) -> None: ...
+    hyperparameters: _containers.ScalarMap[str, float]
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("correct", "samples", "loss")

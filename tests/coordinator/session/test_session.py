@@ -243,6 +243,49 @@ def test_what_a_device_sends_twice_is_refused_by_name():
         send(session, "b", 0, 0, B, np.ones(2, np.float32), 1.0)
 
 
+def complete(session: Session, device: str, step: int = 0, **hyperparameters) -> None:
+    send(session, device, step, 1, W, np.ones(4, np.float32), 1.0)
+    send(session, device, step, 1, B, np.ones(2, np.float32), 1.0)
+    session.complete(device, step, Contribution(1, 0.0, hyperparameters=hyperparameters), 1.0)
+    session.advance(1.0)
+
+
+@pytest.mark.parametrize(
+    ("differing", "message"),
+    [
+        ({"lr": 0.05, "momentum": 0.9}, "its option 'lr' is 0.05 where it is 0.1 on device 'b'; all devices must take"),
+        ({"lr": 0.1, "momentum": 0.900001}, "its option 'momentum' is 0.900001 where it is 0.9 on device 'b'"),
+        ({"lr": 0.1}, "its option 'momentum' is not set where it is 0.9 on device 'b'"),
+        ({"damping": 1.0, "lr": 0.1, "momentum": 0.9}, "its option 'damping' is 1 where it is not set on device 'b'"),
+        ({"lr": math.nan}, "its option 'lr' is no number"),
+        ({"lr": 0.0, "momentum": 0.9}, "its option 'lr' is 0 where it is 0.1 on device 'b'"),
+    ],
+)
+def test_a_step_with_other_hyperparameters_is_refused_by_name(differing, message):
+    session = begun("a", "b", "c", "d", quorum=3)
+    complete(session, "a")  # an older device, which does not tell them
+    complete(session, "b", lr=0.1, momentum=0.9)
+    with pytest.raises(RefusedError) as refused:
+        complete(session, "c", **differing)
+    assert refused.value.status is Status.INVALID_ARGUMENT
+    assert refused.value.reason.startswith(f"device 'c', step 0: {message}")
+    session.remove("c", refused.value.reason, 1.0, refused.value.status)
+    complete(session, "d", lr=0.1 * (1 + 1e-9), momentum=0.9)  # rounded by another machine
+    (commit,) = of_type(session, d.StepCommitted)
+    assert (commit.devices, commit.left_out) == (3, ("c",))
+    for device in "abd":
+        complete(session, device, step=1, lr=0.05)  # the scheduler's next
+    assert session.step.number == 2
+
+
+def test_a_device_that_is_first_with_no_number_for_a_hyperparameter_harms_nobody():
+    session = begun("a", "b", quorum=1)
+    with pytest.raises(RefusedError, match="device 'a', step 0: its option 'lr' is no number"):
+        complete(session, "a", lr=math.nan)
+    complete(session, "b", lr=0.1)
+    assert session.step.contributions["b"].hyperparameters == {"lr": 0.1}
+
+
 def test_a_batch_that_is_skipped_weighs_nothing():
     session = begun("a", "b", "c")
     contribute(session, "a", 1.0, samples=3)

@@ -106,6 +106,33 @@ def test_every_device_gets_the_same_plain_weighted_mean(coordinator, codec, tole
         exchange.close()
 
 
+def test_a_device_whose_scheduler_is_elsewhere_is_told_so_and_the_others_go_on(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=3, quorum=2))
+    a, b, c = (join(coordinator, name) for name in "abc")
+    session = coordinator.directory.find("s").session
+
+    def exchange(joined, lr):
+        joined.place.begin(1)
+        for key, tensor in tensors(0).items():
+            joined.place.contribute(key, tensor)
+        return joined.place.collect(0.5, hyperparameters={"lr": lr, "momentum": 0.9})
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [result.devices for result in pool.map(exchange, (a, b, c), [0.1] * 3)] == [3] * 3
+        first = pool.submit(exchange, a, 0.05)
+        deadline = time.monotonic() + 10
+        while "a" not in session.step.contributions:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        message = "device 'c', step 1: its option 'lr' is 0.1 where it is 0.05 on device 'a'; all devices must take"
+        with pytest.raises(ExchangeError, match=message) as caught:
+            exchange(c, 0.1)
+        assert caught.value.cause is Cause.INVALID
+        assert exchange(b, 0.05).devices == first.result(20).devices == 2
+    for joined in (a, b, c):
+        joined.close()
+
+
 def with_nan(seed: int) -> dict:
     spoilt = tensors(seed)
     spoilt[KEYS[1]][650] = math.nan  # in the last of its slices
