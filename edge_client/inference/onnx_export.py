@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edge_client.inference.artefact import Artefact
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
+from edge_client.inference.onnx_overflow import keep_overflows, refuse_overflows
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Partition, Samples, Task
 
@@ -46,7 +47,7 @@ def to_onnx(artefact: Artefact, task: Task) -> bytes:
         ArtefactError: the artefact does not fit its task, or the extra `onnx` is not installed.
 
     """
-    return _assemble(_export_classifier(artefact, task), artefact, task)
+    return _assemble(keep_overflows(_export_classifier(artefact, task)), artefact, task)
 
 
 def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
@@ -64,7 +65,7 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
     model = _export_classifier(artefact, task)
     quantised = _quantise(model, task.train_data(whole).inputs[:CALIBRATION_SAMPLES].numpy())
     return QuantisedModel(
-        _assemble(quantised, artefact, task),
+        _assemble(quantised, artefact, task, is_quantised=True),
         accuracy=_accuracy(quantised, task, held_out),
         float_accuracy=_accuracy(model, task, held_out),
         samples=len(held_out),
@@ -99,7 +100,7 @@ def _export(module: nn.Module, example: Tensor, input_name: str, output_name: st
     return program.model_proto
 
 
-def _assemble(classifier: Any, artefact: Artefact, task: Task) -> bytes:
+def _assemble(classifier: Any, artefact: Artefact, task: Task, *, is_quantised: bool = False) -> bytes:
     """Return the file of a classifier, with the task's preprocessing before it and what it is in its metadata."""
     onnx = import_onnx("onnx")
     if preprocesses(task):
@@ -108,6 +109,8 @@ def _assemble(classifier: Any, artefact: Artefact, task: Task) -> bytes:
         before, classifier = (_at_version(part, before, classifier) for part in (before, classifier))
         joined = onnx.compose.merge_models(before, classifier, io_map=[(_INPUTS, _INPUTS)], prefix2="model/")
         _rename(joined, "model/" + OUTPUT, OUTPUT)
+        if is_quantised and task.raw_dtype.is_floating_point:
+            refuse_overflows(joined, _INPUTS, 1 + len(task.input_shape), OUTPUT)
     else:
         joined = classifier
         _rename(joined, _INPUTS, INPUT)

@@ -38,6 +38,32 @@ class FourNumbers(Task):
     test_data = train_data
 
 
+class Pooled(FourNumbers):
+    """Its activations give NaN for large numbers, among which a maximum is taken."""
+
+    name = "pooled"
+
+    def model(self) -> nn.Module:
+        layer = nn.Linear(4, 8)
+        nn.init.constant_(layer.weight, -2.0)
+        pooling = nn.Sequential(nn.GELU(), nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), nn.Flatten())
+        return nn.Sequential(layer, pooling, nn.Linear(4, 3))
+
+
+class Squared(FourNumbers):
+    """Its preprocessing overflows."""
+
+    name = "squared"
+
+    def preprocess(self, raw: Tensor) -> Tensor:
+        return raw * raw
+
+    def train_data(self, partition: Partition) -> Samples:
+        return Samples(torch.rand(32, 4), torch.zeros(32, dtype=torch.long))
+
+    test_data = train_data
+
+
 class Fragile(FourNumbers):
     """Fails at some samples, as code does that nobody tried."""
 

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import fragile_task
+import onnx
 import pytest
 import torch
-from fragile_task import FourNumbers, Fragile, WrongOutputs
+from fragile_task import FourNumbers, Fragile, Pooled, Squared, WrongOutputs
 from typer.testing import CliRunner
 
 from edge_client import Recognizer
@@ -16,6 +17,7 @@ from edge_client.cli import app
 from edge_client.inference import Artefact
 from edge_client.inference.engine import ENGINES
 from edge_client.inference.errors import NotFiniteError
+from edge_client.inference.onnx_export import to_int8_onnx
 from edge_client.tasks import SampleError, TaskError
 
 GOOD, HUGE = b"1,2,3,4", b"3e38,3e38,3e38,3e38"
@@ -33,9 +35,10 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("kind", [FourNumbers, Pooled])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_overflow_has_no_label(engine, files):
-    recognizer = Recognizer.of(artefact(), engine)
+def test_an_overflow_has_no_label(engine, kind, files):
+    recognizer = Recognizer.of(artefact(kind), engine)
     with pytest.raises(NotFiniteError, match=r"^sample 2 of 2: the model's output 'probabilities' is not finite"):
         recognizer.predict([GOOD, HUGE])
     with pytest.raises(SampleError, match=r"^the sample: .*send numbers of the size that the model was trained with"):
@@ -46,6 +49,18 @@ def test_an_overflow_has_no_label(engine, files):
         recognizer.predictions(torch.tensor([[float("nan"), 0.0, 0.0], [0.2, 0.3, 0.5]]))
     (prediction,) = recognizer.predict([GOOD])
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_an_int8_model_clips_what_is_beyond_its_range_but_not_an_overflow_before_it(tmp_path):
+    task = Squared()
+    (tmp_path / "int8.onnx").write_bytes(to_int8_onnx(artefact(Squared), task).content)
+    onnx.checker.check_model(onnx.load(tmp_path / "int8.onnx"), full_check=True)
+    recognizer = Recognizer.load(tmp_path / "int8.onnx")
+    probabilities = recognizer.probabilities(torch.tensor([[0.5] * 4, [100.0] * 4, [1e20, 0, 0, 0]]))
+    torch.testing.assert_close(probabilities[:2].sum(1), torch.ones(2))
+    assert probabilities[2].isnan().all()
+    with pytest.raises(NotFiniteError, match="sample 2 of 2: "):
+        recognizer.predict([GOOD, HUGE])
 
 
 @pytest.mark.parametrize(
