@@ -100,7 +100,8 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
     if exchange is not None:
         plan = EveryBatch(exchange)
         batch = Batch(model, [], before=lambda: None, is_captured=lambda: False, samples_fisher=False)
-        plan.attach(Subject(model, [], batch, lambda _step: False, [], lambda _update: None))
+        subject = Subject(model, [], batch, lambda _: False, [], skips_nonfinite=False, apply=lambda _: None)
+        plan.attach(subject)
         plan.join({})
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(plan.on_gradient)  # type: ignore[no-untyped-call]

@@ -1,18 +1,38 @@
 """What the batch that is on tells of a model: how many samples it has, and each layer's curvature statistics."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture, sample_gradients
+from edge_client.curvature.capture import LayerCapture, sample_gradients
+from edge_client.curvature.forward_pass import ForwardPass, leading_dimension, tensors_in
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.preconditioner import PreconditionedLayer
+
+_CHECKS = 3
+"""So often it is looked whether a layer's calls explain its gradient: the model's code seldom changes."""
+_UNEXPLAINED = 0.05
+"""Autocast computes a gradient in bf16, whose rounding is not to be taken for a part that is not explained."""
+
+
+class _Part(NamedTuple):
+    """Statistics of one pass, whose loss was taken to be the mean over `total` samples."""
+
+    statistics: dict[str, Tensor]
+    samples: int
+    total: int
 
 
 class Batch:
     """Puts hooks on a model that note what the user's own forward and backward do between two calls of `forget`.
+
+    A sample belongs to the batch if its gradient reached a layer: a forward that no backward follows (a metric, a
+    teacher, validation) leaves no trace.
 
     Args:
         model: the model that is trained.
@@ -38,17 +58,44 @@ class Batch:
         self._before = before
         self._is_captured = is_captured
         self._samples_fisher = samples_fisher
-        self._passes: list[ForwardPass] = []
-        self._captures = {
-            state.name: LayerCapture(state.layer, self._captured_pass, takes_backward=not samples_fisher)
-            for state in layers
-        }
-        self._handle = model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
+        self._has_begun = False
+        self._is_running = False
+        """Whether the model's own forward is on."""
+        self._pass = ForwardPass(self._note_reached)
+        """The last forward; it may be on."""
+        self._reached: list[ForwardPass] = []
+        """Those that a backward has reached."""
+        self._captures: dict[str, LayerCapture] = {}
+        self._digested: dict[str, list[_Part]] = {}
+        self._checks: Counter[str] = Counter()
+        # Before the model's own hooks: the model may be a layer itself, and its forward ends with them.
+        self.add_layers(layers)
+        self._handles = [
+            model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True),
+            model.register_forward_hook(Hook(self._after_forward), always_call=True),
+            *(
+                module.register_forward_pre_hook(Hook(self._begin))
+                for module in model.modules()
+                if module is not model and module._buffers
+            ),
+        ]
+
+    def add_layers(self, layers: Sequence[PreconditionedLayer]) -> None:
+        """Capture more layers."""
+        for state in layers:
+            self._captures[state.name] = LayerCapture(
+                state.layer, self._current_pass, self._is_captured, takes_backward=not self._samples_fisher
+            )
 
     @property
-    def samples(self) -> int:
-        """Samples in the batch so far."""
-        return sum(forward_pass.samples for forward_pass in self._passes)
+    def samples(self) -> int | None:
+        """Samples whose gradients have come so far; None where that cannot be seen."""
+        return sum(forward_pass.samples for forward_pass in self._reached) if self._reached else None
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward has come."""
+        return bool(self._reached)
 
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the statistics' gradients from `loss`, and keep its graph."""
@@ -56,57 +103,134 @@ class Batch:
             sample_gradients(list(self._captures.values()), loss)
 
     @torch.no_grad()
-    def take_statistics(self, state: PreconditionedLayer, step: int) -> dict[str, Tensor]:
-        """Return a layer's statistics, and forget what they were made of; zeros for a layer that was not used.
+    def digest(self, state: PreconditionedLayer, step: int, *, is_fresh: bool = False) -> None:
+        """Make statistics of what a layer has captured, which is then forgotten: it may take much memory.
+
+        Args:
+            state: the layer.
+            step: number of the step, for errors.
+            is_fresh: whether gradients were set to nothing before the batch.
 
         Raises:
             RuntimeError: the loss of the sampled Fisher is missing.
 
         """
         capture = self._captures[state.name]
-        if capture.uses and capture.uses[-1].gradient is None and self._samples_fisher:
+        if capture.is_missing_sample:
             raise RuntimeError(
                 f"step {step} needs the sampled Fisher: between forward and backward call "
                 "optimizer.sample_fisher(loss_fn(outputs, sample_targets(outputs)))"
             )
+        if is_fresh and state.name not in self._digested and not self._samples_fisher:
+            self._check_explained(state, capture)
         captured = capture.take()
-        if not captured:
+        total = sum(c.samples for c in captured)
+        parts = self._digested.setdefault(state.name, [])
+        parts += [_Part(state.estimator.statistics(c.a, c.g), c.samples, total) for c in captured]
+
+    @torch.no_grad()
+    def take_statistics(self, state: PreconditionedLayer, step: int, loss_scale: float = 1.0) -> dict[str, Tensor]:
+        """Return a layer's statistics over all passes of the batch; zeros for a layer that was not used.
+
+        Args:
+            state: the layer.
+            step: number of the step, for errors.
+            loss_scale: what the loss was multiplied with, as `torch.amp.GradScaler` does.
+
+        Raises:
+            RuntimeError: the loss of the sampled Fisher is missing.
+
+        """
+        self.digest(state, step)
+        parts = self._digested.pop(state.name)
+        if not parts:
             # The other devices may have used it.
             shapes = state.estimator.statistic_shapes
             return {name: state.layer.weight.new_zeros(shape) for name, shape in shapes.items()}
-        return _mean([state.estimator.statistics(c.a, c.g) for c in captured], captured)
+        return _mean(parts, state.estimator.gradient_degrees, loss_scale)
+
+    def forget_layer(self, state: PreconditionedLayer) -> None:
+        """Forget what a layer has captured."""
+        self._captures[state.name].forget()
+        self._digested.pop(state.name, None)
 
     def forget(self) -> None:
-        """Let the next batch begin."""
-        self._passes = []
+        """Let the next batch begin; a forward that no backward has reached yet may be of that one."""
+        self._has_begun = False
+        self._reached = []
+        self._digested = {}
         self.buffers = {}
+        for capture in self._captures.values():
+            capture.forget()
 
     def remove(self) -> None:
         """Take the hooks off the model."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         for capture in self._captures.values():
             capture.remove()
 
-    def _captured_pass(self) -> ForwardPass | None:
-        is_wanted = torch.is_grad_enabled() and bool(self._passes) and self._is_captured()
-        return self._passes[-1] if is_wanted else None
+    def _check_explained(self, state: PreconditionedLayer, capture: LayerCapture) -> None:
+        """Note if a layer's gradient has a part that no call of the layer explains; looked at a few times."""
+        gradient = state.layer.weight.grad
+        if gradient is None or not state.is_explained or self._checks[state.name] == _CHECKS:
+            return
+        self._checks[state.name] += 1
+        unexplained = float((capture.explained_gradient() - gradient).norm())
+        if unexplained > _UNEXPLAINED * float(gradient.norm()):
+            state.is_explained = False
+            warnings.warn(
+                f"layer {state.name}: its gradient has a part that no call of the layer explains (is its weight used "
+                "by itself?); its parameters take plain gradient steps with momentum",
+                stacklevel=2,
+            )
+
+    def _current_pass(self) -> ForwardPass:
+        """Return the forward pass that is on; layers that are called on their own are one until a backward came."""
+        self._begin()
+        is_backward = torch._C._current_graph_task_id() != -1  # activation checkpointing computes a part again
+        if not (self._is_running or self._pass.goes_on or is_backward):
+            self._pass = ForwardPass(self._note_reached)
+        return self._pass
+
+    def _note_reached(self, forward_pass: ForwardPass) -> None:
+        self._reached.append(forward_pass)
+
+    def _begin(self, *_: object) -> None:
+        if self._has_begun or not torch.is_grad_enabled():
+            return
+        self._before()
+        self._has_begun = True
+        self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if torch.is_grad_enabled():
+            self._begin()
+            self._is_running = True
+            self._pass = ForwardPass(self._note_reached, leading_dimension(args, kwargs), is_whole=True)
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
+        self._is_running = False
         if not torch.is_grad_enabled():
             return
-        inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
-        if inputs is None:
-            return
-        if not self._passes:
-            self._before()
-            self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        self._passes.append(ForwardPass(len(self._passes), len(inputs)))
+        forward_pass = self._pass
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                tensor.register_hook(partial(_note_gradient, forward_pass))  # type: ignore[no-untyped-call]
 
 
-def _mean(statistics: Sequence[dict[str, Tensor]], captured: Sequence[Captured]) -> dict[str, Tensor]:
-    """Return the mean of several forward passes' statistics, weighted by their samples."""
-    if len(statistics) == 1:
-        return statistics[0]
-    total = sum(c.samples for c in captured)
-    weights = [c.samples / total for c in captured]
-    return {name: sum(w * s[name] for w, s in zip(weights, statistics, strict=True)) for name in statistics[0]}  # type: ignore[misc]
+def _note_gradient(forward_pass: ForwardPass, gradient: Tensor) -> None:  # noqa: ARG001
+    forward_pass.note_gradient()
+
+
+def _mean(parts: Sequence[_Part], degrees: Mapping[str, int], loss_scale: float) -> dict[str, Tensor]:
+    """Return the mean of several passes' statistics, weighted by their samples, for the loss over all of them."""
+    total = sum(part.samples for part in parts)
+    mean: dict[str, Tensor] = {}
+    for name in parts[0].statistics:
+        for part in parts:
+            # What a pass took for its whole loss is a part of the mean over all passes.
+            factor = part.samples / total * (total / part.total / loss_scale) ** degrees[name]
+            scaled = part.statistics[name] * factor if factor != 1 else part.statistics[name]
+            mean[name] = mean[name] + scaled if name in mean else scaled
+    return mean

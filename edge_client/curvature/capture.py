@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from edge_client.curvature.forward_pass import ForwardPass
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.inputs import Inputs, join_uses, regroup
 from edge_client.curvature.layers import Layer
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """One forward of the model: its number within the step, and the samples in its batch."""
-
-    number: int
-    samples: int
 
 
 @dataclass
@@ -29,7 +22,9 @@ class Use:
 
     forward_pass: ForwardPass
     x: Tensor
-    output: GradientEdge | None
+    """The layer's input; its first dimension counts rows, also where the layer was called without a batch."""
+    is_unbatched: bool
+    output: GradientEdge | None = None
     """Where `sample_gradients` takes the gradient; None where a hook does."""
     gradient: Tensor | None = None
 
@@ -45,22 +40,33 @@ class Captured:
 
 
 class LayerCapture:
-    """Collects the uses of one layer between two calls of `take`.
+    """Collects the uses of one layer that gradients reach between two calls of `take`.
 
     Args:
         layer: the layer.
-        current_pass: returns the forward pass that is on, or None when nothing is to be captured.
+        current_pass: returns the forward pass that is on.
+        is_captured: tells whether inputs and gradients are wanted; the samples are counted in any case.
         takes_backward: whether the gradients are those of the user's own backward; else they are set by
             `sample_gradients`.
 
     """
 
-    def __init__(self, layer: Layer, current_pass: Callable[[], ForwardPass | None], *, takes_backward: bool) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        current_pass: Callable[[], ForwardPass],
+        is_captured: Callable[[], bool],
+        *,
+        takes_backward: bool,
+    ) -> None:
         self.layer = layer
-        self.uses: list[Use] = []
+        self.pending: list[Use] = []
+        """Uses whose gradient `sample_gradients` is to set."""
+        self._uses: list[Use] = []
         self._current_pass = current_pass
+        self._is_captured = is_captured
         self._takes_backward = takes_backward
-        self._handle = layer.module.register_forward_hook(Hook(self._after_forward))
+        self._handle = layer.module.register_forward_hook(Hook(self._after_forward), with_kwargs=True)
 
     def take(self) -> list[Captured]:
         """Return what was captured, an entry for each forward pass, and forget it.
@@ -68,16 +74,40 @@ class LayerCapture:
         A module that was used several times in a forward pass counts as sharing its weight between the uses. With
         several passes (gradient accumulation) the loss of the step is taken to be the mean over all their samples.
         """
-        uses, self.uses = [use for use in self.uses if use.gradient is not None], []
-        passes = {use.forward_pass.number: use.forward_pass for use in uses}
-        total = sum(forward_pass.samples for forward_pass in passes.values())
+        uses, self._uses, self.pending = self._uses, [], []
+        passes = list(dict.fromkeys(use.forward_pass for use in uses))
+        total = sum(forward_pass.samples for forward_pass in passes)
         captured = []
-        for forward_pass in passes.values():
-            together = [use for use in uses if use.forward_pass.number == forward_pass.number]
+        for forward_pass in passes:
+            together = [use for use in uses if use.forward_pass is forward_pass]
             a = join_uses([self._inputs(use) for use in together])
             g = torch.cat([self._gradients(use, total) for use in together], dim=2)
             captured.append(Captured(a, g, forward_pass.samples))
         return captured
+
+    def explained_gradient(self) -> Tensor:
+        """Return the gradient of the layer's weight that what was captured gives."""
+        weight = self.layer.weight
+        gradient = torch.zeros(self.layer.shape.of_gradient, dtype=weight.dtype, device=weight.device)
+        for use in self._uses:
+            gradient += self.layer.inputs(use.x).gradient(self._output_gradient(use))
+        return self.layer.from_matrix(gradient)["weight"]
+
+    @property
+    def is_missing_sample(self) -> bool:
+        """Whether there is only what `sample_gradients` has not been called for."""
+        return not self._uses and any(use.output is not None for use in self.pending)
+
+    def forget(self) -> None:
+        """Forget what was captured."""
+        self._uses, self.pending = [], []
+
+    def sampled(self, use: Use, gradient: Tensor | None) -> None:
+        """Take a gradient that was not the user's own backward's."""
+        use.output = None
+        if gradient is not None:
+            use.gradient = gradient
+            self._uses.append(use)
 
     def remove(self) -> None:
         """Stop capturing."""
@@ -87,35 +117,54 @@ class LayerCapture:
         return self.layer.inputs(use.x).regrouped(_samples_in(use))
 
     def _gradients(self, use: Use, total: int) -> Tensor:
-        if use.gradient is None:
-            raise RuntimeError(f"layer {self.layer.name!r} has no gradient yet")
         samples = _samples_in(use)
         # The loss is a mean over the samples; the estimators' format wants each sample's own.
         scale = total if samples == use.forward_pass.samples else math.sqrt(total)
-        gradient = use.gradient.to(self.layer.weight.dtype) * scale
-        return regroup(self.layer.output_gradients(gradient), samples)
+        return regroup(self._output_gradient(use) * scale, samples)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
-        forward_pass = self._current_pass()
-        if forward_pass is None or not isinstance(output, Tensor) or not output.requires_grad:
+    def _output_gradient(self, use: Use) -> Tensor:
+        if use.gradient is None:
+            raise RuntimeError(f"layer {self.layer.name!r} has no gradient yet")
+        gradient = use.gradient.to(self.layer.weight.dtype)
+        return self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG002
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if x is None or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        use = Use(forward_pass, args[0].detach(), None if self._takes_backward else get_gradient_edge(output))
-        self.uses.append(use)
-        if self._takes_backward:
-            # The hook holds the use; if the use held the output too, neither would ever be freed.
-            output.register_hook(partial(_note_gradient, use))  # type: ignore[no-untyped-call]
+        is_unbatched = x.dim() == self.layer.sample_dims
+        rows = 1 if is_unbatched else len(x)
+        forward_pass = self._current_pass()
+        forward_pass.note_use(rows)
+        note = partial(_note_gradient, forward_pass, rows)
+        if self._is_captured():
+            use = Use(forward_pass, x.detach().unsqueeze(0) if is_unbatched else x.detach(), is_unbatched)
+            if self._takes_backward:
+                # The hook holds the use; if the use held the output too, neither would ever be freed.
+                note = partial(self._note_use, use, rows)
+            else:
+                use.output = get_gradient_edge(output)
+                self.pending.append(use)
+        output.register_hook(note)  # type: ignore[no-untyped-call]
+
+    def _note_use(self, use: Use, rows: int, gradient: Tensor) -> None:
+        use.forward_pass.note_gradient(rows)
+        if use.gradient is None:
+            self._uses.append(use)
+        use.gradient = gradient.detach()
 
 
 def sample_gradients(captures: Sequence[LayerCapture], loss: Tensor) -> None:
     """Set the gradients of all captured uses to those of `loss`, and keep its graph for the user's own backward."""
-    uses = {use.output: use for capture in captures for use in capture.uses if use.output is not None}
-    gradients = torch.autograd.grad(loss, list(uses), retain_graph=True, allow_unused=True)
-    for use, gradient in zip(uses.values(), gradients, strict=True):
-        use.gradient, use.output = gradient, None
+    uses = [(capture, use) for capture in captures for use in capture.pending if use.output is not None]
+    edges = [use.output for _, use in uses if use.output is not None]
+    gradients = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+    for (capture, use), gradient in zip(uses, gradients, strict=True):
+        capture.sampled(use, gradient)
 
 
-def _note_gradient(use: Use, gradient: Tensor) -> None:
-    use.gradient = gradient.detach()
+def _note_gradient(forward_pass: ForwardPass, rows: int, gradient: Tensor) -> None:  # noqa: ARG001
+    forward_pass.note_gradient(rows)
 
 
 def _samples_in(use: Use) -> int:

@@ -36,6 +36,15 @@ class Inputs(ABC):
         """Return the mean over samples and shared positions, `[blocks, in]`."""
 
     @abstractmethod
+    def gradient(self, g: Tensor) -> Tensor:
+        """Return the sum over samples and shared positions of g a^T, `[blocks, out, in]`: the layer's gradient.
+
+        Args:
+            g: gradients of the pre-activations, `[blocks, batch, shared, out]`.
+
+        """
+
+    @abstractmethod
     def regrouped(self, samples: int) -> "Inputs":
         """Return the inputs with `samples` samples: what was folded into the batch dimension becomes shared."""
 
@@ -66,6 +75,12 @@ class DenseInputs(Inputs):
         mean = self.rows.mean(dim=(1, 2))
         return torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1) if self.has_bias else mean
 
+    def gradient(self, g: Tensor) -> Tensor:
+        """Return the layer's gradient, `[blocks, out, in]`: see `Inputs.gradient`."""
+        g = g.flatten(1, 2)
+        gradient = g.mT @ self.rows.flatten(1, 2)
+        return torch.cat([gradient, g.sum(dim=1).unsqueeze(2)], dim=2) if self.has_bias else gradient
+
     def regrouped(self, samples: int) -> "DenseInputs":
         """Return the inputs with `samples` samples: see `Inputs.regrouped`."""
         return DenseInputs(regroup(self.rows, samples), has_bias=self.has_bias)
@@ -89,6 +104,12 @@ class OneHotInputs(Inputs):
     def mean(self) -> Tensor:
         """Return how often each column is picked, `[1, in]`."""
         return self._counts() / max(self.indices.numel(), 1)
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """Return the layer's gradient, `[1, out, in]`: see `Inputs.gradient`."""
+        columns = g.new_zeros(self.size, g.shape[-1])
+        columns.index_add_(0, self.indices.flatten(), g.reshape(-1, g.shape[-1]))
+        return columns.mT.unsqueeze(0)
 
     def regrouped(self, samples: int) -> "OneHotInputs":
         """Return the inputs with `samples` samples: see `Inputs.regrouped`."""

@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ class PreconditionedLayer:
         self.estimator = estimator
         self.is_ready = False
         """Whether the estimator has been refreshed once."""
+        self.is_explained = True
+        """Whether the layer's gradient comes from calls of the layer alone: the curvature is that of what they saw."""
 
     @property
     def name(self) -> str:
@@ -71,28 +74,43 @@ class Preconditioner:
         self.layers: list[PreconditionedLayer] = []
         self.update_s = 0.0
         """Seconds that the last step took to update and invert the curvature."""
+        self._estimator = estimator
+        self._options = options
         self._failed: set[str] = set()
+        self.extend(model, optimised)
+
+    def extend(self, model: nn.Module, optimised: Collection[Tensor]) -> list[PreconditionedLayer]:
+        """Precondition the layers of a model that are not yet, and return them; the others are named in a warning."""
+        estimator, known = self._estimator, {state.name for state in self.layers}
         modules = [(name, module) for name, module in model.named_modules() if _trainable(module)]
-        owners: dict[Tensor, int] = {}
-        for _, module in modules:
-            for parameter in _trainable(module):
-                owners[parameter] = owners.get(parameter, 0) + 1
-        missed: list[str] = []
+        owners = Counter(parameter for _, module in modules for parameter in _trainable(module))
+        added: list[PreconditionedLayer] = []
+        missed: dict[str, nn.Module] = {}
         for name, module in modules:
+            if name in known:
+                continue
             layer = supported_layer(name, module)
             is_tied = any(owners[parameter] > 1 for parameter in _trainable(module))
             is_whole = layer is not None and set(layer.parameters.values()) <= set(optimised)
             if layer is not None and is_whole and not is_tied and estimator.supports(layer.shape):
-                self.layers.append(PreconditionedLayer(layer, estimator(layer.shape, options)))
+                added.append(PreconditionedLayer(layer, estimator(layer.shape, self._options)))
             else:
                 reason = ", weight shared with another layer" if is_tied else ""
-                missed.append(f"{name or 'the model itself'} ({type(module).__name__}{reason})")
+                missed[f"{name or 'the model itself'} ({type(module).__name__}{reason})"] = module
+        self.layers += added
+        self._by_weight = {state.layer.weight: state for state in self.layers}
         if missed:
             warnings.warn(
-                f"the estimator {estimator.name!r} does not support these layers; their parameters take plain "
-                f"gradient steps with momentum: {', '.join(missed)}",
-                stacklevel=3,
+                f"the estimator {estimator.name!r} does not support these layers; their parameters, "
+                f"{_share(missed.values(), model):.0%} of the model's, take plain gradient steps with momentum: "
+                f"{', '.join(missed)}",
+                stacklevel=4,
             )
+        return added
+
+    def layer_of(self, parameter: Tensor) -> PreconditionedLayer | None:
+        """Return the layer whose weight a parameter is, if it is one's."""
+        return self._by_weight.get(parameter)  # type: ignore[call-overload, no-any-return]
 
     def step(
         self,
@@ -113,7 +131,7 @@ class Preconditioner:
         """
         began = time.perf_counter()
         for state in self.layers:
-            if state.name in statistics:
+            if state.name in statistics and state.layer.weight.requires_grad:  # else it was frozen since
                 state.estimator.update(statistics[state.name], state.matrix(gradients))
         if refreshes:
             self._refresh_all(damping_of)
@@ -123,7 +141,12 @@ class Preconditioner:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all estimators, by layer."""
         return {
-            state.name: {"is_ready": state.is_ready, "estimator": state.estimator.state_dict()} for state in self.layers
+            state.name: {
+                "is_ready": state.is_ready,
+                "is_explained": state.is_explained,
+                "estimator": state.estimator.state_dict(),
+            }
+            for state in self.layers
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -140,6 +163,7 @@ class Preconditioner:
             )
         for state in self.layers:
             state.is_ready = saved[state.name]["is_ready"]
+            state.is_explained = saved[state.name].get("is_explained", True)
             state.estimator.load_state_dict(saved[state.name]["estimator"])
 
     def _refresh_all(self, damping_of: Callable[[Tensor], float]) -> None:
@@ -161,7 +185,7 @@ class Preconditioner:
 
     def _direction(self, state: PreconditionedLayer, gradients: Mapping[Tensor, Tensor]) -> Direction | None:
         """Return a layer's direction; None where its parameters take their plain gradients."""
-        if not state.is_ready:
+        if not (state.is_ready and state.is_explained and state.layer.weight.requires_grad):
             return None
         gradient = state.matrix(gradients)
         direction = state.estimator.precondition(gradient)
@@ -182,6 +206,13 @@ def mean_curvature(traces: Iterable[float], sizes: Iterable[int]) -> float:
     """Return the mean eigenvalue of the curvature over all layers; damping is measured in it."""
     total = sum(sizes)
     return sum(traces) / total if total else 0.0
+
+
+def _share(modules: Iterable[nn.Module], model: nn.Module) -> float:
+    """Return the part of a model's trainable parameters that belong to modules themselves."""
+    those = {parameter for module in modules for parameter in _trainable(module)}
+    total = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in those) / total
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -15,6 +15,8 @@ from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traff
 class InProcessExchange:
     """Lets one device train alone with the same optimizer and trainer, without a coordinator."""
 
+    is_alone = True
+
     def __init__(self, device: str = "this device") -> None:
         self.device = device
         self.traffic = Traffic()

@@ -129,6 +129,10 @@ class Exchange(Protocol):
     def traffic(self) -> Traffic:
         """Bytes sent and received so far."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no other devices."""
+
     def join(
         self,
         tensors: Sequence[TensorSpec],

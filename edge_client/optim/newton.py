@@ -4,23 +4,28 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.common.options import check_number, flatten
+from edgenewton.common.options import check_choice, check_number, flatten
 from torch import Tensor, nn
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.exchange import StepResult
 from edge_client.optim.damping import AdaptiveDamping
+from edge_client.optim.loss_scale import LossScaleWatch
+from edge_client.optim.model_checks import check_model
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
+
+Nonfinite = Literal["raise", "skip"]
 
 _DECREASE = "loss decrease"
 """Name of the number that the devices tell each other for adaptive damping."""
@@ -51,11 +56,17 @@ class NewtonOptimizer(torch.optim.Optimizer):
         trust: how far a step may go.
         refresh: when the curvature is renewed.
         sync: how devices synchronise; None for one device alone.
+        maximize: go up the loss instead of down.
+        nonfinite: what becomes of a batch with a gradient that is NaN or infinite: "raise" is an error, "skip" lets
+            this device take part in the step with no sample (`skipped` counts them).
 
     Raises:
-        ValueError: an option has an impossible value; the text names it.
+        ValueError: an option has an impossible value, or the model cannot be trained; the text names it.
 
     """
+
+    _step_supports_amp_scaling = True
+    """Tells torch.amp.GradScaler to hand over its scale: see `LossScaleWatch`."""
 
     def __init__(
         self,
@@ -69,6 +80,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         trust: TrustRegion | None = None,
         refresh: Refresh | None = None,
         sync: SyncPlan | None = None,
+        maximize: bool = False,
+        nonfinite: Nonfinite = "raise",
     ) -> None:
         curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
         refresh = refresh if refresh is not None else Refresh()
@@ -79,21 +92,30 @@ class NewtonOptimizer(torch.optim.Optimizer):
             "lr": suitable.lr if lr is None else lr,
             "momentum": suitable.momentum if momentum is None else momentum,
             "weight_decay": weight_decay,
+            "maximize": maximize,
         }
         check_number("lr", defaults["lr"], at_least=0)
         check_number("momentum", defaults["momentum"], at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
+        check_choice("nonfinite", nonfinite, get_args(Nonfinite))
         model, params = _model_and_params(params_or_model, model)
+        self._is_made = False
         super().__init__(params, defaults | {"damping": self._bounds.damping})
+        self._model = model
         self.last_result: StepResult | None = None
         self.exchange_s = 0.0
         """Seconds that the last step waited for the other devices, after its own backward."""
+        self.skipped = 0
+        """Batches of this device that took part with no sample, because a gradient was not finite."""
         self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
         self._predicted_decrease = 0.0
         self._decrease: float | None = None
         """What the last step achieved, to be told in the next one."""
         self._report = Report()
         self._is_sending = True
+        self._is_fresh = True
+        """Whether gradients were set to nothing since the last step."""
+        self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
         self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
         self._sync = sync if sync is not None else EveryBatch()
@@ -105,15 +127,22 @@ class NewtonOptimizer(torch.optim.Optimizer):
             samples_fisher=curvature.fisher == "sampled",
         )
         scalars = [] if self._adaptive is None else [_DECREASE]
-        layers, updates = self._preconditioner.layers, self._schedule.updates_factors
-        self._sync.attach(Subject(model, layers, self._batch, updates, scalars, self._take))
+        self._sync.attach(
+            Subject(
+                model,
+                self._preconditioner.layers,
+                self._batch,
+                self._schedule.updates_factors,
+                scalars,
+                skips_nonfinite=nonfinite == "skip",
+                apply=self._take,
+            )
+        )
         self._sync.replica.register("optimizer", self.state_dict, self.load_state_dict)
         self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
-            for parameter in model.parameters()
-            if parameter.requires_grad
-        ]
+        self._handles: dict[Tensor, Any] = {}
+        self._hook_parameters()
+        self._is_made = True
 
     @property
     def current_step(self) -> int:
@@ -138,13 +167,37 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._schedule.begin(self.current_step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the last batch; the first time, `join`."""
+        """Forget the gradients of the last batch, also of one that no step was made of; the first time, `join`."""
         self.join()
+        if self._batch.has_gradients:
+            self._sync.discard()
+            self._loss_scale.forget()
+        self._is_fresh = True
         super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of the model's parameters, which may have been frozen until now.
+
+        Raises:
+            RuntimeError: the devices of a session have agreed on its tensors already.
+
+        """
+        if not self._is_made:
+            super().add_param_group(param_group)
+            return
+        self._sync.check_extensible()
+        super().add_param_group(param_group)
+        self._batch.add_layers(self._preconditioner.extend(self._model, self._groups()))
+        self._sync.extend()
+        self._hook_parameters()
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, reevaluate: Callable[[], float] | None = None
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        reevaluate: Callable[[], float] | None = None,
+        samples: int | None = None,
     ) -> float | None:
         """Wait for the synchronised gradients, invert the curvature, and update the parameters.
 
@@ -152,9 +205,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
             closure: computes the loss and its gradients anew; its loss is returned.
             reevaluate: computes the loss of the same batch without gradients; adaptive damping calls it after the
                 update every `adapt_every` steps. Needs the loss from before, from `closure` or `report`.
+            samples: how many samples the batch had, where the layers' inputs do not show it: it is the weight of this
+                device in the mean.
 
         Raises:
-            ExchangeError: the step did not commit; the parameters are unchanged.
+            ExchangeError: the step did not commit; the parameters are unchanged, and the batch is given up.
+            RuntimeError: gradients were changed after they had left; the text names the way that works.
             ValueError: adaptive damping lacks `reevaluate` or the loss.
 
         """
@@ -172,12 +228,18 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
             )
         began = time.perf_counter()
-        update = self._sync.before_update(self._complete_report())
+        report = self._complete_report(samples)
+        update = self._sync.before_update(report)
         self.exchange_s = time.perf_counter() - began
         self._report, self._decrease = Report(), None
+        self._loss_scale.forget()
+        self._is_fresh = False
         self._take(update)
         self._sync.after_update()
         self.last_result = update.result
+        self.skipped += update.is_skipped
+        for parameter, gradient in update.gradients.items():
+            parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not update.result.is_healed:
             self._decrease = before - float(reevaluate())
         return loss
@@ -222,7 +284,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open."""
         self._batch.remove()
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -257,21 +319,41 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
+    def _hook_parameters(self) -> None:
+        for parameter in self._model.parameters():
+            if parameter.requires_grad and parameter not in self._handles:
+                handle = parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
+                self._handles[parameter] = handle
+
     def _after_gradient(self, parameter: Tensor) -> None:
+        self._loss_scale.note(parameter)
+        state = self._preconditioner.layer_of(parameter)
+        if state is not None and self._schedule.updates_factors(self.current_step):
+            self._batch.digest(state, self.current_step, is_fresh=self._is_fresh)
         if self._is_sending:
             self._sync.on_gradient(parameter)
 
-    def _complete_report(self) -> Report:
+    def _complete_report(self, samples: int | None) -> Report:
+        report = replace(self._report, samples=samples)
+        scaled = self._loss_scale.unscale(self)
+        if scaled is not None:
+            if self._sync.has_left:
+                self._sync.discard()
+                raise RuntimeError(
+                    "torch.amp.GradScaler multiplies the loss, and the gradients have left for the other devices with "
+                    "its factor in them: let the step send them, EveryBatch(exchange, overlap=False)"
+                )
+            report = replace(report, loss_scale=scaled.factor, is_skipped=scaled.is_overflow)
         if self._adaptive is None or not self._adaptive.is_told(self.current_step):
-            return self._report
+            return report
         # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
         decrease = self._predicted_decrease if self._decrease is None else self._decrease
-        return Report(self._report.loss, self._report.evaluation, {_DECREASE: decrease})
+        return replace(report, scalars={_DECREASE: decrease})
 
     @torch.no_grad()
     def _take(self, update: Update) -> None:
         """Apply a committed step, whether or not this device contributed to it."""
-        if not update.gradients:
+        if not update.gradients or not update.result.samples:  # or every device has skipped its batch
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
@@ -292,7 +374,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._predicted_decrease = step.predicted_decrease
         for parameter, group in groups.items():
             direction = step.directions.get(parameter, update.gradients.get(parameter))
-            if direction is not None:
+            if direction is not None and parameter.requires_grad:  # else it was frozen since
                 self._update_parameter(parameter, direction, group)
 
     def _update_parameter(self, parameter: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
@@ -304,7 +386,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 state["momentum_buffer"] = direction.clone()
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=-group["lr"])
+        parameter.add_(direction, alpha=group["lr"] if group["maximize"] else -group["lr"])
 
 
 def _model_and_params(
@@ -312,19 +394,12 @@ def _model_and_params(
 ) -> tuple[nn.Module, list[Any]]:
     """Return the model, and what torch's optimizer takes for its parameters."""
     if isinstance(params_or_model, nn.Module):
-        _check_model(params_or_model)
+        check_model(params_or_model)
         return params_or_model, [parameter for parameter in params_or_model.parameters() if parameter.requires_grad]
     if model is None:
         raise ValueError(
             "curvature is estimated from what the model's layers see, so the optimizer needs the model itself: "
             "NewtonOptimizer(model), or NewtonOptimizer(groups, model=model)"
         )
-    _check_model(model)
+    check_model(model)
     return model, list(params_or_model)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("the model has no parameter that requires a gradient; nothing is to be optimised")
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("the model is compiled; make the optimizer with the model itself, and compile it afterwards")

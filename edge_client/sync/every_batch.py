@@ -4,13 +4,16 @@ Each layer's tensors leave as soon as backward has produced them; `before_update
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from edgenewton.common.options import check_number
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.linalg import is_finite
 from edge_client.curvature.preconditioner import PreconditionedLayer
 from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
@@ -24,20 +27,40 @@ class EveryBatch(SyncPlan):
 
     Args:
         exchange: the way to the other devices; None for one device alone.
+        overlap: send gradients while backward still computes others. They have left then when `step` is called, which
+            refuses gradients that were changed meanwhile. Without it `step` sends what it finds, as one device alone
+            does: for `clip_grad_norm_`, `torch.amp.GradScaler`, or gradients that are edited by hand.
+        clip_grad_norm: bound on the norm of this device's gradient over all parameters, before it leaves; ends overlap.
         training_samples: how many private samples this device holds; the coordinator is told.
+
+    Raises:
+        OptionError: `clip_grad_norm` is impossible.
 
     """
 
     is_shared = True
     """Whether the weights are equal on all devices before every step."""
 
-    def __init__(self, exchange: Exchange | None = None, *, training_samples: int = 0) -> None:
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        *,
+        overlap: bool = True,
+        clip_grad_norm: float | None = None,
+        training_samples: int = 0,
+    ) -> None:
+        check_number("clip_grad_norm", clip_grad_norm, above=0)
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
+        self._overlaps = overlap and clip_grad_norm is None and not self._exchange.is_alone
+        self._clip_grad_norm = clip_grad_norm
         self._training_samples = training_samples
         self._membership: Membership | None = None
         self._first_step = 0
         self._has_begun = False
+        self._is_spoilt = False
+        """Whether tensors of a batch that was given up have left already in the step that is on."""
         self._contributed: set[TensorKey] = set()
+        self._left: dict[Tensor, _Left] = {}
 
     @property
     def step(self) -> int:
@@ -54,14 +77,39 @@ class EveryBatch(SyncPlan):
         """Whether this device has its place."""
         return self._membership is not None
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no other devices."""
+        return self._exchange.is_alone
+
+    @property
+    def has_left(self) -> bool:
+        """Whether gradients of the batch that is on have left already."""
+        return bool(self._left)
+
     def attach(self, subject: Subject) -> None:
         """Take what is to be synchronised."""
         self._subject = subject
+        self._overlaps = self._overlaps and not subject.skips_nonfinite
         self._names = {p: name for name, p in subject.model.named_parameters() if p.requires_grad}
         self._layer_of = {state.layer.weight: state for state in subject.layers}
         self.replica = ModelReplica(
             subject.model, is_shared=self.is_shared, apply=self._apply_missed, buffers=lambda: subject.batch.buffers
         )
+
+    def check_extensible(self) -> None:
+        """Check that more parameters may be optimised: see `SyncPlan.check_extensible`."""
+        if self.is_joined and not self.is_alone:
+            raise RuntimeError(
+                "the devices agreed on the tensors that they exchange when they joined the session; unfreeze the "
+                "parameters before, or end the session and begin another with an optimizer of all of them"
+            )
+
+    def extend(self) -> None:
+        """Take note of parameters and layers that have come since."""
+        known = self._names
+        self._names = {p: n for n, p in self._subject.model.named_parameters() if p.requires_grad or p in known}
+        self._layer_of = {state.layer.weight: state for state in self._subject.layers}
 
     def specs(self) -> list[TensorSpec]:
         """Return gradients, statistics, numbers, and what `average` averages."""
@@ -82,30 +130,49 @@ class EveryBatch(SyncPlan):
         self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples)
 
     def on_gradient(self, parameter: Tensor) -> None:
-        """Send a parameter's gradient, and with a weight its layer's statistics."""
-        if ("gradient", self._names[parameter]) in self._contributed:  # type: ignore[index]
+        """Send a parameter's gradient, and with a weight its layer's statistics, if that is not left to the step."""
+        if not self._overlaps or self._subject.batch.samples is None:
+            return
+        name = self._names[parameter]  # type: ignore[index]
+        if ("gradient", name) in self._contributed and not self._is_spoilt:
             raise RuntimeError(
-                f"the gradient of {self._names[parameter]!r} was already sent in this step; wrap all but "  # type: ignore[index]
-                "the last backward of a step in `with optimizer.no_sync():`"
+                f"the gradient of {name!r} was already sent in this step; wrap all but the last backward of a step in "
+                "`with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
             )
         state = self._layer_of.get(parameter)  # type: ignore[call-overload]
         if state is not None and self._updates_curvature:
-            self._take_statistics(state)
+            self._take_statistics(state, 1.0)
         self._contribute_gradient(parameter)
+        if parameter.grad is not None:
+            self._left[parameter] = _Left(id(parameter.grad), parameter.grad._version)
+
+    def discard(self) -> None:
+        """Forget the batch. What has left already stays with the others; the rest of the step is the next batch's."""
+        self._subject.batch.forget()
+        self._left = {}
+        if self._has_begun and not self.is_alone:
+            self._is_spoilt = True
+        else:
+            self._has_begun = False
+            self._contributed = set()
 
     def before_update(self, report: Report) -> Update:
         """Complete this device's contribution, and wait for the synchronised tensors."""
-        for parameter in self._names:
-            self._contribute_gradient(parameter)
-        if self._updates_curvature:
-            for state in self._subject.layers:
-                if not self._has_statistics(state):
-                    self._take_statistics(state)
-        for name, value in report.scalars.items():
-            self._contribute(("curvature", name), torch.tensor([value]))
-        if self._averages_in(self.step):
-            self._contribute_averaged()
-        return self._collect(report)
+        try:
+            self._check_unchanged()
+            skips = report.is_skipped or (self._subject.skips_nonfinite and not self._is_finite())
+            if not self._has_begun:
+                self._begin(0 if skips else report.samples or self._subject.batch.samples or 1)
+            elif report.samples not in (None, self._samples):
+                raise RuntimeError(
+                    f"step(samples={report.samples}) comes after gradients have left as those of {self._samples} "
+                    "samples; let the step send them: EveryBatch(exchange, overlap=False)"
+                )
+            self._contribute_all(report, skips=skips)
+            return self._collect(report, is_skipped=skips)
+        except BaseException:
+            self.discard()
+            raise
 
     def after_update(self) -> None:
         """Nothing is left to do: all was exchanged before."""
@@ -114,6 +181,7 @@ class EveryBatch(SyncPlan):
         """Average what differs between the devices, if there is anything, in a step of its own."""
         if not self._averaged():
             return None
+        self._begin(1)
         self._contribute_averaged()
         return self._collect(Report())
 
@@ -147,9 +215,9 @@ class EveryBatch(SyncPlan):
         """Whether a layer's statistics have been taken in the step that is on."""
         return all(key in self._contributed for key in self._statistic_keys(state))
 
-    def _take_statistics(self, state: PreconditionedLayer) -> None:
+    def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
         """Send a layer's statistics of the batch that is on."""
-        for name, value in self._subject.batch.take_statistics(state, self.step).items():
+        for name, value in self._subject.batch.take_statistics(state, self.step, loss_scale).items():
             self._contribute(("curvature", _statistic(state, name)), value)
 
     def _statistics(self, result: StepResult) -> dict[str, Statistics]:
@@ -173,37 +241,88 @@ class EveryBatch(SyncPlan):
     def _statistic_keys(self, state: PreconditionedLayer) -> Iterable[TensorKey]:
         return (("curvature", _statistic(state, name)) for name in state.estimator.statistic_shapes)
 
-    def _contribute(self, key: TensorKey, value: Tensor) -> None:
+    def _begin(self, samples: int) -> None:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
-        if not self._has_begun:
-            self._has_begun = True
-            self._membership.begin(max(self._subject.batch.samples, 1))
-        self._contributed.add(key)
-        self._membership.contribute(key, value)
+        self._has_begun = True
+        self._samples = samples
+        self._membership.begin(samples)
 
-    def _contribute_gradient(self, parameter: Tensor) -> None:
+    def _contribute(self, key: TensorKey, value: Tensor) -> None:
+        if key in self._contributed:  # by a batch that was given up
+            return
+        if not self._has_begun:
+            self._begin(self._subject.batch.samples or 1)
+        assert self._membership is not None
+        self._membership.contribute(key, value)
+        self._contributed.add(key)
+
+    def _contribute_all(self, report: Report, *, skips: bool) -> None:
+        """Contribute what has not left yet; zeros for a batch that is skipped."""
+        scale = self._clip_scale() if not skips else 0.0
+        for parameter in reversed(self._names):  # as backward goes
+            self._contribute_gradient(parameter, scale)
+        if self._updates_curvature:
+            for state in self._subject.layers:
+                if not self._has_statistics(state):
+                    if skips:
+                        self._subject.batch.forget_layer(state)
+                    self._take_statistics(state, report.loss_scale)
+        for name, value in report.scalars.items():
+            self._contribute(("curvature", name), torch.tensor([value]))
+        if self._averages_in(self.step):
+            self._contribute_averaged()
+
+    def _contribute_gradient(self, parameter: Tensor, scale: float = 1.0) -> None:
         key = ("gradient", self._names[parameter])  # type: ignore[index]
-        if key not in self._contributed:
-            # A parameter that this batch did not use has no gradient; the other devices may have one.
-            self._contribute(key, parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+        if key in self._contributed:
+            return
+        # A parameter that this batch did not use has no gradient; the other devices may have one.
+        gradient = parameter.grad if parameter.grad is not None and scale else torch.zeros_like(parameter)
+        self._contribute(key, gradient if scale in (0.0, 1.0) else gradient * scale)
 
     def _contribute_averaged(self) -> None:
         for name, tensor in self._averaged().items():
             self._contribute(("parameter", name), tensor)
 
-    def _collect(self, report: Report) -> Update:
+    def _clip_scale(self) -> float:
+        if self._clip_grad_norm is None:
+            return 1.0
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None]))
+        return min(1.0, self._clip_grad_norm / norm) if norm > 0 else 1.0
+
+    def _is_finite(self) -> bool:
+        return all(is_finite(parameter.grad) for parameter in self._names if parameter.grad is not None)
+
+    def _check_unchanged(self) -> None:
+        """Check that what has left is what is there.
+
+        Raises:
+            RuntimeError: a gradient was changed since; the text names it and the way that works.
+
+        """
+        for parameter, left in self._left.items():
+            gradient = parameter.grad
+            if gradient is None or _Left(id(gradient), gradient._version) != left:
+                raise RuntimeError(
+                    f"the gradient of {self._names[parameter]!r} was changed after it had left, during backward, for "  # type: ignore[index]
+                    "the other devices. To clip or edit gradients, or to use torch.amp.GradScaler, let the step send "
+                    "them: EveryBatch(exchange, overlap=False); to clip, EveryBatch(exchange, clip_grad_norm=...) does"
+                )
+
+    def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined, and has nothing to collect")
         result = self._membership.collect(report.loss, report.evaluation)
         update = Update(result) if result.is_healed else self._received(result)
         self._forget_batch()
-        return update
+        return replace(update, is_skipped=is_skipped)
 
     def _forget_batch(self) -> None:
         self._subject.batch.forget()
-        self._has_begun = False
+        self._has_begun = self._is_spoilt = False
         self._contributed = set()
+        self._left = {}
 
     def _apply_missed(self, result: StepResult) -> None:
         self._subject.apply(self._received(result))
@@ -225,6 +344,13 @@ class EveryBatch(SyncPlan):
             if ("curvature", name) in result.tensors
         }
         return Update(result, gradients, self._statistics(result) if gradients else {}, scalars)
+
+
+class _Left(NamedTuple):
+    """Which gradient has left: an edit in place raises the version, and another tensor has another id."""
+
+    tensor: int
+    version: int
 
 
 def _statistic(state: PreconditionedLayer, name: str) -> str:

@@ -20,6 +20,8 @@ class LocalCurvature(EveryBatch):
     Args:
         exchange: the way to the other devices; None for one device alone.
         sync_every: steps between two averages of the parameters.
+        overlap: see `EveryBatch`.
+        clip_grad_norm: see `EveryBatch`.
         training_samples: how many private samples this device holds; the coordinator is told.
 
     Raises:
@@ -30,10 +32,16 @@ class LocalCurvature(EveryBatch):
     is_shared = False
 
     def __init__(
-        self, exchange: Exchange | None = None, sync_every: int = SYNC_EVERY, *, training_samples: int = 0
+        self,
+        exchange: Exchange | None = None,
+        sync_every: int = SYNC_EVERY,
+        *,
+        overlap: bool = True,
+        clip_grad_norm: float | None = None,
+        training_samples: int = 0,
     ) -> None:
         check_number("sync_every", sync_every, at_least=1)
-        super().__init__(exchange, training_samples=training_samples)
+        super().__init__(exchange, overlap=overlap, clip_grad_norm=clip_grad_norm, training_samples=training_samples)
         self._sync_every = sync_every
         self._own: dict[str, Statistics] = {}
         """Of the batch that is on, by layer."""
@@ -56,13 +64,18 @@ class LocalCurvature(EveryBatch):
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         return state.name in self._own
 
-    def _take_statistics(self, state: PreconditionedLayer) -> None:
-        self._own[state.name] = self._subject.batch.take_statistics(state, self.step)
+    def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
+        self._own[state.name] = self._subject.batch.take_statistics(state, self.step, loss_scale)
 
     def _statistics(self, result: StepResult) -> dict[str, Statistics]:  # noqa: ARG002
         # Of steps that the device took no part in there are none: it has them once.
         own, self._own = self._own, {}
         return own
+
+    def discard(self) -> None:
+        """Forget the batch: see `EveryBatch.discard`."""
+        super().discard()
+        self._own = {}
 
     def _forget_batch(self) -> None:
         super()._forget_batch()

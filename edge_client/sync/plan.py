@@ -29,6 +29,8 @@ class Update:
     """By layer, of those whose curvature is updated."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Means of the numbers that the devices told each other."""
+    is_skipped: bool = False
+    """Whether this device's own batch took part with no sample."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Report:
     loss: float = math.nan
     evaluation: Evaluation | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
+    samples: int | None = None
+    """In the batch; None for what the layers have seen."""
+    loss_scale: float = 1.0
+    """What the loss was multiplied with, and the gradients are divided by already."""
+    is_skipped: bool = False
+    """Whether the batch is to take part with no sample."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Subject:
     """Whether a step updates the curvature."""
     scalars: Sequence[str]
     """Names of the numbers that a report may have."""
+    skips_nonfinite: bool
+    """Whether a batch with a gradient that is not finite takes part with no sample; else it is an error."""
     apply: Callable[[Update], None]
     """Applies a step that this device took no part in."""
 
@@ -85,6 +95,29 @@ class SyncPlan(ABC):
     def attach(self, subject: Subject) -> None:
         """Take what is to be synchronised; nothing goes over a network."""
 
+    @property
+    @abstractmethod
+    def is_alone(self) -> bool:
+        """Whether there are no other devices."""
+
+    @property
+    @abstractmethod
+    def has_left(self) -> bool:
+        """Whether gradients of the batch that is on have left already."""
+
+    @abstractmethod
+    def check_extensible(self) -> None:
+        """Check that more of the model's parameters may be optimised from now on.
+
+        Raises:
+            RuntimeError: the other devices cannot follow.
+
+        """
+
+    @abstractmethod
+    def extend(self) -> None:
+        """Take note that the model has more parameters that require gradients, or layers, than when it was attached."""
+
     @abstractmethod
     def specs(self) -> list[TensorSpec]:
         """Return everything that may be exchanged."""
@@ -103,13 +136,17 @@ class SyncPlan(ABC):
 
     @abstractmethod
     def on_gradient(self, parameter: Tensor) -> None:
-        """Take note that backward has produced a parameter's gradient.
+        """Take note that backward has produced a parameter's gradient, and that no more of it is to come.
 
         Raises:
             RuntimeError: it has been sent already in this step.
             ExchangeError: the exchange has failed.
 
         """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the gradients that have come since the last step: the batch is begun anew."""
 
     @abstractmethod
     def before_update(self, report: Report) -> Update:

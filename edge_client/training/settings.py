@@ -9,12 +9,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, Refresh, TrustRegion
+from edge_client.optim.newton import Nonfinite
 from edge_client.sync import EveryBatch, LocalCurvature, SyncPlan
 from edge_client.sync.local_curvature import SYNC_EVERY
 from edge_client.tasks import PartitionKind
 
 Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
 """Left to the optimizer; written "auto" in texts, which know no None."""
+
+
+Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" else value)]
+"""Not done; written "never" in texts."""
 
 
 class SettingsError(ValueError):
@@ -52,6 +57,12 @@ class TrainSettings(BaseModel):
     curvature: Annotated[Curvature, BeforeValidator(lambda v: Curvature(v) if isinstance(v, str) else v)] = Curvature()
     trust: TrustRegion = TrustRegion()
     refresh: Refresh = Refresh()
+    nonfinite: Nonfinite = "raise"
+    """What becomes of a batch with a gradient that is NaN or infinite: an error ("raise"), or no sample of this device
+    in the step ("skip")."""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | Never = None
+    """Bound on the norm of a device's gradient before it leaves; "never" for none. With it nothing leaves before the
+    end of backward."""
     curvature_scope: Literal["shared", "local"] = "shared"
     """Whether devices average their curvature ("shared"), or use their own and average their parameters ("local")."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
@@ -59,14 +70,15 @@ class TrainSettings(BaseModel):
 
     def optimizer_options(self) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan."""
-        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh")
+        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
         return {name: getattr(self, name) for name in names}
 
     def plan(self, exchange: Exchange | None = None, training_samples: int = 0) -> SyncPlan:
         """Return how a device that holds so many samples synchronises with those of an exchange; None for alone."""
+        options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
         if self.curvature_scope == "local":
-            return LocalCurvature(exchange, self.sync_every, training_samples=training_samples)
-        return EveryBatch(exchange, training_samples=training_samples)
+            return LocalCurvature(exchange, self.sync_every, **options)
+        return EveryBatch(exchange, **options)
 
     def flat(self) -> dict[str, Any]:
         """Return the settings as texts and numbers by one name each, as `check_settings` takes them.

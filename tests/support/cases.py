@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edge_client.curvature.capture import Captured, ForwardPass, LayerCapture
+from edge_client.curvature.capture import Captured, LayerCapture
+from edge_client.curvature.forward_pass import ForwardPass
 from edge_client.curvature.inputs import DenseInputs
 from edge_client.curvature.layers import Layer, supported_layer
 
@@ -74,11 +75,18 @@ def run(case: Case, batch: int = BATCH, samples: int | None = None) -> Run:
     module = case.module()
     layer = supported_layer("layer", module)
     assert layer is not None
-    capture = LayerCapture(layer, lambda: ForwardPass(0, samples or batch), takes_backward=True)
+    forward_pass = pass_of(samples or batch)
+    forward_pass.note_gradient(samples or batch)  # of other layers
+    capture = LayerCapture(layer, lambda: forward_pass, lambda: True, takes_backward=True)
     output = module(case.inputs(batch))
     (output - torch.randn_like(output)).square().sum().div(samples or batch).backward()
     (captured,) = capture.take()
     return Run(layer, captured, matrix_of(layer))
+
+
+def pass_of(samples: int) -> ForwardPass:
+    """Return the forward of a model that was called with so many samples."""
+    return ForwardPass(lambda _: None, samples, is_whole=True)
 
 
 def matrix_of(layer: Layer) -> Tensor:

@@ -58,6 +58,8 @@ class Estimator(ABC):
     name: ClassVar[str]
     """The name that users choose the estimator by."""
     defaults: ClassVar[EstimatorDefaults]
+    gradient_degrees: ClassVar[Mapping[str, int]]
+    """For each statistic, the power of the gradients that it is proportional to."""
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         self.shape = shape

@@ -5,7 +5,7 @@ Zhang, Shi & Li 2023, "Eva: Practical Second-order Optimization with Kronecker-v
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Eva(Estimator):
     name = "eva"
     # One eigenvalue of a block is not 0, so their mean, the unit of damping, is small against it.
     defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=100.0, kl_clip=float("inf"), update_clip=0.02)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {"a": 0, "g": 1}
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

@@ -5,7 +5,7 @@ Benzing 2022, "Gradient Descent on Neurons and its Link to Approximate Second-Or
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Foof(Estimator):
 
     name = "foof"
     defaults = EstimatorDefaults(lr=1.0, momentum=0.7, damping=0.003, kl_clip=float("inf"), update_clip=0.05)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {"A": 0}
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

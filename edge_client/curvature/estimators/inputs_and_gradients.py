@@ -9,6 +9,7 @@ K-FAC's, far from it steps along the mean gradient are shorter.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class InputsAndGradients(KroneckerEstimator):
 
     name = "inputs_and_gradients"
     defaults = EstimatorDefaults(lr=0.1, momentum=0.7, damping=0.003, kl_clip=0.003, update_clip=0.05)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {"A": 0}
 
     @property
     def statistic_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ other shared weights.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Kfac(KroneckerEstimator):
 
     name = "kfac"
     defaults = EstimatorDefaults(lr=0.1, momentum=0.7, damping=0.003, kl_clip=0.003, update_clip=0.05)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {"A": 0, "G": 2}
 
     @property
     def statistic_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ Sherman and Morrison's formula itself, so that it equals the inverse of the runn
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Mkor(Estimator):
 
     name = "mkor"
     defaults = EstimatorDefaults(lr=0.1, momentum=0.9, damping=1.0, kl_clip=float("inf"), update_clip=0.02)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {"a": 0, "g": 1}
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

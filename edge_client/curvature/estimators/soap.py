@@ -6,7 +6,7 @@ SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321, algorithm 3).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Soap(Estimator):
 
     name = "soap"
     defaults = EstimatorDefaults(lr=0.003, momentum=0.9, damping=1e-6, kl_clip=float("inf"), update_clip=0.05)
+    gradient_degrees: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)

@@ -28,6 +28,11 @@ class MatrixShape:
     one_hot: bool = False
 
     @property
+    def of_gradient(self) -> tuple[int, int, int]:
+        """As a tuple."""
+        return (self.blocks, self.out_features, self.in_features)
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return self.blocks * self.out_features * self.in_features
@@ -51,6 +56,11 @@ class Layer(ABC):
         self.has_bias = isinstance(bias, nn.Parameter) and bias.requires_grad
         if isinstance(bias, nn.Parameter) and self.has_bias:
             self.parameters["bias"] = bias
+
+    @property
+    def sample_dims(self) -> int | None:
+        """Dimensions of an input that is one sample without a batch; None if the module takes none such."""
+        return None
 
     @property
     @abstractmethod

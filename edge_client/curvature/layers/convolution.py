@@ -13,6 +13,11 @@ class ConvolutionLayer(Layer):
     module: nn.Conv1d | nn.Conv2d
 
     @property
+    def sample_dims(self) -> int:
+        """One image without a batch has its channels first."""
+        return 1 + len(self.module.kernel_size)
+
+    @property
     def shape(self) -> MatrixShape:
         """A block for each group; a depthwise convolution has one for each channel."""
         groups = self.module.groups

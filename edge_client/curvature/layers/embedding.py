@@ -14,6 +14,11 @@ class EmbeddingLayer(Layer):
     module: nn.Embedding
 
     @property
+    def sample_dims(self) -> int:
+        """A number alone is one sample."""
+        return 0
+
+    @property
     def shape(self) -> MatrixShape:
         """One block: a column for each entry of the dictionary."""
         return MatrixShape(1, self.module.embedding_dim, self.module.num_embeddings, one_hot=True)

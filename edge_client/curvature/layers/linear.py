@@ -12,6 +12,11 @@ class LinearLayer(Layer):
     module: nn.Linear
 
     @property
+    def sample_dims(self) -> int:
+        """A vector is one sample."""
+        return 1
+
+    @property
     def shape(self) -> MatrixShape:
         """One block."""
         return MatrixShape(1, self.module.out_features, self.module.in_features + self.has_bias)

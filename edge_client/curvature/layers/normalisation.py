@@ -64,6 +64,11 @@ class LayerNormLayer(NormalisationLayer):
 
     module: nn.LayerNorm | nn.RMSNorm
 
+    @property
+    def sample_dims(self) -> int:
+        """What is normalised together, without a batch."""
+        return len(self.module.normalized_shape)
+
     def _normalised(self, x: Tensor) -> Tensor:
         shape = list(self.module.normalized_shape)
         if isinstance(self.module, nn.RMSNorm):

@@ -35,6 +35,8 @@ _CLOSE_TIMEOUT_S = 5.0
 class GradientExchange:
     """A connection to a coordinator, from which a device joins one of its sessions. `connect` makes it."""
 
+    is_alone = False
+
     def __init__(self, loop: LoopThread, connection: Connection, place: Place, reconnect_deadline_s: float) -> None:
         self._loop = loop
         self._connection = connection

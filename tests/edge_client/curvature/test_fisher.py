@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cases import dense_rows
+from cases import dense_rows, pass_of
 from torch import nn
 from torch.func import functional_call, jacrev
 from torch.nn.functional import cross_entropy
 
-from edge_client.curvature.capture import ForwardPass, LayerCapture, sample_gradients
+from edge_client.curvature.capture import LayerCapture, sample_gradients
 from edge_client.curvature.inputs import gradient_second_moment
 from edge_client.curvature.layers import supported_layer
 from edge_client.curvature.likelihood import sample_targets
@@ -35,7 +35,8 @@ def factors(model, name, x, losses, sharing):
     layer = supported_layer(name, module)
     A, G = 0.0, 0.0
     for loss_of, weight in losses:
-        capture = LayerCapture(layer, lambda: ForwardPass(0, len(x)), takes_backward=False)
+        forward_pass = pass_of(len(x))
+        capture = LayerCapture(layer, lambda on=forward_pass: on, lambda: True, takes_backward=False)
         sample_gradients([capture], loss_of(model(x)))
         (captured,) = capture.take()
         capture.remove()

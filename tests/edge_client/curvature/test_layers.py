@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import CASES, Case, dense_rows, run
+from cases import CASES, Case, dense_rows, pass_of, run
 from torch import nn
 
-from edge_client.curvature.capture import ForwardPass, LayerCapture
+from edge_client.curvature.capture import LayerCapture
 from edge_client.curvature.layers import supported_layer
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -49,12 +49,12 @@ def test_what_fits_no_batch_counts_as_one_sample():
 
 def capture_of(module, passes):
     layer = supported_layer("layer", module)
-    return layer, LayerCapture(layer, lambda: passes[-1], takes_backward=True)
+    return layer, LayerCapture(layer, lambda: passes[-1], lambda: True, takes_backward=True)
 
 
 def test_a_module_used_twice_shares_its_weight_between_the_uses():
     module = nn.Linear(3, 3).double()
-    layer, capture = capture_of(module, [ForwardPass(0, 5)])
+    layer, capture = capture_of(module, [pass_of(5)])
     module(module(torch.randn(5, 3, dtype=torch.float64))).square().sum(1).mean().backward()
     (captured,) = capture.take()
     assert captured.g.shape == (1, 5, 2, 3)
@@ -65,12 +65,12 @@ def test_a_module_used_twice_shares_its_weight_between_the_uses():
 def test_accumulated_passes_have_the_gradients_of_the_whole_batch():
     x = torch.randn(6, 3, dtype=torch.float64)
     module = nn.Linear(3, 2).double()
-    passes = [ForwardPass(0, 6)]
+    passes = [pass_of(6)]
     _, capture = capture_of(module, passes)
     module(x).square().sum(1).mean().backward()
     (whole,) = capture.take()
-    for number, part in enumerate((x[:2], x[2:])):
-        passes.append(ForwardPass(number, len(part)))
+    for part in (x[:2], x[2:]):
+        passes.append(pass_of(len(part)))
         (module(part).square().sum(1).sum() / 6).backward()
     parts = capture.take()
     assert [part.samples for part in parts] == [2, 4]
@@ -111,7 +111,7 @@ def test_unsupported_and_frozen_layers_are_left_alone(module):
 
 def test_low_precision_activations_become_the_weights_dtype():
     module = nn.Linear(3, 2)
-    layer, capture = capture_of(module, [ForwardPass(0, 4)])
+    layer, capture = capture_of(module, [pass_of(4)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = module(torch.randn(4, 3))
     assert output.dtype is torch.bfloat16

@@ -16,7 +16,7 @@ from edge_client.training.settings import (
 def test_every_option_of_the_optimizer_can_be_set_and_has_its_default():
     parameters = inspect.signature(NewtonOptimizer).parameters
     options = TrainSettings().optimizer_options()
-    assert set(options) == set(parameters) - {"params_or_model", "model", "sync"}
+    assert set(options) == set(parameters) - {"params_or_model", "model", "sync", "maximize"}
     assert {name: options[name] for name in ("lr", "momentum", "weight_decay")} == {
         name: parameters[name].default for name in ("lr", "momentum", "weight_decay")
     }

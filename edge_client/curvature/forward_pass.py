@@ -1,0 +1,94 @@
+"""Forward passes: which samples took part in a backward, as the layers saw them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+_DEPTH = 4
+"""Containers in containers are looked into so far."""
+
+
+class ForwardPass:
+    """One forward of a model, or of some of its layers that are called on their own.
+
+    Args:
+        on_reached: told when a backward reaches it first.
+        batch: leading dimension of what the model was called with; None if that has none.
+        is_whole: whether the model itself was called, not its layers.
+
+    """
+
+    def __init__(
+        self, on_reached: Callable[["ForwardPass"], None], batch: int | None = None, *, is_whole: bool = False
+    ) -> None:
+        self.has_gradient = False
+        """Whether a backward has reached it."""
+        self._on_reached = on_reached
+        self._batch = batch
+        self._is_whole = is_whole
+        self._seen: Counter[int] = Counter()
+        self._reached: Counter[int] = Counter()
+        self._samples: int | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another layer that is called on its own belongs to it."""
+        return not (self._is_whole or self.has_gradient)
+
+    def note_use(self, batch: int) -> None:
+        """Note that a layer was called with so many rows."""
+        self._seen[batch] += 1
+
+    def note_gradient(self, batch: int | None = None) -> None:
+        """Note that a gradient has reached the output of the model, or of a layer that had so many rows."""
+        if not self.has_gradient:
+            self.has_gradient = True
+            self._on_reached(self)
+        if batch is not None:
+            self._reached[batch] += 1
+
+    @property
+    def samples(self) -> int:
+        """How many samples it had; what is said first stays.
+
+        That is what the model was called with, if its layers had rows for each; else what most layers had of which the
+        rows of those that gradients have reached are a multiple: tokens of a sequence may be folded into the batch.
+        """
+        if self._samples is None:
+            self._samples = self._count()
+        return self._samples
+
+    def _count(self) -> int:
+        rows = max(self._reached, default=0)
+        if self._batch and (not rows or any(seen % self._batch == 0 for seen in self._reached)):
+            return self._batch
+        if not rows:
+            return 1
+        fitting = Counter({seen: count for seen, count in self._seen.items() if seen > 1 and rows % seen == 0})
+        return fitting.most_common(1)[0][0] if fitting else rows
+
+
+def tensors_in(value: object, depth: int = _DEPTH) -> Iterator[Tensor]:
+    """Yield the tensors in what a model is called with or returns: in mappings, sequences and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth:
+        for inner in _contents(value):
+            yield from tensors_in(inner, depth - 1)
+
+
+def leading_dimension(*values: object) -> int | None:
+    """Return the length of the first tensor that has one; None if there is none."""
+    return next((len(tensor) for value in values for tensor in tensors_in(value) if tensor.dim()), None)
+
+
+def _contents(value: Any) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (list, tuple)):
+        yield from value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from (getattr(value, field.name) for field in dataclasses.fields(value))

@@ -1,0 +1,41 @@
+"""Models that cannot be trained are refused before anything is done with them."""
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model can be trained.
+
+    Raises:
+        ValueError: it cannot; the text names the module or parameter, and says what to do.
+
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled; make the optimizer with the model itself, and compile it afterwards")
+    for name, module in model.named_modules():
+        _check_module(name or "the model itself", module)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"parameter {name!r} is on the device 'meta' and has no values: load the model first")
+        if parameter.is_complex():
+            raise ValueError(f"parameter {name!r} is complex; keep its real and imaginary parts as two parameters")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that requires a gradient; nothing is to be optimised")
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    return {kind.__name__ for kind in type(module).__mro__}
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    kind = type(module).__name__
+    if isinstance(module, (DistributedDataParallel, DataParallel)) or "FullyShardedDataParallel" in _kinds(module):
+        raise ValueError(
+            f"{name} is wrapped in {kind}, which synchronises gradients itself; give the optimizer the model inside "
+            "(model.module), and let `sync` do it"
+        )
+    if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+        raise ValueError(f"{name} is a quantised {kind}, which has no gradients; train it before it is quantised")
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+        raise ValueError(f"{name} ({kind}) has sparse=True; the devices' mean is dense: make it with sparse=False")

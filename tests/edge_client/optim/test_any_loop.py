@@ -1,0 +1,527 @@
+"""Models and loops as people write them: what torch's own optimizers take, this one takes too, or refuses in words."""
+
+import copy
+import pickle
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from edge_client import Curvature, EveryBatch, NewtonOptimizer, TrustRegion
+from edge_client.exchange import InProcessExchange, NonFiniteGradientError
+
+_GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(32, 6, generator=_GENERATOR)
+Y = torch.tanh(X @ torch.randn(6, 3, generator=_GENERATOR))
+FREE = TrustRegion(kl_clip=float("inf"), update_clip=float("inf"))
+
+
+class Elsewhere(InProcessExchange):
+    """Takes what a device sends, as if there were others."""
+
+    is_alone = False
+
+
+class Net(nn.Module):
+    """Encodes and decodes; takes its input however it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder, self.decoder = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def encode(self, x):
+        return self.encoder(x).tanh()
+
+    def decode(self, h):
+        return self.decoder(h)
+
+    def forward(self, x):
+        if isinstance(x, dict):
+            x = x["inputs"]
+        elif isinstance(x, (list, Holder)):
+            (x,) = x
+        return self.decode(self.encode(x))
+
+
+@dataclass
+class Holder:
+    inputs: torch.Tensor
+
+    def __iter__(self):
+        return iter([self.inputs])
+
+
+class Checkpointed(Net):
+    """Computes its hidden layer again in backward."""
+
+    def __init__(self, use_reentrant) -> None:
+        super().__init__()
+        self.hidden, self.use_reentrant = nn.Linear(16, 16), use_reentrant
+
+    def forward(self, x):
+        hidden = checkpoint(lambda h: self.hidden(h).tanh(), self.encode(x), use_reentrant=self.use_reentrant)
+        return self.decode(hidden)
+
+
+class Keywords(Net):
+    def decode(self, h):
+        return self.decoder(input=h)
+
+
+class LearnedScale(Net):
+    """Its scale is a layer of one vector that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.scale = nn.Parameter(torch.ones(4)), nn.Linear(4, 16)
+
+    def decode(self, h):
+        return self.decoder(h * self.scale(self.vector))
+
+
+class Functional(Net):
+    """Uses a layer's weight by itself too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(16, 16)
+
+    def decode(self, h):
+        return self.decoder(self.shared(h).tanh() + nn.functional.linear(h, self.shared.weight).tanh())
+
+
+def train(model, optimizer, steps=30, call=None, x=X, y=Y):
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = mse_loss((call or (lambda m, x: m(x)))(model, x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# ---------------------------------------------------------------- how a model is called
+
+
+CALLS = {
+    "its methods": lambda m, x: m.decode(m.encode(x)),
+    "forward itself": lambda m, x: m.forward(x),
+    "a dict": lambda m, x: m({"inputs": x}),
+    "a list": lambda m, x: m([x]),
+    "a dataclass": lambda m, x: m(Holder(x)),
+    "a keyword": lambda m, x: m(x=x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("curvature", ["kfac", "eva"])
+def test_however_it_is_called_a_model_trains_alike(call, curvature):
+    plain, other = Net(), Net()
+    expected = train(plain, NewtonOptimizer(plain, curvature=curvature))
+    optimizer = NewtonOptimizer(other, curvature=curvature)
+    assert train(other, optimizer, call=call) == pytest.approx(expected, rel=1e-4)
+    assert optimizer.last_result.samples == 32
+
+
+def test_a_list_of_modules_is_a_model():
+    parts = nn.ModuleList([Net().encoder, Net().decoder])
+    optimizer = NewtonOptimizer(parts)
+    losses = train(parts, optimizer, call=lambda m, x: m[1](m[0](x).tanh()))
+    plain = Net()
+    assert losses == pytest.approx(train(plain, NewtonOptimizer(plain)), rel=1e-4)
+    assert optimizer.last_result.samples == 32
+
+
+def test_models_in_one_loss_count_each_sample_once():
+    models = nn.ModuleDict({"one": Net(), "other": Net()})
+    optimizer = NewtonOptimizer(models)
+    losses = train(models, optimizer, call=lambda m, x: m["one"](x) + m["other"](x))
+    assert losses[-1] < 0.2 * losses[0]
+    assert optimizer.last_result.samples == 32
+
+
+def test_tokens_that_are_folded_into_the_batch_are_no_samples():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+
+        def loss(self, ids):
+            return nn.functional.cross_entropy(self.head(self.embed(ids).flatten(0, 1)), ids.flatten())
+
+    model = Tokens()
+    optimizer = NewtonOptimizer(model)
+    model.loss(torch.randint(0, 9, (4, 7))).backward()
+    optimizer.step()
+    assert optimizer.last_result.samples == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "y"),
+    [(nn.Linear(6, 3), X[0], Y[0]), (nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten(0)), torch.ones(1, 6, 6), Y[0])],
+    ids=["linear", "convolution"],
+)
+def test_an_input_without_a_batch_is_one_sample(model, x, y):
+    optimizer = NewtonOptimizer(model)
+    losses = train(model, optimizer, x=x, y=y)
+    assert losses[-1] < 0.1 * losses[0]
+    assert optimizer.last_result.samples == 1
+
+
+@pytest.mark.parametrize("make", [Keywords, LearnedScale])
+def test_layers_that_are_called_in_other_ways_train(make):
+    model = make()
+    optimizer = NewtonOptimizer(model)
+    losses = train(model, optimizer)
+    assert losses[-1] < 0.1 * losses[0]
+    assert optimizer.last_result.samples == 32
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_changes_nothing(use_reentrant):
+    class Plain(Checkpointed):
+        def forward(self, x):
+            return self.decode(self.hidden(self.encode(x)).tanh())
+
+    expected = train(plain := Plain(use_reentrant), NewtonOptimizer(plain))
+    model = Checkpointed(use_reentrant)
+    optimizer = NewtonOptimizer(model)
+    assert train(model, optimizer) == pytest.approx(expected, rel=1e-3)
+    assert optimizer.last_result.samples == 32
+
+
+def test_a_weight_that_is_used_by_itself_takes_plain_steps_and_is_named_once():
+    model = Functional()
+    optimizer = NewtonOptimizer(model)
+    with pytest.warns(UserWarning, match="layer shared: its gradient has a part that no call of the layer") as told:
+        losses = train(model, optimizer)
+    assert len(told) == 1
+    assert losses[-1] < 0.1 * losses[0]
+    assert not optimizer.state_dict()["curvature"]["shared"]["is_explained"]
+
+
+@pytest.mark.parametrize("make", [Net, Keywords, LearnedScale, lambda: Checkpointed(False)])
+def test_what_its_calls_explain_keeps_its_curvature(make):
+    model = make()
+    optimizer = NewtonOptimizer(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="layer")
+        train(model, optimizer, steps=5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            train(other := make(), NewtonOptimizer(other), steps=5)
+
+
+# ---------------------------------------------------------------- samples
+
+
+def test_a_forward_that_no_backward_follows_is_not_of_the_batch():
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+    optimizer.zero_grad()
+    model(X[:5])
+    loss = mse_loss(model(X), Y)
+    model(X[:7]).sum()
+    loss.backward()
+    optimizer.step()
+    assert optimizer.last_result.samples == 32
+
+
+def test_the_user_can_say_how_many_samples_there_were():
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+    mse_loss(model(X), Y).backward()
+    optimizer.step(samples=5)
+    assert optimizer.last_result.samples == 5
+
+
+def test_saying_it_after_gradients_have_left_is_refused():
+    model = Net()
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(Elsewhere()))
+    mse_loss(model(X), Y).backward()
+    with pytest.raises(RuntimeError, match=r"as those of 32 samples; let the step send them.*overlap=False"):
+        optimizer.step(samples=5)
+    optimizer = NewtonOptimizer(late := Net(), sync=EveryBatch(Elsewhere(), overlap=False))
+    mse_loss(late(X), Y).backward()
+    optimizer.step(samples=5)
+    assert optimizer.last_result.samples == 5
+
+
+# ---------------------------------------------------------------- gradients between backward and step
+
+
+def moved_by(edit, sync=None):
+    model = Net()
+    optimizer = NewtonOptimizer(model, lr=0.1, momentum=0.0, trust=FREE, sync=sync)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    mse_loss(model(X), Y).backward()
+    edit(model)
+    optimizer.step()
+    return sum(float((p.detach() - q).norm()) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_what_is_done_to_gradients_before_the_step_counts():
+    def clip(model):
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
+
+    def clear(model):
+        for parameter in model.parameters():
+            parameter.grad.zero_()
+
+    def replace(model):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    free = moved_by(lambda _: None)
+    for sync in (lambda: None, lambda: EveryBatch(Elsewhere(), overlap=False)):
+        assert 0 < moved_by(clip, sync()) < 1e-4 * free
+        assert moved_by(clear, sync()) == moved_by(replace, sync()) == 0
+    for edit in (clip, clear, replace):
+        with pytest.raises(RuntimeError, match=r"was changed after it had left.*overlap=False.*clip_grad_norm"):
+            moved_by(edit, EveryBatch(Elsewhere()))
+
+
+def test_a_plan_clips_what_leaves():
+    expected = moved_by(lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.01))
+    assert moved_by(lambda _: None, EveryBatch(Elsewhere(), clip_grad_norm=0.01)) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="clip_grad_norm is 0"):
+        EveryBatch(clip_grad_norm=0)
+
+
+@pytest.mark.parametrize("unscales", [True, False])
+@pytest.mark.parametrize("curvature", ["kfac", "eva", "foof", "mkor", "inputs_and_gradients", "soap"])
+def test_a_scaled_loss_trains_as_an_ordinary_one(unscales, curvature):
+    expected = train(plain := Net(), NewtonOptimizer(plain, curvature=curvature), steps=15)
+    model = Net()
+    optimizer = NewtonOptimizer(model, curvature=curvature)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = mse_loss(model(X), Y)
+        scaler.scale(loss).backward()
+        if unscales:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_scaled_loss_that_overflows_skips_the_batch():
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    before = copy.deepcopy(model.state_dict())
+    optimizer.zero_grad()
+    scaler.scale(mse_loss(model(X), Y)).backward()
+    scaler.step(optimizer)
+    assert optimizer.skipped == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_scaled_loss_whose_gradients_have_left_is_refused_at_the_first_step():
+    model = Net()
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(Elsewhere()))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(mse_loss(model(X), Y)).backward()
+    with pytest.raises(RuntimeError, match=r"GradScaler.*overlap=False"):
+        scaler.step(optimizer)
+
+
+def test_after_the_step_the_gradient_is_the_synchronised_one():
+    class Doubling(Elsewhere):
+        def join(self, *arguments):
+            place = super().join(*arguments)
+            contribute = place.contribute
+            place.contribute = lambda key, value: contribute(key, 2 * value if key[0] == "gradient" else value)
+            return place
+
+    model, plain = Net(), Net()
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(Doubling()))
+    mse_loss(model(X), Y).backward()
+    optimizer.step()
+    mse_loss(plain(X), Y).backward()
+    for parameter, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * other.grad)
+
+
+def test_alone_a_second_backward_adds_up_as_in_torch():
+    model, whole = Net(), Net()
+    optimizer, other = NewtonOptimizer(model), NewtonOptimizer(whole)
+    for _ in range(5):
+        optimizer.zero_grad()
+        for part in (slice(0, 12), slice(12, 32)):
+            (mse_loss(model(X[part]), Y[part]) * len(X[part]) / 32).backward()
+        optimizer.step()
+        train(whole, other, steps=1)
+        assert optimizer.last_result.samples == 32
+    for parameter, expected in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- bad batches
+
+
+BAD = X * torch.tensor([float("nan")] + [1.0] * 5)
+
+
+@pytest.mark.parametrize("sync", [EveryBatch, lambda: EveryBatch(Elsewhere())], ids=["alone", "with others"])
+def test_a_bad_batch_is_an_error_and_the_next_one_trains(sync):
+    model = Net()
+    optimizer = NewtonOptimizer(model, sync=sync())
+    train(model, optimizer, steps=2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteGradientError):
+        train(model, optimizer, steps=1, x=BAD)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    losses = train(model, optimizer, steps=20)
+    assert losses[-1] < 0.5 * losses[0]
+    assert optimizer.skipped == 0
+
+
+@pytest.mark.parametrize("sync", [EveryBatch, lambda: EveryBatch(Elsewhere())], ids=["alone", "with others"])
+def test_a_bad_batch_can_be_skipped(sync):
+    model, other = Net(), Net()
+    optimizer = NewtonOptimizer(model, nonfinite="skip", sync=sync())
+    train(model, optimizer, steps=2)
+    train(other, NewtonOptimizer(other), steps=2)
+    train(model, optimizer, steps=1, x=BAD)
+    assert (optimizer.skipped, optimizer.last_result.samples) == (1, 0)
+    for parameter, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+    assert train(model, optimizer)[-1] < 0.05
+    with pytest.raises(ValueError, match="^nonfinite is 'ignore'; known are raise, skip"):
+        NewtonOptimizer(model, nonfinite="ignore")
+
+
+def test_zero_grad_begins_a_batch_anew():
+    model, other = Net(), Net()
+    optimizer, expected = NewtonOptimizer(model), NewtonOptimizer(other)
+    mse_loss(model(5 * X[:3]), Y[:3]).backward()
+    train(model, optimizer, steps=3)
+    train(other, expected, steps=3)
+    for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, same)
+
+
+# ---------------------------------------------------------------- parameters that come and go
+
+
+def test_what_is_frozen_later_stays_where_it_is():
+    model = Net()
+    optimizer = NewtonOptimizer(model, momentum=0.9)
+    train(model, optimizer, steps=5)
+    model.encoder.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    losses = train(model, optimizer, steps=10)
+    assert torch.equal(model.encoder.weight, before["encoder.weight"])
+    assert torch.equal(model.encoder.bias, before["encoder.bias"])
+    assert losses[-1] < losses[0]
+
+
+def test_what_is_unfrozen_trains_with_curvature_from_then_on():
+    model = Net()
+    model.encoder.requires_grad_(False)
+    optimizer = NewtonOptimizer(model)
+    train(model, optimizer, steps=3)
+    model.encoder.requires_grad_(True)
+    optimizer.add_param_group({"params": model.encoder.parameters(), "lr": 0.05})
+    losses = train(model, optimizer, steps=20)
+    assert losses[-1] < 0.2 * losses[0]
+    state = optimizer.state_dict()
+    assert state["curvature"]["encoder"]["is_ready"]
+    assert [group["lr"] for group in state["param_groups"]] == [0.1, 0.05]
+
+
+def test_in_a_session_the_tensors_are_agreed_on():
+    model = Net()
+    model.encoder.requires_grad_(False)
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(Elsewhere()))
+    train(model, optimizer, steps=1)
+    model.encoder.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="agreed on the tensors that they exchange when they joined"):
+        optimizer.add_param_group({"params": model.encoder.parameters()})
+    assert len(optimizer.param_groups) == 1
+
+
+# ---------------------------------------------------------------- what torch's users expect besides
+
+
+def test_copies_and_pickles_of_a_model_train_on_their_own():
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+    train(model, optimizer, steps=2)
+    for other in (copy.deepcopy(model), AveragedModel(model), pickle.loads(pickle.dumps(model))):
+        mse_loss(other(X), Y).backward()
+        torch.optim.SGD(other.parameters(), 0.1).step()
+    train(model, optimizer, steps=1)
+    assert optimizer.last_result.samples == 32
+
+
+def test_the_loss_can_be_maximised():
+    model = Net()
+    losses = train(model, NewtonOptimizer(model, maximize=True), steps=10)
+    assert losses[-1] > 2 * losses[0]
+
+
+def test_post_step_hooks_are_called():
+    calls = []
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train(model, optimizer, steps=3)
+    assert len(calls) == 3
+
+
+def test_a_channels_last_model_trains_alike():
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3))
+
+    x = torch.randn(8, 3, 6, 6)
+    expected = train(plain := model(), NewtonOptimizer(plain), x=x, y=Y[:8])
+    other = model().to(memory_format=torch.channels_last)
+    got = train(other, NewtonOptimizer(other), x=x.to(memory_format=torch.channels_last), y=Y[:8])
+    assert got == pytest.approx(expected, rel=1e-2)
+
+
+def test_the_part_of_the_parameters_without_curvature_is_told():
+    model = nn.Sequential(nn.LSTM(6, 4), nn.Linear(4, 3))
+    with pytest.warns(UserWarning, match=r"their parameters, 93% of the model's, take plain.*: 0 \(LSTM\)$"):
+        NewtonOptimizer(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.DataParallel(Net()), "the model itself is wrapped in DataParallel.*model.module"),
+        (nn.Sequential(nn.Linear(2, 2, device="meta")), "parameter '0.weight' is on the device 'meta'"),
+        (nn.Linear(2, 2, dtype=torch.complex64), "parameter 'weight' is complex"),
+        (nn.Sequential(nn.Embedding(4, 3, sparse=True)), r"0 \(Embedding\) has sparse=True.*sparse=False"),
+        (nn.ModuleDict({"e": nn.EmbeddingBag(4, 3, sparse=True)}), r"e \(EmbeddingBag\) has sparse=True"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_models_that_cannot_be_trained_are_refused_by_name(model, message):
+    with pytest.raises(ValueError, match=message):
+        NewtonOptimizer(model)
+
+
+def test_a_sampled_fisher_does_not_mind_other_forwards():
+    model = Net()
+    optimizer = NewtonOptimizer(model, curvature=Curvature(fisher="sampled"))
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = model(X)
+        optimizer.sample_fisher(mse_loss(outputs, outputs.detach() + torch.randn_like(outputs)))
+        model(X[:4])
+        mse_loss(outputs, Y).backward()
+        optimizer.step()
+    assert optimizer.last_result.samples == 32
