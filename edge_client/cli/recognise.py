@@ -8,7 +8,7 @@ from edgenewton.common.console import fail, out
 from rich.table import Table
 
 from edge_client.inference import ArtefactError, Recognizer
-from edge_client.inference.engine import EngineName
+from edge_client.inference.engine_name import EngineName
 from edge_client.tasks import SampleError, TaskError, load_task
 
 Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx).")]

@@ -78,6 +78,10 @@ class Batch:
                 for module in model.modules()
                 if module is not model and module._buffers
             ),
+            *(
+                module.register_forward_hook(Hook(self._count_use), with_kwargs=True)
+                for module in _uncaptured(model, layers)
+            ),
         ]
 
     def add_layers(self, layers: Sequence[PreconditionedLayer]) -> None:
@@ -203,6 +207,17 @@ class Batch:
         self._has_begun = True
         self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
 
+    def _count_use(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:  # noqa: ARG002
+        """Count the rows of a module that has parameters and no curvature."""
+        rows = leading_dimension(args, kwargs)
+        tensors = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+        if rows is None or not tensors or not torch.is_grad_enabled():
+            return
+        forward_pass = self._current_pass()
+        forward_pass.note_use(rows)
+        for tensor in tensors:
+            tensor.register_hook(partial(_note_gradient, forward_pass, rows))  # type: ignore[no-untyped-call]
+
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         if torch.is_grad_enabled():
             self._begin()
@@ -216,11 +231,21 @@ class Batch:
         forward_pass = self._pass
         for tensor in tensors_in(output):
             if tensor.requires_grad:
-                tensor.register_hook(partial(_note_gradient, forward_pass))  # type: ignore[no-untyped-call]
+                tensor.register_hook(partial(_note_gradient, forward_pass, None))  # type: ignore[no-untyped-call]
 
 
-def _note_gradient(forward_pass: ForwardPass, gradient: Tensor) -> None:  # noqa: ARG001
-    forward_pass.note_gradient()
+def _note_gradient(forward_pass: ForwardPass, rows: int | None, gradient: Tensor) -> None:  # noqa: ARG001
+    forward_pass.note_gradient(rows)
+
+
+def _uncaptured(model: nn.Module, layers: Sequence[PreconditionedLayer]) -> list[nn.Module]:
+    """Return the modules below a model that have trainable parameters themselves, but are no preconditioned layers."""
+    captured = {state.layer.module for state in layers}
+    return [
+        module
+        for module in model.modules()
+        if module is not model and module not in captured and any(p.requires_grad for p in module.parameters(False))
+    ]
 
 
 def _mean(parts: Sequence[_Part], degrees: Mapping[str, int], loss_scale: float) -> dict[str, Tensor]:

@@ -1,17 +1,15 @@
 """Engines: what runs a model. Each turns decoded samples into probabilities, and all agree."""
 
 import warnings
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edge_client.inference.artefact import Artefact
+from edge_client.inference.engine_name import ENGINES, EngineName
 from edge_client.inference.pipeline import Preprocessing, build_classifier
 from edge_client.tasks import Task
-
-EngineName = Literal["torch", "export", "onnx"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 class Engine(Protocol):

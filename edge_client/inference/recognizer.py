@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.engine import Engine, EngineName, make_engine
+from edge_client.inference.engine import Engine, make_engine
+from edge_client.inference.engine_name import EngineName
 from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import shape_text

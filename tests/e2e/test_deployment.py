@@ -46,7 +46,9 @@ class Watcher:
         return next((e.step.commit.devices for e in reversed(self.events) if e.HasField("step")), 0)
 
 
-@pytest.mark.timeout(400)
+pytestmark = [pytest.mark.deployment, pytest.mark.timeout(400)]
+
+
 def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(place):
     flower, (first, second, third) = place
     stranger = flower.spawn_node()  # without a key that the SuperLink knows
@@ -75,7 +77,6 @@ def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(pl
     assert "finished:stopped" in flower.flwr("list", "private", "--format=json")
 
 
-@pytest.mark.timeout(400)
 def test_a_run_trains_and_after_a_crash_of_the_superlink_another_goes_on_from_its_checkpoint_with_a_part(
     place, tmp_path
 ):

@@ -492,6 +492,15 @@ def test_a_channels_last_model_trains_alike():
     assert got == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:the estimator")
+def test_samples_are_counted_at_modules_without_curvature_too():
+    parts = nn.ModuleList([nn.GRU(6, 4, batch_first=True), nn.PReLU()])
+    optimizer = NewtonOptimizer(parts)
+    losses = train(parts, optimizer, call=lambda m, x: m[1](m[0](x.unsqueeze(1))[0].squeeze(1))[:, :3])
+    assert losses[-1] < losses[0]
+    assert optimizer.last_result.samples == 32
+
+
 def test_the_part_of_the_parameters_without_curvature_is_told():
     model = nn.Sequential(nn.LSTM(6, 4), nn.Linear(4, 3))
     with pytest.warns(UserWarning, match=r"their parameters, 93% of the model's, take plain.*: 0 \(LSTM\)$"):
