@@ -54,15 +54,15 @@ class ForwardPass:
     def samples(self) -> int:
         """How many samples it had; what is said first stays.
 
-        That is what the model was called with, if its layers had rows for each; else what most layers had of which the
-        rows of those that gradients have reached are a multiple: tokens of a sequence may be folded into the batch.
+        That is what the model was called with, if its layers had rows for each. Else most of the layers that gradients
+        have reached had so many rows, or a multiple: tokens of a sequence may be folded into the batch.
         """
         if self._samples is None:
             self._samples = self._count()
         return self._samples
 
     def _count(self) -> int:
-        rows = max(self._reached, default=0)
+        rows, _ = max(self._reached.items(), key=lambda seen: (seen[1], seen[0]), default=(0, 0))
         if self._batch and (not rows or any(seen % self._batch == 0 for seen in self._reached)):
             return self._batch
         if not rows:

@@ -319,6 +319,16 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
+    def _hyperparameters(self) -> dict[str, float]:
+        """Return what a scheduler or the user may have changed since the devices joined."""
+        several = len(self.param_groups) > 1
+        told = {
+            f"{name} of group {number}" if several else name: float(group[name])
+            for number, group in enumerate(self.param_groups)
+            for name in ("lr", "momentum", "weight_decay", "damping")
+        }
+        return told | {"number of frozen parameters": float(sum(not p.requires_grad for p in self._groups()))}
+
     def _hook_parameters(self) -> None:
         for parameter in self._model.parameters():
             if parameter.requires_grad and parameter not in self._handles:
@@ -334,7 +344,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._sync.on_gradient(parameter)
 
     def _complete_report(self, samples: int | None) -> Report:
-        report = replace(self._report, samples=samples)
+        report = replace(self._report, samples=samples, hyperparameters=self._hyperparameters())
         scaled = self._loss_scale.unscale(self)
         if scaled is not None:
             if self._sync.has_left:

@@ -313,7 +313,7 @@ class EveryBatch(SyncPlan):
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined, and has nothing to collect")
-        result = self._membership.collect(report.loss, report.evaluation)
+        result = self._membership.collect(report.loss, report.evaluation, report.hyperparameters)
         update = Update(result) if result.is_healed else self._received(result)
         self._forget_batch()
         return replace(update, is_skipped=is_skipped)

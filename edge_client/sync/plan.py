@@ -46,6 +46,8 @@ class Report:
     """What the loss was multiplied with, and the gradients are divided by already."""
     is_skipped: bool = False
     """Whether the batch is to take part with no sample."""
+    hyperparameters: Mapping[str, float] = field(default_factory=dict)
+    """What the step is applied with; it must be the same on all devices."""
 
 
 @dataclass(frozen=True)
