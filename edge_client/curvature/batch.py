@@ -125,12 +125,18 @@ class Batch:
                 f"step {step} needs the sampled Fisher: between forward and backward call "
                 "optimizer.sample_fisher(loss_fn(outputs, sample_targets(outputs)))"
             )
-        if is_fresh and state.name not in self._digested and not self._samples_fisher:
-            self._check_explained(state, capture)
-        captured = capture.take()
-        total = sum(c.samples for c in captured)
+        is_first = is_fresh and state.name not in self._digested
         parts = self._digested.setdefault(state.name, [])
-        parts += [_Part(state.estimator.statistics(c.a, c.g), c.samples, total) for c in captured]
+        try:
+            if is_first and not self._samples_fisher:
+                self._check_explained(state, capture)
+            captured = capture.take()
+            total = sum(c.samples for c in captured)
+            parts += [_Part(state.estimator.statistics(c.a, c.g), c.samples, total) for c in captured]
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            # What a layer is called with is the user's: their backward does not fail for want of our curvature.
+            capture.forget()
+            _give_up(state, f"what it was called with has no curvature ({error})")
 
     @torch.no_grad()
     def take_statistics(self, state: PreconditionedLayer, step: int, loss_scale: float = 1.0) -> dict[str, Tensor]:
@@ -182,11 +188,8 @@ class Batch:
         self._checks[state.name] += 1
         unexplained = float((capture.explained_gradient() - gradient).norm())
         if unexplained > _UNEXPLAINED * float(gradient.norm()):
-            state.is_explained = False
-            warnings.warn(
-                f"layer {state.name}: its gradient has a part that no call of the layer explains (is its weight used "
-                "by itself?); its parameters take plain gradient steps with momentum",
-                stacklevel=2,
+            _give_up(
+                state, "its gradient has a part that no call of the layer explains (is its weight used by itself?)"
             )
 
     def _current_pass(self) -> ForwardPass:
@@ -232,6 +235,14 @@ class Batch:
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(partial(_note_gradient, forward_pass, None))  # type: ignore[no-untyped-call]
+
+
+def _give_up(state: PreconditionedLayer, reason: str) -> None:
+    """Let a layer do without curvature from now on, and say so once."""
+    if state.is_explained:
+        state.is_explained = False
+        told = f"layer {state.name}: {reason}; its parameters take plain gradient steps with momentum"
+        warnings.warn(told, stacklevel=3)
 
 
 def _note_gradient(forward_pass: ForwardPass, rows: int | None, gradient: Tensor) -> None:  # noqa: ARG001

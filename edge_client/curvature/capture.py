@@ -91,7 +91,7 @@ class LayerCapture:
         gradient = torch.zeros(self.layer.shape.of_gradient, dtype=weight.dtype, device=weight.device)
         for use in self._uses:
             gradient += self.layer.inputs(use.x).gradient(self._output_gradient(use))
-        return self.layer.from_matrix(gradient)["weight"]
+        return self.layer.reaching(self.layer.from_matrix(gradient)["weight"])
 
     @property
     def is_missing_sample(self) -> bool:

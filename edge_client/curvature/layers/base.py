@@ -90,6 +90,10 @@ class Layer(ABC):
             "bias": matrix[..., -1].reshape(self.parameters["bias"].shape),
         }
 
+    def reaching(self, gradient: Tensor) -> Tensor:
+        """Return the part of the weight's gradient that the module lets reach it."""
+        return gradient
+
     def _dense(self, rows: Tensor) -> DenseInputs:
         """Return rows `[blocks, batch, shared, features]` as inputs in the weight's dtype."""
         return DenseInputs(rows.to(self.weight.dtype), has_bias=self.has_bias)

@@ -218,6 +218,37 @@ def test_what_its_calls_explain_keeps_its_curvature(make):
             train(other := make(), NewtonOptimizer(other), steps=5)
 
 
+def test_padding_is_no_reason_to_do_without_curvature():
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8, padding_idx=0), nn.Linear(8, 3)
+
+        def forward(self, ids):
+            return self.head(self.embed(ids).mean(1))
+
+    ids = torch.randint(0, 3, (32, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        losses = train(model := Padded(), optimizer := NewtonOptimizer(model), x=ids)
+    assert losses[-1] < losses[0]
+    assert optimizer.state_dict()["curvature"]["embed"]["is_explained"]
+
+
+def test_a_layer_whose_inputs_cannot_be_used_takes_plain_steps(monkeypatch):
+    model = Net()
+    optimizer = NewtonOptimizer(model)
+
+    def fail(*_):
+        raise RuntimeError("shape '[2, 3]' is invalid")
+
+    monkeypatch.setattr(optimizer._preconditioner.layers[0].layer, "inputs", fail)
+    with pytest.warns(UserWarning, match=r"layer encoder: what it was called with has no curvature \(shape") as told:
+        losses = train(model, optimizer)
+    assert len(told) == 1
+    assert losses[-1] < 0.2 * losses[0]
+
+
 # ---------------------------------------------------------------- samples
 
 
