@@ -1,7 +1,31 @@
 """Models that cannot be trained are refused before anything is done with them."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def model_and_params(
+    params_or_model: nn.Module | Iterable[Any], model: nn.Module | None
+) -> tuple[nn.Module, list[Any]]:
+    """Return the model, and what torch's optimizer takes for its parameters.
+
+    Raises:
+        ValueError: there is no model, or it cannot be trained; the text says what to do.
+
+    """
+    if isinstance(params_or_model, nn.Module):
+        check_model(params_or_model)
+        return params_or_model, [parameter for parameter in params_or_model.parameters() if parameter.requires_grad]
+    if model is None:
+        raise ValueError(
+            "curvature is estimated from what the model's layers see, so the optimizer needs the model itself: "
+            "NewtonOptimizer(model), or NewtonOptimizer(groups, model=model)"
+        )
+    check_model(model)
+    return model, list(params_or_model)
 
 
 def check_model(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.exchange import StepResult
 from edge_client.optim.damping import AdaptiveDamping
 from edge_client.optim.loss_scale import LossScaleWatch
-from edge_client.optim.model_checks import check_model
+from edge_client.optim.model_checks import model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
@@ -98,7 +98,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_number("momentum", defaults["momentum"], at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
-        model, params = _model_and_params(params_or_model, model)
+        model, params = model_and_params(params_or_model, model)
         self._is_made = False
         super().__init__(params, defaults | {"damping": self._bounds.damping})
         self._model = model
@@ -397,19 +397,3 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=group["lr"] if group["maximize"] else -group["lr"])
-
-
-def _model_and_params(
-    params_or_model: nn.Module | Iterable[Any], model: nn.Module | None
-) -> tuple[nn.Module, list[Any]]:
-    """Return the model, and what torch's optimizer takes for its parameters."""
-    if isinstance(params_or_model, nn.Module):
-        check_model(params_or_model)
-        return params_or_model, [parameter for parameter in params_or_model.parameters() if parameter.requires_grad]
-    if model is None:
-        raise ValueError(
-            "curvature is estimated from what the model's layers see, so the optimizer needs the model itself: "
-            "NewtonOptimizer(model), or NewtonOptimizer(groups, model=model)"
-        )
-    check_model(model)
-    return model, list(params_or_model)
