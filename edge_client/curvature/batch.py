@@ -186,8 +186,9 @@ class Batch:
         if gradient is None or not state.is_explained or self._checks[state.name] == _CHECKS:
             return
         self._checks[state.name] += 1
-        unexplained = float((capture.explained_gradient() - gradient).norm())
-        if unexplained > _UNEXPLAINED * float(gradient.norm()):
+        explained, rounding = capture.explained_gradient()
+        # A gradient may be nothing but rounding, as that of a scale is before another normalisation.
+        if float((explained - gradient).norm()) > _UNEXPLAINED * float(gradient.norm()) + rounding:
             _give_up(
                 state, "its gradient has a part that no call of the layer explains (is its weight used by itself?)"
             )

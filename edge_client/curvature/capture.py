@@ -85,13 +85,17 @@ class LayerCapture:
             captured.append(Captured(a, g, forward_pass.samples))
         return captured
 
-    def explained_gradient(self) -> Tensor:
-        """Return the gradient of the layer's weight that what was captured gives."""
+    def explained_gradient(self) -> tuple[Tensor, float]:
+        """Return the gradient of the layer's weight that what was captured gives, and how far it may be rounded."""
         weight = self.layer.weight
         gradient = torch.zeros(self.layer.shape.of_gradient, dtype=weight.dtype, device=weight.device)
+        rounding = 0.0
         for use in self._uses:
-            gradient += self.layer.inputs(use.x).gradient(self._output_gradient(use))
-        return self.layer.reaching(self.layer.from_matrix(gradient)["weight"])
+            inputs, g = self.layer.inputs(use.x), self._output_gradient(use)
+            gradient += inputs.gradient(g)
+            computed_in = g.dtype if use.gradient is None else use.gradient.dtype
+            rounding += torch.finfo(computed_in).eps * inputs.norm() * float(g.norm())
+        return self.layer.reaching(self.layer.from_matrix(gradient)["weight"]), rounding
 
     @property
     def is_missing_sample(self) -> bool:

@@ -5,6 +5,7 @@ al. 2023, https://arxiv.org/abs/2311.00636): `expand` counts each use as a sampl
 uses (gradients) or averages them (inputs).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -45,6 +46,10 @@ class Inputs(ABC):
         """
 
     @abstractmethod
+    def norm(self) -> float:
+        """Return the square root of the sum of all inputs' squares."""
+
+    @abstractmethod
     def regrouped(self, samples: int) -> "Inputs":
         """Return the inputs with `samples` samples: what was folded into the batch dimension becomes shared."""
 
@@ -81,6 +86,11 @@ class DenseInputs(Inputs):
         gradient = g.mT @ self.rows.flatten(1, 2)
         return torch.cat([gradient, g.sum(dim=1).unsqueeze(2)], dim=2) if self.has_bias else gradient
 
+    def norm(self) -> float:
+        """Return the norm of all inputs: see `Inputs.norm`."""
+        ones = self.rows[..., 0].numel() if self.has_bias else 0
+        return math.sqrt(float(self.rows.square().sum()) + ones)
+
     def regrouped(self, samples: int) -> "DenseInputs":
         """Return the inputs with `samples` samples: see `Inputs.regrouped`."""
         return DenseInputs(regroup(self.rows, samples), has_bias=self.has_bias)
@@ -110,6 +120,10 @@ class OneHotInputs(Inputs):
         columns = g.new_zeros(self.size, g.shape[-1])
         columns.index_add_(0, self.indices.flatten(), g.reshape(-1, g.shape[-1]))
         return columns.mT.unsqueeze(0)
+
+    def norm(self) -> float:
+        """Return the norm of all inputs: see `Inputs.norm`."""
+        return math.sqrt(self.indices.numel())
 
     def regrouped(self, samples: int) -> "OneHotInputs":
         """Return the inputs with `samples` samples: see `Inputs.regrouped`."""

@@ -218,6 +218,14 @@ def test_what_its_calls_explain_keeps_its_curvature(make):
             train(other := make(), NewtonOptimizer(other), steps=5)
 
 
+def test_a_gradient_that_is_nothing_but_rounding_is_no_reason_to_do_without_curvature():
+    # A normalisation takes away what the scale before it does, whose true gradient is 0.
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, eps=1e-12), nn.BatchNorm1d(8, eps=1e-12), nn.Linear(8, 3))
+    optimizer = NewtonOptimizer(model)
+    train(model, optimizer, steps=3)
+    assert all(layer["is_explained"] for layer in optimizer.state_dict()["curvature"].values())
+
+
 def test_padding_is_no_reason_to_do_without_curvature():
     class Padded(nn.Module):
         def __init__(self) -> None:
