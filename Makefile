@@ -6,7 +6,7 @@ MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo test test-deployment test-zoo test-docker check format proto bench clean distclean
+.PHONY: help setup demo test test-flower test-zoo test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,8 +20,8 @@ demo: setup ## four devices train a digit recogniser together, then recognise wi
 test: setup ## run the tests; ARGS="-k words" picks some
 	$(BIN)/python -m pytest $(ARGS)
 
-test-deployment: setup ## run Flower's deployment engine, with devices that come, go and crash (two minutes)
-	$(BIN)/python -m pytest -m deployment tests/e2e $(ARGS)
+test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (three minutes)
+	$(BIN)/python -m pytest -m flower tests/e2e $(ARGS)
 
 test-zoo: setup ## train models that other people wrote, and compare with plain autograd (two minutes)
 	$(BIN)/python -m pytest -m zoo tests/zoo $(ARGS)

@@ -46,7 +46,7 @@ class Watcher:
         return next((e.step.commit.devices for e in reversed(self.events) if e.HasField("step")), 0)
 
 
-pytestmark = [pytest.mark.deployment, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(400)]
 
 
 def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(place):

@@ -19,6 +19,8 @@ from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
 from edge_client.training.settings import TrainSettings
 
+pytestmark = pytest.mark.flower
+
 DEVICES = 4
 RAY_DID_NOT_START = "The current node timed out during startup"
 
