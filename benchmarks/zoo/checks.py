@@ -24,6 +24,11 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters())
 
 
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """Return torch's Adam with its defaults."""
+    return torch.optim.Adam(model.parameters())
+
+
 def train(
     case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, number: int, batch: Batch | None = None
 ) -> None:
