@@ -33,6 +33,8 @@ class Case:
     """A mean over the samples of the batch."""
     samples: int = SAMPLES
     """In a batch."""
+    are_samples_told: bool = False
+    """Whether `step` is told the samples, because no input has a row for each."""
 
     def model(self) -> nn.Module:
         """Return the model with the same random weights each time, in training mode."""

@@ -36,7 +36,15 @@ def train(
     optimizer.zero_grad()
     loss = case.seeded_loss(model, case.batch_of(number) if batch is None else batch, number)
     loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    step(case, optimizer)
+
+
+def step(case: Case, optimizer: torch.optim.Optimizer) -> None:
+    """Call the optimizer's `step` as a user of the model would."""
+    if case.are_samples_told and isinstance(optimizer, NewtonOptimizer):
+        optimizer.step(samples=case.samples)
+    else:
+        optimizer.step()
 
 
 def wrong_gradients(case: Case) -> list[str]:

@@ -87,6 +87,17 @@ def language_model(family: str, head: str = "ForCausalLM", **options: Any) -> Ca
     return transformer(family, head, continued_texts, vocab_size=WORDS, **SPECIAL_WORDS, **options)
 
 
+def graph_model(name: str, **options: Any) -> Case:
+    """Return a model of torch-geometric that classifies graphs."""
+    return Case(
+        "torch-geometric",
+        lambda: make(f"torch_geometric.nn:{name}", 4, 16, 2, CLASSES, **options),
+        graphs,
+        graphs_classified,
+        are_samples_told=True,
+    )
+
+
 TEXTS = {
     "BERT": text_model("Bert", **ENCODER),
     "DistilBERT": text_model("DistilBert", dim=32, n_layers=2, n_heads=2, hidden_dim=48),
@@ -302,15 +313,8 @@ SERIES_TABLES_AND_GRAPHS = {
         lambda g: {"x": normal(g, 4), "categories": integers(g, 3, 2), "labels": integers(g, CLASSES)},
         row_classified,
     ),
-    "GIN": Case(
-        "torch-geometric",
-        lambda: make("torch_geometric.nn:GIN", 4, 16, 2, CLASSES, norm="batch_norm"),
-        graphs,
-        graphs_classified,
-    ),
-    "GAT": Case(
-        "torch-geometric", lambda: make("torch_geometric.nn:GAT", 4, 16, 2, CLASSES, heads=2), graphs, graphs_classified
-    ),
+    "GIN": graph_model("GIN", norm="batch_norm"),
+    "GAT": graph_model("GAT", heads=2),
 }
 
 CASES = TEXTS | PICTURES | SOUND | SERIES_TABLES_AND_GRAPHS

@@ -19,33 +19,25 @@ from benchmarks.zoo.two_devices import devices_apart
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
-def every_model(failing=None):
-    """Parametrise a test with all models; `failing` has the reasons of those that fail today."""
-    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in (failing or {}).items()}
-    return pytest.mark.parametrize(
-        "case", [pytest.param(case, id=name, marks=marks.get(name, ())) for name, case in CASES.items()]
-    )
+every_model = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 
 
-BY_NODES = "samples are counted at the first input, which has a row for each node, not for each graph"
-
-
-@every_model()
+@every_model
 def test_every_gradient_is_that_of_plain_autograd(case):
     assert wrong_gradients(case) == []
 
 
-@every_model()
+@every_model
 def test_thirty_steps_on_a_batch_leave_a_smaller_loss_than_sgd(case):
     assert loss_after(case, newton) < loss_after(case, sgd)
 
 
-@every_model()
+@every_model
 def test_two_devices_stay_equal_and_share_the_mean_of_their_gradients(case):
     assert devices_apart(case) == []
 
 
-@every_model({"GIN": BY_NODES, "GAT": BY_NODES})
+@every_model
 def test_the_samples_told_are_those_of_the_batch(case):
     model = case.model()
     optimizer = newton(model)
@@ -53,12 +45,12 @@ def test_the_samples_told_are_those_of_the_batch(case):
     assert optimizer.last_result.samples == case.samples
 
 
-@every_model()
+@every_model
 def test_a_forward_without_gradients_between_steps_changes_nothing(case):
     check_that_a_forward_changes_nothing(case, torch.no_grad)
 
 
-@every_model()
+@every_model
 def test_a_forward_in_evaluation_between_steps_changes_nothing(case):
     check_that_a_forward_changes_nothing(case, torch.enable_grad)
 
@@ -77,6 +69,6 @@ def check_that_a_forward_changes_nothing(case, mode):
     assert different(model.state_dict(), undisturbed.state_dict()) == []
 
 
-@every_model()
+@every_model
 def test_a_training_that_was_saved_goes_on_bit_for_bit(case):
     assert not_resumed(case) == []
