@@ -17,8 +17,8 @@ CURVATURE_EVERY = Refresh().factor_every
 def share_with_curvature(optimizer: NewtonOptimizer) -> float:
     """Return which part of the parameters that are trained are of layers with a curvature estimate."""
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    layers = optimizer._preconditioner.layers
-    return float(sum(state.layer.shape.size for state in layers) / trained)
+    layers = [state.layer for state in optimizer._preconditioner.layers if state.is_explained]
+    return float(sum(layer.shape.size for layer in layers) / trained)
 
 
 def overhead(case: Case, repeats: int) -> float:
