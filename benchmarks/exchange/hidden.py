@@ -8,10 +8,11 @@ third saves against the sum of the others.
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.exchange.peers import SPAWN
 from coordinator.serving.server import embedded_coordinator
@@ -104,7 +105,7 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
         plan.attach(subject)
         plan.join({})
         for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(plan.on_gradient)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(partial(_after_gradient, batch, plan))  # type: ignore[no-untyped-call]
     x = torch.randn(_BATCH, _WIDTH)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -118,6 +119,11 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
             plan.before_update(Report())
         times.append(time.perf_counter() - began)
     return times[2:]
+
+
+def _after_gradient(batch: Batch, plan: EveryBatch, parameter: Tensor) -> None:
+    batch.confirm()
+    plan.on_gradient(parameter)
 
 
 def _median(times: list[float]) -> float:

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edge_client.curvature.backward import NONE, current_backward
 from edge_client.curvature.capture import LayerCapture, sample_gradients
 from edge_client.curvature.forward_pass import ForwardPass, leading_dimension, tensors_in
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.preconditioner import PreconditionedLayer
 
-_CHECKS = 3
-"""So often it is looked whether a layer's calls explain its gradient: the model's code seldom changes."""
 _UNEXPLAINED = 0.05
 """Autocast computes a gradient in bf16, whose rounding is not to be taken for a part that is not explained."""
 
@@ -26,6 +25,8 @@ class _Part(NamedTuple):
     statistics: dict[str, Tensor]
     samples: int
     total: int
+    forward_pass: ForwardPass
+    backward: int
 
 
 class Batch:
@@ -61,13 +62,14 @@ class Batch:
         self._has_begun = False
         self._is_running = False
         """Whether the model's own forward is on."""
-        self._pass = ForwardPass(self._note_reached)
+        self._pass = ForwardPass(self._note_gradient)
         """The last forward; it may be on."""
-        self._reached: list[ForwardPass] = []
-        """Those that a backward has reached."""
+        self._reached: dict[ForwardPass, int] = {}
+        """Passes that gradients have reached, and in which backward."""
+        self._backwards: set[int] = set()
+        """Those that have reached a parameter's `grad`."""
         self._captures: dict[str, LayerCapture] = {}
         self._digested: dict[str, list[_Part]] = {}
-        self._checks: Counter[str] = Counter()
         # Before the model's own hooks: the model may be a layer itself, and its forward ends with them.
         self.add_layers(layers)
         self._handles = [
@@ -94,12 +96,25 @@ class Batch:
     @property
     def samples(self) -> int | None:
         """Samples whose gradients have come so far; None where that cannot be seen."""
-        return sum(forward_pass.samples for forward_pass in self._reached) if self._reached else None
+        reached = [forward_pass for forward_pass, backward in self._reached.items() if backward in self._backwards]
+        return sum(forward_pass.samples for forward_pass in reached) if reached else None
 
     @property
     def has_gradients(self) -> bool:
         """Whether a backward has come."""
-        return bool(self._reached)
+        return bool(self._backwards)
+
+    def confirm(self) -> None:
+        """Note that the backward that is on has reached a parameter's `grad`, as `torch.autograd.grad` does not."""
+        self._backwards.add(current_backward())
+
+    def begin_anew(self) -> None:
+        """Forget all backwards but the one that is on: the gradients of the others were thrown away."""
+        now = current_backward()
+        self._backwards &= {now}
+        self._digested = {
+            name: [part for part in parts if part.backward == now] for name, parts in self._digested.items()
+        }
 
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the statistics' gradients from `loss`, and keep its graph."""
@@ -125,14 +140,20 @@ class Batch:
                 f"step {step} needs the sampled Fisher: between forward and backward call "
                 "optimizer.sample_fisher(loss_fn(outputs, sample_targets(outputs)))"
             )
-        is_first = is_fresh and state.name not in self._digested
+        is_first = is_fresh and not self._digested.get(state.name)
         parts = self._digested.setdefault(state.name, [])
+        backward = current_backward()
         try:
+            if not self._samples_fisher:
+                capture.keep_only(backward)
             if is_first and not self._samples_fisher:
                 self._check_explained(state, capture)
             captured = capture.take()
             total = sum(c.samples for c in captured)
-            parts += [_Part(state.estimator.statistics(c.a, c.g), c.samples, total) for c in captured]
+            parts += [
+                _Part(state.estimator.statistics(c.a, c.g), c.samples, total, c.forward_pass, backward)
+                for c in captured
+            ]
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             # What a layer is called with is the user's: their backward does not fail for want of our curvature.
             capture.forget()
@@ -151,8 +172,9 @@ class Batch:
             RuntimeError: the loss of the sampled Fisher is missing.
 
         """
-        self.digest(state, step)
-        parts = self._digested.pop(state.name)
+        if self._samples_fisher:
+            self.digest(state, step)
+        parts = self._digested.pop(state.name, [])
         if not parts:
             # The other devices may have used it.
             shapes = state.estimator.statistic_shapes
@@ -167,7 +189,9 @@ class Batch:
     def forget(self) -> None:
         """Let the next batch begin; a forward that no backward has reached yet may be of that one."""
         self._has_begun = False
-        self._reached = []
+        self._is_running = False
+        self._reached = {}
+        self._backwards = set()
         self._digested = {}
         self.buffers = {}
         for capture in self._captures.values():
@@ -181,11 +205,10 @@ class Batch:
             capture.remove()
 
     def _check_explained(self, state: PreconditionedLayer, capture: LayerCapture) -> None:
-        """Note if a layer's gradient has a part that no call of the layer explains; looked at a few times."""
+        """Note if a layer's gradient has a part that no call of the layer explains."""
         gradient = state.layer.weight.grad
-        if gradient is None or not state.is_explained or self._checks[state.name] == _CHECKS:
+        if gradient is None or state.is_doubted or not state.estimator.statistic_shapes:
             return
-        self._checks[state.name] += 1
         explained, rounding = capture.explained_gradient()
         # A gradient may be nothing but rounding, as that of a scale is before another normalisation.
         if float((explained - gradient).norm()) > _UNEXPLAINED * float(gradient.norm()) + rounding:
@@ -196,13 +219,13 @@ class Batch:
     def _current_pass(self) -> ForwardPass:
         """Return the forward pass that is on; layers that are called on their own are one until a backward came."""
         self._begin()
-        is_backward = torch._C._current_graph_task_id() != -1  # activation checkpointing computes a part again
+        is_backward = current_backward() != NONE  # activation checkpointing computes a part again
         if not (self._is_running or self._pass.goes_on or is_backward):
-            self._pass = ForwardPass(self._note_reached)
+            self._pass = ForwardPass(self._note_gradient)
         return self._pass
 
-    def _note_reached(self, forward_pass: ForwardPass) -> None:
-        self._reached.append(forward_pass)
+    def _note_gradient(self, forward_pass: ForwardPass) -> None:
+        self._reached[forward_pass] = current_backward()
 
     def _begin(self, *_: object) -> None:
         if self._has_begun or not torch.is_grad_enabled():
@@ -226,7 +249,7 @@ class Batch:
         if torch.is_grad_enabled():
             self._begin()
             self._is_running = True
-            self._pass = ForwardPass(self._note_reached, leading_dimension(args, kwargs), is_whole=True)
+            self._pass = ForwardPass(self._note_gradient, leading_dimension(args, kwargs), is_whole=True)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
         self._is_running = False
@@ -239,9 +262,9 @@ class Batch:
 
 
 def _give_up(state: PreconditionedLayer, reason: str) -> None:
-    """Let a layer do without curvature from now on, and say so once."""
-    if state.is_explained:
-        state.is_explained = False
+    """Ask that a layer does without curvature from now on, and say so once."""
+    if not state.is_doubted:
+        state.is_doubted = True
         told = f"layer {state.name}: {reason}; its parameters take plain gradient steps with momentum"
         warnings.warn(told, stacklevel=3)
 
@@ -262,12 +285,15 @@ def _uncaptured(model: nn.Module, layers: Sequence[PreconditionedLayer]) -> list
 
 def _mean(parts: Sequence[_Part], degrees: Mapping[str, int], loss_scale: float) -> dict[str, Tensor]:
     """Return the mean of several passes' statistics, weighted by their samples, for the loss over all of them."""
-    total = sum(part.samples for part in parts)
+    times = Counter(part.forward_pass for part in parts)
+    total = sum({part.forward_pass: part.samples for part in parts}.values())
     mean: dict[str, Tensor] = {}
     for name in parts[0].statistics:
         for part in parts:
-            # What a pass took for its whole loss is a part of the mean over all passes.
+            # What a pass took for its whole loss is a part of the mean over all passes. Of several losses on one pass
+            # the gradients' moments add up, as those of independent gradients do; the inputs are the same.
             factor = part.samples / total * (total / part.total / loss_scale) ** degrees[name]
+            factor /= 1 if degrees[name] else times[part.forward_pass]
             scaled = part.statistics[name] * factor if factor != 1 else part.statistics[name]
             mean[name] = mean[name] + scaled if name in mean else scaled
     return mean

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from edge_client.curvature.backward import NONE, current_backward
 from edge_client.curvature.forward_pass import ForwardPass
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.inputs import Inputs, join_uses, regroup
@@ -27,6 +28,8 @@ class Use:
     output: GradientEdge | None = None
     """Where `sample_gradients` takes the gradient; None where a hook does."""
     gradient: Tensor | None = None
+    backward: int = NONE
+    """In which it came."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Captured:
     g: Tensor
     """Gradients for each sample's own loss, if the loss is a mean over the samples, `[blocks, batch, shared, out]`."""
     samples: int
+    forward_pass: ForwardPass
 
 
 class LayerCapture:
@@ -82,8 +86,14 @@ class LayerCapture:
             together = [use for use in uses if use.forward_pass is forward_pass]
             a = join_uses([self._inputs(use) for use in together])
             g = torch.cat([self._gradients(use, total) for use in together], dim=2)
-            captured.append(Captured(a, g, forward_pass.samples))
+            captured.append(Captured(a, g, forward_pass.samples, forward_pass))
+        for use in uses:
+            use.gradient = None  # a graph that is kept may bring another
         return captured
+
+    def keep_only(self, backward: int) -> None:
+        """Forget what another backward has brought: it did not reach the layer's weight."""
+        self._uses = [use for use in self._uses if use.backward == backward]
 
     def explained_gradient(self) -> tuple[Tensor, float]:
         """Return the gradient of the layer's weight that what was captured gives, and how far it may be rounded."""
@@ -129,7 +139,7 @@ class LayerCapture:
     def _output_gradient(self, use: Use) -> Tensor:
         if use.gradient is None:
             raise RuntimeError(f"layer {self.layer.name!r} has no gradient yet")
-        gradient = use.gradient.to(self.layer.weight.dtype)
+        gradient = use.gradient.detach().to(self.layer.weight.dtype)
         return self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG002
@@ -141,7 +151,7 @@ class LayerCapture:
         forward_pass = self._current_pass()
         forward_pass.note_use(rows)
         note = partial(_note_gradient, forward_pass, rows)
-        if self._is_captured():
+        if rows and self._is_captured():
             use = Use(forward_pass, x.detach().unsqueeze(0) if is_unbatched else x.detach(), is_unbatched)
             if self._takes_backward:
                 # The hook holds the use; if the use held the output too, neither would ever be freed.
@@ -155,7 +165,7 @@ class LayerCapture:
         use.forward_pass.note_gradient(rows)
         if use.gradient is None:
             self._uses.append(use)
-        use.gradient = gradient.detach()
+        use.gradient, use.backward = gradient, current_backward()
 
 
 def sample_gradients(captures: Sequence[LayerCapture], loss: Tensor) -> None:

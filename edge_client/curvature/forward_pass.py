@@ -15,18 +15,18 @@ class ForwardPass:
     """One forward of a model, or of some of its layers that are called on their own.
 
     Args:
-        on_reached: told when a backward reaches it first.
+        on_gradient: told each time that a gradient reaches it.
         batch: leading dimension of what the model was called with; None if that has none.
         is_whole: whether the model itself was called, not its layers.
 
     """
 
     def __init__(
-        self, on_reached: Callable[["ForwardPass"], None], batch: int | None = None, *, is_whole: bool = False
+        self, on_gradient: Callable[["ForwardPass"], None], batch: int | None = None, *, is_whole: bool = False
     ) -> None:
         self.has_gradient = False
         """Whether a backward has reached it."""
-        self._on_reached = on_reached
+        self._on_gradient = on_gradient
         self._batch = batch
         self._is_whole = is_whole
         self._seen: Counter[int] = Counter()
@@ -44,9 +44,8 @@ class ForwardPass:
 
     def note_gradient(self, batch: int | None = None) -> None:
         """Note that a gradient has reached the output of the model, or of a layer that had so many rows."""
-        if not self.has_gradient:
-            self.has_gradient = True
-            self._on_reached(self)
+        self.has_gradient = True
+        self._on_gradient(self)
         if batch is not None:
             self._reached[batch] += 1
 
@@ -66,7 +65,7 @@ class ForwardPass:
         if self._batch and (not rows or any(seen % self._batch == 0 for seen in self._reached)):
             return self._batch
         if not rows:
-            return 1
+            return 0 if self._reached or self._batch == 0 else 1
         fitting = Counter({seen: count for seen, count in self._seen.items() if seen > 1 and rows % seen == 0})
         return fitting.most_common(1)[0][0] if fitting else rows
 

@@ -29,11 +29,26 @@ class PreconditionedLayer:
         """Whether the estimator has been refreshed once."""
         self.is_explained = True
         """Whether the layer's gradient comes from calls of the layer alone: the curvature is that of what they saw."""
+        self.is_doubted = False
+        """Whether this device has seen otherwise; devices that share curvature give a layer's up together."""
+        self._kind = (layer.weight.dtype, layer.weight.device)
 
     @property
     def name(self) -> str:
         """Name of the module in the model."""
         return self.layer.name
+
+    def is_optimised(self, gradients: Mapping[Tensor, Tensor]) -> bool:
+        """Whether the layer's parameters have gradients, and none was frozen since."""
+        parameters = self.layer.parameters.values()
+        return all(parameter in gradients and parameter.requires_grad for parameter in parameters)
+
+    def follow(self) -> None:
+        """Bring the estimate to the dtype and device that the weight has now."""
+        weight = self.layer.weight
+        if self._kind != (weight.dtype, weight.device):
+            self._kind = (weight.dtype, weight.device)
+            self.estimator.load_state_dict(_moved(self.estimator.state_dict(), weight))
 
     def matrix(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         """Return the gradients of the layer's parameters as `[blocks, out, in]`."""
@@ -130,13 +145,15 @@ class Preconditioner:
 
         """
         began = time.perf_counter()
-        for state in self.layers:
-            if state.name in statistics and state.layer.weight.requires_grad:  # else it was frozen since
+        layers = [state for state in self.layers if state.is_optimised(gradients)]
+        for state in layers:
+            state.follow()
+            if state.name in statistics:
                 state.estimator.update(statistics[state.name], state.matrix(gradients))
         if refreshes:
             self._refresh_all(damping_of)
         self.update_s = time.perf_counter() - began
-        return [direction for state in self.layers if (direction := self._direction(state, gradients)) is not None]
+        return [direction for state in layers if (direction := self._direction(state, gradients)) is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all estimators, by layer."""
@@ -164,6 +181,7 @@ class Preconditioner:
         for state in self.layers:
             state.is_ready = saved[state.name]["is_ready"]
             state.is_explained = saved[state.name].get("is_explained", True)
+            state.is_doubted = not state.is_explained
             state.estimator.load_state_dict(saved[state.name]["estimator"])
 
     def _refresh_all(self, damping_of: Callable[[Tensor], float]) -> None:
@@ -185,7 +203,7 @@ class Preconditioner:
 
     def _direction(self, state: PreconditionedLayer, gradients: Mapping[Tensor, Tensor]) -> Direction | None:
         """Return a layer's direction; None where its parameters take their plain gradients."""
-        if not (state.is_ready and state.is_explained and state.layer.weight.requires_grad):
+        if not (state.is_ready and state.is_explained):
             return None
         gradient = state.matrix(gradients)
         direction = state.estimator.precondition(gradient)
@@ -206,6 +224,15 @@ def mean_curvature(traces: Iterable[float], sizes: Iterable[int]) -> float:
     """Return the mean eigenvalue of the curvature over all layers; damping is measured in it."""
     total = sum(sizes)
     return sum(traces) / total if total else 0.0
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    """Return a state with its tensors on another tensor's device, those of real numbers in its dtype."""
+    if isinstance(value, Tensor):
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+    if isinstance(value, Mapping):
+        return {name: _moved(inner, like) for name, inner in value.items()}
+    return value
 
 
 def _share(modules: Iterable[nn.Module], model: nn.Module) -> float:

@@ -28,6 +28,23 @@ def model_and_params(
     return model, list(params_or_model)
 
 
+def check_parameters(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
+    """Check that the parameters of groups are a model's.
+
+    Raises:
+        ValueError: one is not.
+
+    """
+    known = set(model.parameters())
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            if parameter not in known:
+                raise ValueError(
+                    f"group {number} has a parameter of shape {list(parameter.shape)} that is not the model's; make it "
+                    "part of the model, such as nn.ModuleDict({'model': model, 'scale': nn.ParameterList([scale])})"
+                )
+
+
 def check_model(model: nn.Module) -> None:
     """Check that a model can be trained.
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.exchange import StepResult
 from edge_client.optim.damping import AdaptiveDamping
 from edge_client.optim.loss_scale import LossScaleWatch
-from edge_client.optim.model_checks import model_and_params
+from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
@@ -99,8 +99,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_number("weight_decay", weight_decay, at_least=0)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
         model, params = model_and_params(params_or_model, model)
-        self._is_made = False
+        self._is_made = self._is_closed = False
         super().__init__(params, defaults | {"damping": self._bounds.damping})
+        check_parameters(model, self.param_groups)
         self._model = model
         self.last_result: StepResult | None = None
         self.exchange_s = 0.0
@@ -115,6 +116,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_sending = True
         self._is_fresh = True
         """Whether gradients were set to nothing since the last step."""
+        self._gradients: dict[Tensor, Tensor] = {}
+        """Each parameter's, as its last backward left it."""
         self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
         self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
@@ -169,10 +172,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the last batch, also of one that no step was made of; the first time, `join`."""
         self.join()
-        if self._batch.has_gradients:
+        if self._batch.has_gradients or self._sync.has_left:
             self._sync.discard()
-            self._loss_scale.forget()
+        self._loss_scale.forget()
+        self._gradients = {}
         self._is_fresh = True
+        self._take_in_unfrozen()
         super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -187,22 +192,36 @@ class NewtonOptimizer(torch.optim.Optimizer):
             return
         self._sync.check_extensible()
         super().add_param_group(param_group)
+        try:
+            check_parameters(self._model, self.param_groups)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._extend()
+
+    def _take_in_unfrozen(self) -> None:
+        """Optimise parameters of a group that were frozen when it was made."""
+        if any(parameter.requires_grad and parameter not in self._handles for parameter in self._groups()):
+            self._sync.check_extensible()
+            self._extend()
+
+    def _extend(self) -> None:
         self._batch.add_layers(self._preconditioner.extend(self._model, self._groups()))
         self._sync.extend()
         self._hook_parameters()
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self,
-        closure: Callable[[], float] | None = None,
+        closure: Callable[[], Any] | None = None,
         *,
         reevaluate: Callable[[], float] | None = None,
         samples: int | None = None,
-    ) -> float | None:
+    ) -> Any:
         """Wait for the synchronised gradients, invert the curvature, and update the parameters.
 
         Args:
-            closure: computes the loss and its gradients anew; its loss is returned.
+            closure: computes the loss and its gradients anew; what it returns is returned.
             reevaluate: computes the loss of the same batch without gradients; adaptive damping calls it after the
                 update every `adapt_every` steps. Needs the loss from before, from `closure` or `report`.
             samples: how many samples the batch had, where the layers' inputs do not show it: it is the weight of this
@@ -214,12 +233,15 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: adaptive damping lacks `reevaluate` or the loss.
 
         """
+        if self._is_closed:
+            raise RuntimeError("the optimizer is closed: its hooks are off the model, and it sees no batch any more")
         self.join()
-        loss: float | None = None
+        self._take_in_unfrozen()
+        loss = None
         if closure is not None:
             with torch.enable_grad():
-                loss = float(closure())
-            self.report(loss)
+                loss = closure()
+            self.report(loss.item() if isinstance(loss, Tensor) else float(loss))
         compares = self._adaptive is not None and self._adaptive.is_due(self.current_step)
         before = self._report.loss
         if compares and (reevaluate is None or math.isnan(before)):
@@ -234,10 +256,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._report, self._decrease = Report(), None
         self._loss_scale.forget()
         self._is_fresh = False
+        self._gradients = {}
         self._take(update)
         self._sync.after_update()
         self.last_result = update.result
-        self.skipped += update.is_skipped
         for parameter, gradient in update.gradients.items():
             parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not update.result.is_healed:
@@ -282,7 +304,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._take(update)
 
     def close(self) -> None:
-        """Take the hooks off the model; the exchange stays open."""
+        """Take the hooks off the model; the exchange stays open. No step can be taken any more."""
+        self._is_closed = True
         self._batch.remove()
         for handle in self._handles.values():
             handle.remove()
@@ -294,7 +317,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         state["sync"] = self._sync.state_dict()
         state["began_at"] = self._schedule.began_at
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
-        state["predicted_decrease"] = self._predicted_decrease
+        state["predicted_decrease"], state["decrease"] = self._predicted_decrease, self._decrease
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -309,6 +332,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._sync.load_state_dict(state.pop("sync", {"step": 0}))
         self._schedule.began_at = state.pop("began_at", 0)
         factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
+        self._decrease = state.pop("decrease", None)
         if self._adaptive is not None:
             self._adaptive.factor = factor
         super().load_state_dict(state)
@@ -336,6 +360,13 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 self._handles[parameter] = handle
 
     def _after_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        if self._gradients.get(parameter, parameter.grad) is not parameter.grad:  # set to None without the optimizer
+            self._batch.begin_anew()
+            self._gradients = {}
+        self._gradients[parameter] = parameter.grad
+        self._batch.confirm()
         self._loss_scale.note(parameter)
         state = self._preconditioner.layer_of(parameter)
         if state is not None and self._schedule.updates_factors(self.current_step):
@@ -348,7 +379,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         scaled = self._loss_scale.unscale(self)
         if scaled is not None:
             if self._sync.has_left:
-                self._sync.discard()
+                with suppress(RuntimeError):  # the text below says more
+                    self._sync.discard()
                 raise RuntimeError(
                     "torch.amp.GradScaler multiplies the loss, and the gradients have left for the other devices with "
                     "its factor in them: let the step send them, EveryBatch(exchange, overlap=False)"
@@ -363,6 +395,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _take(self, update: Update) -> None:
         """Apply a committed step, whether or not this device contributed to it."""
+        self.skipped += update.is_skipped
         if not update.gradients or not update.result.samples:  # or every device has skipped its batch
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
@@ -391,6 +424,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if group["momentum"]:
             state = self.state[parameter]
             if "momentum_buffer" in state:
+                state["momentum_buffer"] = state["momentum_buffer"].to(parameter)  # the model may have been moved
                 direction = state["momentum_buffer"].mul_(group["momentum"]).add_(direction)
             else:
                 state["momentum_buffer"] = direction.clone()

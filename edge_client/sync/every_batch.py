@@ -85,7 +85,7 @@ class EveryBatch(SyncPlan):
     @property
     def has_left(self) -> bool:
         """Whether gradients of the batch that is on have left already."""
-        return bool(self._left)
+        return bool(self._left) or self._is_spoilt
 
     def attach(self, subject: Subject) -> None:
         """Take what is to be synchronised."""
@@ -121,6 +121,7 @@ class EveryBatch(SyncPlan):
         return [
             *(_spec(("gradient", name), parameter.shape, parameter) for parameter, name in self._names.items()),
             *statistics,
+            *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
             *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
         ]
@@ -133,36 +134,47 @@ class EveryBatch(SyncPlan):
         """Send a parameter's gradient, and with a weight its layer's statistics, if that is not left to the step."""
         if not self._overlaps or self._subject.batch.samples is None:
             return
+        if self._is_spoilt:
+            raise RuntimeError("the last batch was given up: call optimizer.zero_grad() before the next backward")
         name = self._names[parameter]  # type: ignore[index]
-        if ("gradient", name) in self._contributed and not self._is_spoilt:
+        if ("gradient", name) in self._contributed:
             raise RuntimeError(
                 f"the gradient of {name!r} was already sent in this step; wrap all but the last backward of a step in "
                 "`with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
             )
         state = self._layer_of.get(parameter)  # type: ignore[call-overload]
-        if state is not None and self._updates_curvature:
-            self._take_statistics(state, 1.0)
-        self._contribute_gradient(parameter)
+        try:
+            if state is not None and self._updates_curvature:
+                self._take_statistics(state, 1.0)
+            self._contribute_gradient(parameter)
+        except BaseException:
+            self._give_batch_up()
+            raise
         if parameter.grad is not None:
             self._left[parameter] = _Left(id(parameter.grad), parameter.grad._version)
 
     def discard(self) -> None:
-        """Forget the batch. What has left already stays with the others; the rest of the step is the next batch's."""
-        self._subject.batch.forget()
-        self._left = {}
-        if self._has_begun and not self.is_alone:
-            self._is_spoilt = True
-        else:
-            self._has_begun = False
-            self._contributed = set()
+        """Forget the batch: see `SyncPlan.discard`. After an error the rest of the step is skipped."""
+        if self._is_spoilt:
+            self._skip_rest()
+            return
+        has_left = self.has_left
+        self._give_batch_up()
+        if has_left:
+            raise RuntimeError(
+                "a backward that no step followed has sent its gradients to the other devices already (the gradients "
+                "of another model's loss, or of a batch that was given up?): let the step send them, "
+                "EveryBatch(exchange, overlap=False)"
+            )
 
     def before_update(self, report: Report) -> Update:
         """Complete this device's contribution, and wait for the synchronised tensors."""
         try:
             self._check_unchanged()
-            skips = report.is_skipped or (self._subject.skips_nonfinite and not self._is_finite())
+            samples = self._subject.batch.samples if report.samples is None else report.samples
+            skips = report.is_skipped or samples == 0 or (self._subject.skips_nonfinite and not self._is_finite())
             if not self._has_begun:
-                self._begin(0 if skips else report.samples or self._subject.batch.samples or 1)
+                self._begin(0 if skips else samples or 1)
             elif report.samples not in (None, self._samples):
                 raise RuntimeError(
                     f"step(samples={report.samples}) comes after gradients have left as those of {self._samples} "
@@ -171,7 +183,7 @@ class EveryBatch(SyncPlan):
             self._contribute_all(report, skips=skips)
             return self._collect(report, is_skipped=skips)
         except BaseException:
-            self.discard()
+            self._give_batch_up()
             raise
 
     def after_update(self) -> None:
@@ -220,10 +232,29 @@ class EveryBatch(SyncPlan):
         for name, value in self._subject.batch.take_statistics(state, self.step, loss_scale).items():
             self._contribute(("curvature", _statistic(state, name)), value)
 
+    def _doubts_spec(self) -> list[TensorSpec]:
+        """Return the spec of what devices tell of layers that are to do without curvature."""
+        count = len(self._exchanged_layers)
+        return [TensorSpec(_DOUBTS, (count,), kind="curvature")] if count else []
+
+    def _contribute_doubts(self) -> None:
+        """Tell which layers' curvature is to be given up: all devices do it in the same step."""
+        if self._exchanged_layers:
+            doubts = [float(state.is_doubted) for state in self._exchanged_layers]
+            self._contribute(("curvature", _DOUBTS), torch.tensor(doubts))
+
+    def _give_up_doubted(self, result: StepResult) -> None:
+        """Let the layers do without curvature that any device doubts."""
+        doubts = result.tensors.get(("curvature", _DOUBTS))
+        if doubts is not None:
+            for state, doubt in zip(self._exchanged_layers, doubts.tolist(), strict=True):
+                state.is_explained = state.is_explained and not doubt
+
     def _statistics(self, result: StepResult) -> dict[str, Statistics]:
         """Return the statistics that a step updates the curvature with."""
         if not self._subject.updates_curvature(result.step):
             return {}
+        self._give_up_doubted(result)
         return {
             state.name: {
                 name: result.tensors["curvature", _statistic(state, name)].to(state.layer.weight.device)
@@ -248,6 +279,23 @@ class EveryBatch(SyncPlan):
         self._samples = samples
         self._membership.begin(samples)
 
+    def _give_batch_up(self) -> None:
+        """Forget the batch; what has left of it stays with the others."""
+        self._subject.batch.forget()
+        self._left = {}
+        if self._has_begun and not self.is_alone:
+            self._is_spoilt = True
+        else:
+            self._has_begun = False
+            self._contributed = set()
+
+    def _skip_rest(self) -> None:
+        """Take part with no sample in what is left of the step of a batch that was given up, and apply the others'."""
+        assert self._membership is not None
+        self._membership.skip()
+        self._contribute_all(Report(), skips=True)
+        self._subject.apply(self._collect(Report(), is_skipped=True))
+
     def _contribute(self, key: TensorKey, value: Tensor) -> None:
         if key in self._contributed:  # by a batch that was given up
             return
@@ -268,6 +316,7 @@ class EveryBatch(SyncPlan):
                     if skips:
                         self._subject.batch.forget_layer(state)
                     self._take_statistics(state, report.loss_scale)
+            self._contribute_doubts()
         for name, value in report.scalars.items():
             self._contribute(("curvature", name), torch.tensor([value]))
         if self._averages_in(self.step):
@@ -336,7 +385,7 @@ class EveryBatch(SyncPlan):
         gradients: dict[Tensor, Tensor] = {
             p: result.tensors["gradient", name].to(p.device)
             for p, name in self._names.items()
-            if ("gradient", name) in result.tensors
+            if ("gradient", name) in result.tensors and not (self.is_alone and p.grad is None)
         }
         scalars = {
             name: float(result.tensors["curvature", name])
@@ -344,6 +393,9 @@ class EveryBatch(SyncPlan):
             if ("curvature", name) in result.tensors
         }
         return Update(result, gradients, self._statistics(result) if gradients else {}, scalars)
+
+
+_DOUBTS = "layers without curvature"
 
 
 class _Left(NamedTuple):

@@ -66,15 +66,15 @@ class LocalCurvature(EveryBatch):
 
     def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
         self._own[state.name] = self._subject.batch.take_statistics(state, self.step, loss_scale)
+        state.is_explained = state.is_explained and not state.is_doubted  # it is this device's own curvature
 
     def _statistics(self, result: StepResult) -> dict[str, Statistics]:  # noqa: ARG002
         # Of steps that the device took no part in there are none: it has them once.
         own, self._own = self._own, {}
         return own
 
-    def discard(self) -> None:
-        """Forget the batch: see `EveryBatch.discard`."""
-        super().discard()
+    def _give_batch_up(self) -> None:
+        super()._give_batch_up()
         self._own = {}
 
     def _forget_batch(self) -> None:

@@ -105,7 +105,7 @@ class SyncPlan(ABC):
     @property
     @abstractmethod
     def has_left(self) -> bool:
-        """Whether gradients of the batch that is on have left already."""
+        """Whether gradients have left already that no step has been made of."""
 
     @abstractmethod
     def check_extensible(self) -> None:
@@ -148,7 +148,12 @@ class SyncPlan(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Forget the gradients that have come since the last step: the batch is begun anew."""
+        """Forget the gradients that have come since the last step: the batch is begun anew.
+
+        Raises:
+            RuntimeError: some have left for the other devices already.
+
+        """
 
     @abstractmethod
     def before_update(self, report: Report) -> Update:

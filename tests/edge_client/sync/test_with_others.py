@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from torch import nn
 
@@ -103,6 +104,42 @@ def test_what_is_frozen_on_one_device_alone_is_said():
     assert_equal(models)
     _, outcomes = train_two({"before": freeze}, {})
     assert any("frozen parameters" in str(outcome) for outcome in outcomes)
+
+
+class Functional(nn.Module):
+    """Uses a layer's weight by itself, if it is told to."""
+
+    def __init__(self, uses_it) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.uses_it = nn.Linear(6, 6), nn.Linear(6, 3), uses_it
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.last(nn.functional.linear(h, self.first.weight) + h if self.uses_it else h)
+
+
+@pytest.mark.filterwarnings("ignore:layer first")
+def test_devices_give_a_layers_curvature_up_together():
+    models = [Functional(True), Functional(False)]
+    with embedded_coordinator() as coordinator, ThreadPoolExecutor(2) as pool:
+        coordinator.create_session("s", SessionSettings(devices=2))
+        list(pool.map(lambda device: train(coordinator.address, device, models[device]), range(2)))
+    assert_equal(models)
+
+
+def test_a_backward_that_is_thrown_away_after_it_has_left_is_said():
+    def waste(optimizer, step):
+        if step == 2:
+            trained = optimizer._model
+            trained(torch.ones(4, 6)).sum().backward()
+            with pytest.raises(RuntimeError, match="no step followed has sent its gradients.*overlap=False"):
+                optimizer.zero_grad()
+
+    models, (_, second) = train_two({"before": waste}, {})
+    assert_equal(models)
+    # Who goes on after the error has skipped the step that was on.
+    assert [result.samples for result in second] == [16, 16, 8, 16, 16]
 
 
 def test_a_bad_batch_that_is_an_error_ends_with_its_reason():
