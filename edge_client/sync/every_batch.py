@@ -362,6 +362,7 @@ class EveryBatch(SyncPlan):
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined, and has nothing to collect")
+        self._has_begun, self._contributed = False, set()  # all has left, whatever becomes of it
         result = self._membership.collect(report.loss, report.evaluation, report.hyperparameters)
         update = Update(result) if result.is_healed else self._received(result)
         self._forget_batch()

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from edge_client import Curvature, EveryBatch, NewtonOptimizer, TrustRegion
-from edge_client.exchange import InProcessExchange, NonFiniteGradientError
+from edge_client.exchange import Cause, ExchangeError, InProcessExchange, NonFiniteGradientError
 
 _GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 6, generator=_GENERATOR)
@@ -503,6 +503,28 @@ def test_a_bad_batch_can_be_skipped(sync):
     assert train(model, optimizer)[-1] < 0.05
     with pytest.raises(ValueError, match="^nonfinite is 'ignore'; known are raise, skip"):
         NewtonOptimizer(model, nonfinite="ignore")
+
+
+def test_a_step_that_the_exchange_failed_in_blocks_no_later_one():
+    class FailsOnce(Elsewhere):
+        def join(self, *arguments):
+            place = super().join(*arguments)
+            collect, failures = place.collect, [ExchangeError("too late", Cause.LEFT_OUT)]
+
+            def fail_once(*told):
+                if failures:
+                    raise failures.pop()
+                return collect(*told)
+
+            place.collect = fail_once
+            return place
+
+    model = Net()
+    optimizer = NewtonOptimizer(model, sync=EveryBatch(FailsOnce()))
+    with pytest.raises(ExchangeError, match="too late"):
+        train(model, optimizer, steps=1)
+    losses = train(model, optimizer, steps=20)
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_zero_grad_begins_a_batch_anew():
