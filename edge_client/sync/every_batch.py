@@ -3,7 +3,7 @@
 Each layer's tensors leave as soon as backward has produced them; `before_update` waits for the synchronised values.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -225,7 +225,8 @@ class EveryBatch(SyncPlan):
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         """Whether a layer's statistics have been taken in the step that is on."""
-        return all(key in self._contributed for key in self._statistic_keys(state))
+        names = state.estimator.statistic_shapes
+        return all(("curvature", _statistic(state, name)) in self._contributed for name in names)
 
     def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
         """Send a layer's statistics of the batch that is on."""
@@ -269,9 +270,6 @@ class EveryBatch(SyncPlan):
     def _updates_curvature(self) -> bool:
         return self._subject.updates_curvature(self.step)
 
-    def _statistic_keys(self, state: PreconditionedLayer) -> Iterable[TensorKey]:
-        return (("curvature", _statistic(state, name)) for name in state.estimator.statistic_shapes)
-
     def _begin(self, samples: int) -> None:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
@@ -281,8 +279,7 @@ class EveryBatch(SyncPlan):
 
     def _give_batch_up(self) -> None:
         """Forget the batch; what has left of it stays with the others."""
-        self._subject.batch.forget()
-        self._left = {}
+        self._forget_batch()
         if self._has_begun and not self.is_alone:
             self._is_spoilt = True
         else:
@@ -366,12 +363,12 @@ class EveryBatch(SyncPlan):
         result = self._membership.collect(report.loss, report.evaluation, report.hyperparameters)
         update = Update(result) if result.is_healed else self._received(result)
         self._forget_batch()
+        self._is_spoilt = False
         return replace(update, is_skipped=is_skipped)
 
     def _forget_batch(self) -> None:
+        """Forget what is known of the batch that is on."""
         self._subject.batch.forget()
-        self._has_begun = self._is_spoilt = False
-        self._contributed = set()
         self._left = {}
 
     def _apply_missed(self, result: StepResult) -> None:

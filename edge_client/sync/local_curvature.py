@@ -73,10 +73,6 @@ class LocalCurvature(EveryBatch):
         own, self._own = self._own, {}
         return own
 
-    def _give_batch_up(self) -> None:
-        super()._give_batch_up()
-        self._own = {}
-
     def _forget_batch(self) -> None:
         super()._forget_batch()
         self._own = {}
