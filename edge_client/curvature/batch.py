@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -243,7 +242,7 @@ class Batch:
         forward_pass = self._current_pass()
         forward_pass.note_use(rows)
         for tensor in tensors:
-            tensor.register_hook(partial(_note_gradient, forward_pass, rows))  # type: ignore[no-untyped-call]
+            forward_pass.watch(tensor, rows)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
         if torch.is_grad_enabled():
@@ -255,10 +254,9 @@ class Batch:
         self._is_running = False
         if not torch.is_grad_enabled():
             return
-        forward_pass = self._pass
         for tensor in tensors_in(output):
             if tensor.requires_grad:
-                tensor.register_hook(partial(_note_gradient, forward_pass, None))  # type: ignore[no-untyped-call]
+                self._pass.watch(tensor)
 
 
 def _give_up(state: PreconditionedLayer, reason: str) -> None:
@@ -267,10 +265,6 @@ def _give_up(state: PreconditionedLayer, reason: str) -> None:
         state.is_doubted = True
         told = f"layer {state.name}: {reason}; its parameters take plain gradient steps with momentum"
         warnings.warn(told, stacklevel=3)
-
-
-def _note_gradient(forward_pass: ForwardPass, rows: int | None, gradient: Tensor) -> None:  # noqa: ARG001
-    forward_pass.note_gradient(rows)
 
 
 def _uncaptured(model: nn.Module, layers: Sequence[PreconditionedLayer]) -> list[nn.Module]:

@@ -150,16 +150,17 @@ class LayerCapture:
         rows = 1 if is_unbatched else len(x)
         forward_pass = self._current_pass()
         forward_pass.note_use(rows)
-        note = partial(_note_gradient, forward_pass, rows)
-        if rows and self._is_captured():
-            use = Use(forward_pass, x.detach().unsqueeze(0) if is_unbatched else x.detach(), is_unbatched)
-            if self._takes_backward:
-                # The hook holds the use; if the use held the output too, neither would ever be freed.
-                note = partial(self._note_use, use, rows)
-            else:
-                use.output = get_gradient_edge(output)
-                self.pending.append(use)
-        output.register_hook(note)  # type: ignore[no-untyped-call]
+        if not rows or not self._is_captured():
+            forward_pass.watch(output, rows)
+            return
+        use = Use(forward_pass, x.detach().unsqueeze(0) if is_unbatched else x.detach(), is_unbatched)
+        if self._takes_backward:
+            # The hook holds the use; if the use held the output too, neither would ever be freed.
+            output.register_hook(partial(self._note_use, use, rows))  # type: ignore[no-untyped-call]
+        else:
+            use.output = get_gradient_edge(output)
+            self.pending.append(use)
+            forward_pass.watch(output, rows)
 
     def _note_use(self, use: Use, rows: int, gradient: Tensor) -> None:
         use.forward_pass.note_gradient(rows)
@@ -175,10 +176,6 @@ def sample_gradients(captures: Sequence[LayerCapture], loss: Tensor) -> None:
     gradients = torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
     for (capture, use), gradient in zip(uses, gradients, strict=True):
         capture.sampled(use, gradient)
-
-
-def _note_gradient(forward_pass: ForwardPass, rows: int, gradient: Tensor) -> None:  # noqa: ARG001
-    forward_pass.note_gradient(rows)
 
 
 def _samples_in(use: Use) -> int:

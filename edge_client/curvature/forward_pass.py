@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +50,10 @@ class ForwardPass:
         if batch is not None:
             self._reached[batch] += 1
 
+    def watch(self, output: Tensor, batch: int | None = None) -> None:
+        """Note each gradient that reaches an output of the model, or of a layer that had so many rows."""
+        output.register_hook(partial(_note_gradient, self, batch))  # type: ignore[no-untyped-call]
+
     @property
     def samples(self) -> int:
         """How many samples it had; what is said first stays.
@@ -82,6 +87,10 @@ def tensors_in(value: object, depth: int = _DEPTH) -> Iterator[Tensor]:
 def leading_dimension(*values: object) -> int | None:
     """Return the length of the first tensor that has one; None if there is none."""
     return next((len(tensor) for value in values for tensor in tensors_in(value) if tensor.dim()), None)
+
+
+def _note_gradient(forward_pass: ForwardPass, batch: int | None, gradient: Tensor) -> None:  # noqa: ARG001
+    forward_pass.note_gradient(batch)
 
 
 def _contents(value: Any) -> Iterator[object]:
