@@ -7,6 +7,7 @@ third saves against the sum of the others.
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,12 +56,7 @@ def hidden_fraction(batches: int) -> Hidden:
 def _compute(devices: int, batches: int) -> float:
     queue: Any = SPAWN.Queue()
     processes = [SPAWN.Process(target=_lone_device, args=(batches, queue), daemon=True) for _ in range(devices)]
-    for process in processes:
-        process.start()
-    medians: list[float] = [queue.get(timeout=300) for _ in processes]
-    for process in processes:
-        process.join(30)
-    return max(medians)
+    return _slowest(processes, queue)
 
 
 def _lone_device(batches: int, results: Any) -> None:
@@ -79,12 +75,17 @@ def _run(devices: int, batches: int, *, computes: bool) -> float:
             SPAWN.Process(target=_device, args=(coordinator.address, index, batches, computes, queue), daemon=True)
             for index in range(devices)
         ]
-        for process in processes:
-            process.start()
-        medians: list[float] = [queue.get(timeout=300) for _ in processes]
-        for process in processes:
-            process.join(30)
-    return max(medians)
+        return _slowest(processes, queue)
+
+
+def _slowest(processes: Sequence[Any], medians: Any) -> float:
+    """Run processes that each put the median of their times into a queue; return the largest."""
+    for process in processes:
+        process.start()
+    slowest: float = max(medians.get(timeout=300) for _ in processes)
+    for process in processes:
+        process.join(30)
+    return slowest
 
 
 def _device(address: str, index: int, batches: int, computes: bool, results: Any) -> None:
