@@ -130,9 +130,7 @@ def evaluate_model(message: Message, context: Context) -> Message:
     """Try the model on this device's held-out samples."""
     with _worker(context) as worker:
         result = worker.evaluate(_data(message, context), _weights(message))
-    metrics = MetricRecord(
-        {"num-examples": result.samples, "accuracy": result.correct / result.samples, "loss": result.loss}
-    )
+    metrics = MetricRecord({"num-examples": result.samples, "accuracy": result.accuracy, "loss": result.loss})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

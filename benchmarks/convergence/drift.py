@@ -59,7 +59,7 @@ def train(coordinator: EmbeddedCoordinator, settings: TrainSettings) -> tuple[fl
     distance = max(float((device - mean).norm()) for device in before)
     trained = trainers[0]
     result = evaluate(trained.model, trained.task, trained.task.test_data(Partition()))
-    return distance / float(mean.norm()), result.correct / result.samples
+    return distance / float(mean.norm()), result.accuracy
 
 
 def _join(address: str, session: str, settings: TrainSettings, index: int) -> Trainer:

@@ -55,7 +55,7 @@ def train_union(
         task.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
         made.step()
         result = evaluate(model, task, test)
-        accuracies.append(result.correct / result.samples)
+        accuracies.append(result.accuracy)
         if until is not None and accuracies[-1] >= until:
             break
     return model, accuracies

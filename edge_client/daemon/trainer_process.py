@@ -89,12 +89,11 @@ class JobRunner:
         )
         path = self._start.state_dir / "trained.pt"
         artefact.save(path)
-        evaluation = outcome.trainer.evaluate()
         return Trained(
             report=outcome.report,
             weights=dump_weights(weights),
             model=path,
-            accuracy=evaluation.correct / evaluation.samples,
+            accuracy=outcome.trainer.evaluate().accuracy,
             serving_accuracy=self._accuracy_of(request.serving, data),
         )
 
@@ -104,8 +103,7 @@ class JobRunner:
         serving = Artefact.load(path)
         if serving.task != data.settings.task:
             return None
-        evaluation = evaluate_weights(data, serving.weights)
-        return evaluation.correct / evaluation.samples
+        return evaluate_weights(data, serving.weights).accuracy
 
     def _tell_step(self, step: TrainedStep) -> None:
         self._connection.send(step)

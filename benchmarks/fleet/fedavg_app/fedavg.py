@@ -73,7 +73,7 @@ def main(grid: Grid, context: Context) -> None:
     def try_model(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         now = time.time()
         result = evaluate(build_model(task, seed, arrays.to_torch_state_dict()), task, held_out)
-        accuracy = result.correct / result.samples
+        accuracy = result.accuracy
         progress.append({"round": server_round, "time_s": now, "accuracy": accuracy})
         if accuracy >= float(run["target"]):
             raise _TargetReachedError

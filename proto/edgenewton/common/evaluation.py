@@ -12,6 +12,11 @@ class Evaluation:
     samples: int
     loss: float
 
+    @property
+    def accuracy(self) -> float:
+        """Part of the samples that was recognised; there must be some."""
+        return self.correct / self.samples
+
     @classmethod
     def union(cls, evaluations: Collection["Evaluation"]) -> "Evaluation | None":
         """Return how it did on the samples of all of them together, or None if there are none."""
