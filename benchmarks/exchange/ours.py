@@ -125,7 +125,8 @@ def _device(address: str, name: str, size: int, steps: int, results: Any) -> Non
         membership.begin(32)
         for key, gradient in gradients.items():
             membership.contribute(key, gradient)
-        membership.collect(0.0)
+        membership.complete(0.0)
+        membership.collect()
         times.append(time.perf_counter() - began)
     results.put(times[3:])
     exchange.close()

@@ -82,7 +82,7 @@ class Broadcast:
         """Send the commit, with the slices that wait, and begin the next step."""
         self._send(self._packing(committed.step).take(pb.Frame(commit=commit_to_proto(committed))))
         self._packer = None
-        self._outboxes.log.begin_step(committed.step + 1)
+        self._outboxes.log.begin_step(committed.last_batch + 1)
 
     def flush(self) -> None:
         """Send the slices that wait."""

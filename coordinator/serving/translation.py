@@ -73,4 +73,11 @@ def samples_from_proto(device: str, frame: pb.Frame) -> int | None:
 def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Contribution:
     """Return a device's contribution."""
     evaluation = evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None
-    return Contribution(samples, message.loss, evaluation, message.weights_digest, dict(message.hyperparameters))
+    return Contribution(
+        samples,
+        message.loss,
+        evaluation,
+        message.weights_digest,
+        dict(message.hyperparameters),
+        message.batches or 1,
+    )

@@ -1,7 +1,8 @@
 """What a session decides: the caller carries it out, in order."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
 
@@ -44,10 +45,27 @@ class StepCommitted:
     loss: float
     evaluation: Evaluation | None
     seconds: float
+    batches: int = 1
+    """Batches that each device trained in it; the step has the number of the first."""
+    counted_slices: Mapping[str, int] = field(default_factory=dict)
+    """For each device whose contribution is not in whole, how many of its slices are in the means all the same."""
+
+    @property
+    def last_batch(self) -> int:
+        """Number of the last batch in it."""
+        return self.step + self.batches - 1
 
     @classmethod
-    def of(cls, step: Step, left_out: tuple[str, ...], now: float) -> Self:
-        """Sum up a complete step; a device that skipped its batch has no part in samples, devices and loss."""
+    def of(cls, step: Step, left_out: Collection[str], lagging: Collection[str], now: float) -> Self:
+        """Sum up a complete step; a device that skipped its batch has no part in samples, devices and loss.
+
+        Args:
+            step: the step.
+            left_out: devices that were not in time.
+            lagging: members that it did not wait for; they may have sent a part all the same.
+            now: the time.
+
+        """
         # By name, not as they came: the same contributions give the same loss, to the last bit.
         contributions = [contribution for _, contribution in sorted(step.contributions.items())]
         weighty = [contribution for contribution in contributions if contribution.weight]
@@ -57,10 +75,12 @@ class StepCommitted:
             step=step.number,
             samples=samples,
             devices=len(weighty),
-            left_out=left_out,
+            left_out=tuple(sorted(left_out)),
             loss=sum(c.loss * c.weight for c in weighty) / samples if samples else math.nan,
             evaluation=Evaluation.union(evaluations),
             seconds=now - (step.began_at if step.began_at is not None else now),
+            batches=step.batches,
+            counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging})},
         )
 
 

@@ -39,6 +39,9 @@ from coordinator.session.roster import Roster, outvoted
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
 
+MAX_BATCHES = 1_000_000
+"""Most batches between two exchanges."""
+
 
 class Session:
     """One model's training: who takes part, which step is on, what is to be sent."""
@@ -217,6 +220,7 @@ class Session:
         member = self._take_sign(device, step, contribution.samples, now)
         if member is None:
             return
+        self._check_batches(device, step, contribution.batches)
         check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
         differing = self.step.complete(device, contribution)
         if differing is not None:
@@ -365,6 +369,17 @@ class Session:
             self._decide(DeviceRecovered(device, step))
         return member
 
+    def _check_batches(self, device: str, step: int, batches: int) -> None:
+        if not 1 <= batches <= MAX_BATCHES:
+            raise invalid(device, step, f"claims {batches} batches in one step; 1 to {MAX_BATCHES} are possible")
+        if self.step.contributions and batches != self.step.batches:
+            raise invalid(
+                device,
+                step,
+                f"it trained {batches} batches since the last step, and the first complete device "
+                f"{self.step.batches}; all devices must exchange after the same number of batches",
+            )
+
     def _advance(self, now: float) -> None:
         active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
@@ -381,10 +396,10 @@ class Session:
 
     def _commit(self, now: float) -> None:
         step = self.step
-        self._decide(StepCommitted.of(step, tuple(sorted(self._left_out)), now))
+        self._decide(StepCommitted.of(step, self._left_out, self.members.standing(Standing.LAGGING), now))
         self._left_out = []
         self._compare_digests(step)
-        self.step = self._new_step(step.number + 1)
+        self.step = self._new_step(step.number + step.batches)
         for member in self.members.values():
             member.begin_step()
 

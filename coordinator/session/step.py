@@ -1,5 +1,6 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class Contribution:
     weights_digest: bytes = b""
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     """What it updates its weights with in this step; empty if it does not say."""
+    batches: int = 1
+    """Batches that it trained in the step; equal on all devices."""
 
     @property
     def weight(self) -> int:
@@ -53,6 +56,16 @@ class Step:
         self._pending: dict[SliceKey, _Slice] = {}
         self._sent_by: dict[str, set[SliceKey]] = {}
         self._released: set[SliceKey] = set()
+        self._counted: Counter[str] = Counter()
+
+    @property
+    def batches(self) -> int:
+        """Batches that each device trains in the step, once one has completed its contribution."""
+        return next((contribution.batches for contribution in self.contributions.values()), 1)
+
+    def counted(self, device: str) -> int:
+        """Return how many of a device's slices are in the results, whether or not it has completed its contribution."""
+        return self._counted[device]
 
     def begin(self, now: float) -> None:
         """Note when the first contribution came."""
@@ -71,6 +84,7 @@ class Step:
         self._sent_by.setdefault(device, set()).add(key)
         if key in self._released:
             return
+        self._counted[device] += 1
         piece = self._pending.get(key)
         if piece is None:
             piece = self._pending[key] = _Slice(len(values))

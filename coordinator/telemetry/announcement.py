@@ -46,7 +46,7 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
             event.report.CopyFrom(
                 pb.DeviceReport(
                     device=device,
-                    step=step,
+                    step=step + contribution.batches - 1,
                     samples=contribution.weight,
                     contribution=_contribution_to_proto(contribution),
                     bytes_received=use.received,
@@ -73,7 +73,7 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
 def step_to_proto(decision: d.StepCommitted) -> pb.StepCommitted:
     """Return what those who watch are told of a committed step."""
     return pb.StepCommitted(
-        step=decision.step,
+        step=decision.last_batch,
         commit=commit_to_proto(decision),
         evaluation=evaluation_to_proto(decision.evaluation),
         seconds=decision.seconds,
@@ -87,8 +87,14 @@ def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
         devices=decision.devices,
         left_out=decision.left_out,
         loss=decision.loss,
+        batches=decision.batches,
+        counted_slices=decision.counted_slices,
     )
 
 
 def _contribution_to_proto(contribution: Contribution) -> pb.Contribution:
-    return pb.Contribution(loss=contribution.loss, evaluation=evaluation_to_proto(contribution.evaluation))
+    return pb.Contribution(
+        loss=contribution.loss,
+        evaluation=evaluation_to_proto(contribution.evaluation),
+        batches=contribution.batches,
+    )

@@ -228,7 +228,7 @@ class SessionStatistics:
             self.skipped += 1
             device.fail(f"skipped its batch of step {report.step}: it could not be used", now)
         else:
-            device.batches += 1
+            device.batches += report.contribution.batches or 1
             device.loss = _finite(report.contribution.loss)
         if report.step != self._first_report[0]:
             self._first_report = (report.step, now)

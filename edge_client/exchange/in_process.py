@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from edgenewton.common.evaluation import Evaluation
@@ -9,7 +10,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import NonFiniteGradientError
-from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Replica, Stages, StepResult, TensorKey, Traffic, no_stages
 
 
 class InProcessExchange:
@@ -27,6 +28,7 @@ class InProcessExchange:
         options: Mapping[str, str],  # noqa: ARG002
         replica: Replica,
         training_samples: int = 0,  # noqa: ARG002
+        stages: Stages = no_stages,  # noqa: ARG002
     ) -> "InProcessMembership":
         """Nothing is to be agreed on."""
         return InProcessMembership(self.device, replica.next_step or 0)
@@ -49,6 +51,7 @@ class InProcessMembership:
         self._device = device
         self._samples = 0
         self._tensors: dict[TensorKey, Tensor] = {}
+        self._result = StepResult(step, {}, samples=0, devices=0, loss=math.nan, batches=0)
 
     def begin(self, samples: int) -> None:
         """Begin the next step with a batch of `samples`."""
@@ -71,19 +74,38 @@ class InProcessMembership:
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
         self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 
-    def collect(
+    has_missed = False
+
+    def complete(
         self,
         loss: float,
         evaluation: Evaluation | None = None,  # noqa: ARG002
         hyperparameters: Mapping[str, float] | None = None,  # noqa: ARG002
-    ) -> StepResult:
-        """Return what was contributed."""
+        batches: int = 1,
+    ) -> None:
+        """Note the end of the contribution."""
         is_skipped = not self._samples
-        loss = math.nan if is_skipped else loss
-        result = StepResult(self.step, self._tensors, self._samples, devices=int(not is_skipped), loss=loss)
-        self.step += 1
-        return result
+        self._result = StepResult(
+            self.step,
+            self._tensors,
+            self._samples,
+            devices=int(not is_skipped),
+            loss=math.nan if is_skipped else loss,
+            batches=batches,
+        )
+
+    def collect(self) -> StepResult:
+        """Return what was contributed."""
+        self.step = self._result.next_step
+        return self._result
 
     def resume_at(self, step: int) -> None:
         """Go on at `step`."""
         self.step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: everything arrives."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered."""

@@ -3,16 +3,26 @@
 An `Exchange` is a way to the other devices; joining gives a `Membership`, with which a device takes part in each step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgenewton.common.evaluation import Evaluation
+from edgenewton.v1.codecs import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 TensorKey = tuple[str, str]
 """Kind and name of an exchanged tensor, e.g. ("gradient", "features.0.weight")."""
+
+
+Stages = Callable[[TensorSpec], Sequence[Stage[Any, Any]]]
+"""Gives the stages that a device puts before the codec of a tensor."""
+
+
+def no_stages(spec: TensorSpec) -> Sequence[Stage[Any, Any]]:  # noqa: ARG001
+    """Return none: a tensor is written as it is."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -25,10 +35,17 @@ class StepResult:
     """0 if all devices skipped their batches: the means are zeros, the loss is NaN, and nothing is to be applied."""
     devices: int
     loss: float
+    batches: int = 1
+    """Batches that each device trained in it; `step` is the number of the first."""
     left_out: tuple[str, ...] = ()
     """Devices whose contributions are not, or only in part, behind the means."""
     is_healed: bool = False
     """This device has loaded the state of another instead; there are no tensors, and nothing is to be applied."""
+
+    @property
+    def next_step(self) -> int:
+        """Number of the step that comes next."""
+        return self.step + self.batches
 
 
 class Replica(Protocol):
@@ -66,8 +83,9 @@ class Traffic:
 class Membership(Protocol):
     """A device's place among others: synchronises tensors with theirs, one step after the other.
 
-    For every step `begin`, `contribute` for each tensor as it becomes known, `collect`. All devices contribute the same
-    tensors in the same step.
+    For every step `begin`, `contribute` for each tensor as it becomes known, `complete`, `collect`. All devices
+    contribute the same tensors in the same step. A step has the number of its first batch: one of several batches is
+    followed by as many numbers that no step has.
     """
 
     @property
@@ -98,13 +116,33 @@ class Membership(Protocol):
 
         """
 
-    def collect(
-        self, loss: float, evaluation: Evaluation | None = None, hyperparameters: Mapping[str, float] | None = None
-    ) -> StepResult:
-        """End this device's contribution and wait for the step to commit.
+    def complete(
+        self,
+        loss: float,
+        evaluation: Evaluation | None = None,
+        hyperparameters: Mapping[str, float] | None = None,
+        batches: int = 1,
+    ) -> None:
+        """End this device's contribution, and return at once.
 
-        `hyperparameters` are what the step is applied with, such as a learning rate that a scheduler changes. They must
-        be equal on all devices that tell any; a device whose differ from those of the first is refused by name.
+        Args:
+            loss: mean over its samples.
+            evaluation: of its model before the step.
+            hyperparameters: what the step is applied with, such as a learning rate that a scheduler changes. They must
+                be equal on all devices that tell any; a device whose differ from those of the first is refused by name.
+            batches: how many it has trained in the step; equal on all devices.
+
+        Raises:
+            ExchangeError: the step has not begun.
+
+        """
+
+    @property
+    def has_missed(self) -> bool:
+        """Whether the step that is on has committed without this device: what it contributes from now on is late."""
+
+    def collect(self) -> StepResult:
+        """Wait for the step to commit.
 
         A device that fell behind applies, through its replica, all steps that it missed but the last, which is
         returned. One whose state is wrong loads that of a live member; `StepResult.is_healed` then says so.
@@ -116,6 +154,17 @@ class Membership(Protocol):
 
     def resume_at(self, step: int) -> None:
         """Go on at `step`, unless a coordinator has set the step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what this device has still to send: what its stages remember of earlier steps."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave, of this device alone and of the same tensors.
+
+        Raises:
+            ValueError: it does not suit the exchange's stages.
+
+        """
 
 
 class Exchange(Protocol):
@@ -139,6 +188,7 @@ class Exchange(Protocol):
         options: Mapping[str, str],
         replica: Replica,
         training_samples: int = 0,
+        stages: Stages = no_stages,
     ) -> Membership:
         """Take a place among the devices; all then hold the same state.
 
@@ -147,6 +197,9 @@ class Exchange(Protocol):
             options: what must be equal on all devices.
             replica: this device's state; it loads another's if it differs from the session's.
             training_samples: how many private samples the device holds.
+            stages: gives the stages that a tensor passes before it is written. They are linear and the same on all
+                devices in a step, so that the mean of what they give is what they give of the mean; it is undone when
+                the step is collected.
 
         Raises:
             ExchangeError: the coordinator is down or refuses this device.

@@ -126,7 +126,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             model,
             self._preconditioner.layers,
             before=self.join,
-            is_captured=lambda: self._schedule.updates_factors(self.current_step),
+            is_captured=self._wants_statistics,
             samples_fisher=curvature.fisher == "sampled",
         )
         scalars = [] if self._adaptive is None else [_DECREASE]
@@ -139,9 +139,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 scalars,
                 skips_nonfinite=nonfinite == "skip",
                 apply=self._take,
+                damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
-        self._sync.replica.register("optimizer", self.state_dict, self.load_state_dict)
+        self._sync.replica.register("optimizer", self._state, self._load)
         self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
         self._handles: dict[Tensor, Any] = {}
         self._hook_parameters()
@@ -258,11 +259,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_fresh = False
         self._gradients = {}
         self._take(update)
-        self._sync.after_update()
-        self.last_result = update.result
+        exchanged = self._sync.after_update()
+        self.last_result = result = update.result if exchanged is None else exchanged
         for parameter, gradient in update.gradients.items():
             parameter.grad = gradient  # what was applied, for whoever looks at it
-        if compares and reevaluate is not None and not update.result.is_healed:
+        if compares and reevaluate is not None and not result.is_healed:
             self._decrease = before - float(reevaluate())
         return loss
 
@@ -312,9 +313,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of parameters, groups and curvature."""
+        return self._state() | {"sync": self._sync.state_dict()}
+
+    def _state(self) -> dict[str, Any]:
+        """Return what another device may go on from: all but what the plan knows of this one alone."""
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
-        state["sync"] = self._sync.state_dict()
         state["began_at"] = self._schedule.began_at
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
         state["predicted_decrease"], state["decrease"] = self._predicted_decrease, self._decrease
@@ -328,8 +332,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
         """
         state = in_present_names(state_dict)
+        sync = state.pop("sync", {"step": 0})
+        self._load(state)
+        self._sync.load_state_dict(sync)
+
+    def _load(self, state: dict[str, Any]) -> None:
         self._preconditioner.load_state_dict(state.pop("curvature", {}))
-        self._sync.load_state_dict(state.pop("sync", {"step": 0}))
         self._schedule.began_at = state.pop("began_at", 0)
         factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
         self._decrease = state.pop("decrease", None)
@@ -353,6 +361,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
         }
         return told | {"number of frozen parameters": float(sum(not p.requires_grad for p in self._groups()))}
 
+    def _wants_statistics(self) -> bool:
+        """Whether the curvature statistics of the batch that is on are used."""
+        return self._sync.wants_statistics(by_schedule=self._schedule.updates_factors(self.current_step))
+
     def _hook_parameters(self) -> None:
         for parameter in self._model.parameters():
             if parameter.requires_grad and parameter not in self._handles:
@@ -369,7 +381,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._batch.confirm()
         self._loss_scale.note(parameter)
         state = self._preconditioner.layer_of(parameter)
-        if state is not None and self._schedule.updates_factors(self.current_step):
+        if state is not None and self._wants_statistics():
             self._batch.digest(state, self.current_step, is_fresh=self._is_fresh)
         if self._is_sending:
             self._sync.on_gradient(parameter)
@@ -406,7 +418,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             update.gradients,
             update.statistics,
             damping_of=lambda weight: groups[weight]["damping"] * factor,
-            refreshes=self._schedule.inverts(update.result.step),
+            refreshes=self._schedule.inverts(update.result.step) if update.refreshes is None else update.refreshes,
         )
         step = bounded(
             directions,

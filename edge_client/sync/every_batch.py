@@ -13,9 +13,9 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.curvature.estimators import Statistics
-from edge_client.curvature.linalg import is_finite
 from edge_client.curvature.preconditioner import PreconditionedLayer
 from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
+from edge_client.sync.gradients import clip_scale, nonfinite_gradient
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
 
@@ -61,6 +61,8 @@ class EveryBatch(SyncPlan):
         """Whether tensors of a batch that was given up have left already in the step that is on."""
         self._contributed: set[TensorKey] = set()
         self._left: dict[Tensor, _Left] = {}
+        self._unsent: Mapping[str, Any] = {}
+        """What a saved state had still to send."""
 
     @property
     def step(self) -> int:
@@ -94,7 +96,7 @@ class EveryBatch(SyncPlan):
         self._names = {p: name for name, p in subject.model.named_parameters() if p.requires_grad}
         self._layer_of = {state.layer.weight: state for state in subject.layers}
         self.replica = ModelReplica(
-            subject.model, is_shared=self.is_shared, apply=self._apply_missed, buffers=lambda: subject.batch.buffers
+            subject.model, is_shared=self.is_shared, apply=self._apply_missed, before=lambda: subject.batch.buffers
         )
 
     def check_extensible(self) -> None:
@@ -129,6 +131,8 @@ class EveryBatch(SyncPlan):
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
         self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples)
+        self._membership.load_state_dict(self._unsent)
+        self._unsent = {}
 
     def on_gradient(self, parameter: Tensor) -> None:
         """Send a parameter's gradient, and with a weight its layer's statistics, if that is not left to the step."""
@@ -172,7 +176,8 @@ class EveryBatch(SyncPlan):
         try:
             self._check_unchanged()
             samples = self._subject.batch.samples if report.samples is None else report.samples
-            skips = report.is_skipped or samples == 0 or (self._subject.skips_nonfinite and not self._is_finite())
+            is_bad = self._subject.skips_nonfinite and nonfinite_gradient(self._names) is not None
+            skips = report.is_skipped or samples == 0 or is_bad
             if not self._has_begun:
                 self._begin(0 if skips else samples or 1)
             elif report.samples not in (None, self._samples):
@@ -188,6 +193,7 @@ class EveryBatch(SyncPlan):
 
     def after_update(self) -> None:
         """Nothing is left to do: all was exchanged before."""
+        return
 
     def average(self) -> Update | None:
         """Average what differs between the devices, if there is anything, in a step of its own."""
@@ -198,13 +204,16 @@ class EveryBatch(SyncPlan):
         return self._collect(Report())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of the step that comes next."""
-        return {"step": self.step}
+        """Return the number of the step that comes next, and what this device has still to send."""
+        unsent = self._membership.state_dict() if self._membership is not None else self._unsent
+        return {"step": self.step} | ({"unsent": unsent} if unsent else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a step, unless a coordinator has set it."""
+        self._unsent = state.get("unsent", {})
         if self._membership is not None:
             self._membership.resume_at(state["step"])
+            self._membership.load_state_dict(self._unsent)
         else:
             self._first_step = self.replica.next_step = state["step"]
 
@@ -304,7 +313,7 @@ class EveryBatch(SyncPlan):
 
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         """Contribute what has not left yet; zeros for a batch that is skipped."""
-        scale = self._clip_scale() if not skips else 0.0
+        scale = clip_scale(self._names, self._clip_grad_norm) if not skips else 0.0
         for parameter in reversed(self._names):  # as backward goes
             self._contribute_gradient(parameter, scale)
         if self._updates_curvature:
@@ -331,15 +340,6 @@ class EveryBatch(SyncPlan):
         for name, tensor in self._averaged().items():
             self._contribute(("parameter", name), tensor)
 
-    def _clip_scale(self) -> float:
-        if self._clip_grad_norm is None:
-            return 1.0
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._names if p.grad is not None]))
-        return min(1.0, self._clip_grad_norm / norm) if norm > 0 else 1.0
-
-    def _is_finite(self) -> bool:
-        return all(is_finite(parameter.grad) for parameter in self._names if parameter.grad is not None)
-
     def _check_unchanged(self) -> None:
         """Check that what has left is what is there.
 
@@ -360,7 +360,8 @@ class EveryBatch(SyncPlan):
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined, and has nothing to collect")
         self._has_begun, self._contributed = False, set()  # all has left, whatever becomes of it
-        result = self._membership.collect(report.loss, report.evaluation, report.hyperparameters)
+        self._membership.complete(report.loss, report.evaluation, report.hyperparameters)
+        result = self._membership.collect()
         update = Update(result) if result.is_healed else self._received(result)
         self._forget_batch()
         self._is_spoilt = False

@@ -31,6 +31,8 @@ class Update:
     """Means of the numbers that the devices told each other."""
     is_skipped: bool = False
     """Whether this device's own batch took part with no sample."""
+    refreshes: bool | None = None
+    """Whether the curvature is inverted anew; None for as the optimizer's schedule says."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Subject:
     """Whether a batch with a gradient that is not finite takes part with no sample; else it is an error."""
     apply: Callable[[Update], None]
     """Applies a step that this device took no part in."""
+    damping_of: Callable[[Tensor], float]
+    """Returns the damping of a layer's weight, in units of the mean curvature."""
 
 
 class SyncPlan(ABC):
@@ -136,6 +140,10 @@ class SyncPlan(ABC):
 
         """
 
+    def wants_statistics(self, *, by_schedule: bool) -> bool:
+        """Whether the curvature statistics of the batch that is on are used, which the optimizer's schedule may want."""
+        return by_schedule
+
     @abstractmethod
     def on_gradient(self, parameter: Tensor) -> None:
         """Take note that backward has produced a parameter's gradient, and that no more of it is to come.
@@ -165,8 +173,13 @@ class SyncPlan(ABC):
         """
 
     @abstractmethod
-    def after_update(self) -> None:
-        """Take note that the parameters were updated."""
+    def after_update(self) -> StepResult | None:
+        """Take note that the parameters were updated; return what an exchange gave, if there was one.
+
+        Raises:
+            ExchangeError: the step cannot commit with this device.
+
+        """
 
     @abstractmethod
     def average(self) -> Update | None:
@@ -174,7 +187,7 @@ class SyncPlan(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on."""
+        """Return what `load_state_dict` needs to go on: "step", and what is this device's own."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class ModelReplica:
         model: the model.
         is_shared: whether the weights are equal on all devices before every step.
         apply: takes a committed step.
-        buffers: gives the buffers that the batch that is on has changed, as they were before it.
+        before: gives the tensors of the model that the step that is on has changed already, as they were before it.
 
     """
 
@@ -71,14 +71,14 @@ class ModelReplica:
         *,
         is_shared: bool,
         apply: Callable[[StepResult], None],
-        buffers: Callable[[], Mapping[str, Tensor]],
+        before: Callable[[], Mapping[str, Tensor]],
     ) -> None:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
         self.is_shared = is_shared
         self._model = model
         self._apply = apply
-        self._buffers = buffers
+        self._before = before
         self._parts: dict[str, _Part] = {}
         self.register("model", self._weights, self._load_weights)
 
@@ -87,8 +87,9 @@ class ModelReplica:
         self._parts[name] = _Part(save, load)
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the parameters."""
-        return parameters_digest(self._model)
+        """Return the SHA-256 of the parameters, as they were before the step that is on; buffers are each device's."""
+        before = self._before()
+        return tensors_digest({name: before.get(name, p) for name, p in self._model.named_parameters()})
 
     def dump(self) -> bytes:
         """Return the states of all parts, as they were before the step that is on."""
@@ -114,7 +115,7 @@ class ModelReplica:
 
     def _weights(self) -> dict[str, Any]:
         weights = self._model.state_dict()
-        weights.update((name, buffer) for name, buffer in self._buffers().items() if name in weights)
+        weights.update((name, tensor) for name, tensor in self._before().items() if name in weights)
         return weights
 
     def _load_weights(self, weights: dict[str, Any]) -> None:

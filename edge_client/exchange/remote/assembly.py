@@ -54,7 +54,7 @@ class Assembly:
             target[piece.key.offset : piece.key.offset + piece.length] = values
         if frame.HasField("commit"):
             step.commit = frame.commit
-            self.received_until = frame.step + 1
+            self.received_until = frame.step + (frame.commit.batches or 1)
         return frame
 
     def has_committed(self, number: int) -> bool:
@@ -80,4 +80,4 @@ class Assembly:
         self._steps = {number: step for number, step in self._steps.items() if number >= next_step}
         self.received_until = next_step
         while (step := self._steps.get(self.received_until)) is not None and step.commit is not None:
-            self.received_until += 1
+            self.received_until += step.commit.batches or 1

@@ -20,9 +20,10 @@ from edgenewton.v1.framing import Layout
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.exchange.errors import Cause, ExchangeError
-from edge_client.exchange.interface import Replica, Traffic
+from edge_client.exchange.interface import Replica, Stages, Traffic, no_stages
 from edge_client.exchange.remote.assembly import Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection, NoEntryError
+from edge_client.exchange.remote.device_stages import DeviceStages
 from edge_client.exchange.remote.link import Link
 from edge_client.exchange.remote.membership import GrpcMembership, Place
 from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
@@ -106,6 +107,7 @@ class GradientExchange:
         options: Mapping[str, str],
         replica: Replica,
         training_samples: int = 0,
+        stages: Stages = no_stages,
     ) -> GrpcMembership:
         """Take the place: see `Exchange.join`."""
         place = self._place
@@ -135,7 +137,8 @@ class GradientExchange:
         patience_s = self._reconnect_deadline_s
         link = Link(self._loop, self._connection, request, reply, Assembly(layout, reply.first_step), patience_s)
         link.start()
-        self._membership = GrpcMembership(place, link, layout, reply, replica, patience_s)
+        ways = DeviceStages(choice, stages)
+        self._membership = GrpcMembership(place, link, layout, ways, reply, replica, patience_s)
         if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
             self._membership.load_state()
         return self._membership

@@ -1,26 +1,31 @@
 """A device's place in a session of a coordinator: what the device's own thread does; `Link` does the rest."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
+import numpy as np
 import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.failpoints import failpoint
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.evaluation import evaluation_to_proto
-from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values
+from edgenewton.v1.framing import FramePacker, Layout, SliceKey, SliceWriter, check_values
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.remote.assembly import AssembledStep
+from edge_client.exchange.remote.device_stages import DeviceStages
 from edge_client.exchange.remote.events import Committed, Healed, Lost, StateWanted
 from edge_client.exchange.remote.link import Link
+from edge_client.exchange.remote.sent_slices import SentSlices
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class GrpcMembership:
         place: which one.
         link: the stream.
         layout: slices of the session's tensors.
+        stages: what is done to tensors before they are written.
         reply: with what the coordinator gave it.
         replica: this device's state.
         patience_s: seconds in which a lost coordinator must be found again.
@@ -51,12 +57,20 @@ class GrpcMembership:
     """
 
     def __init__(
-        self, place: Place, link: Link, layout: Layout, reply: pb.JoinReply, replica: Replica, patience_s: float
+        self,
+        place: Place,
+        link: Link,
+        layout: Layout,
+        stages: DeviceStages,
+        reply: pb.JoinReply,
+        replica: Replica,
+        patience_s: float,
     ) -> None:
         self.step = reply.first_step
         self._place = place
         self._link = link
         self._layout = layout
+        self._stages = stages
         self._settings = reply.settings
         self._replica = replica
         self._patience_s = patience_s
@@ -65,6 +79,8 @@ class GrpcMembership:
         self._writer = SliceWriter(layout)
         self._packer: FramePacker | None = None
         self._contributed: set[int] = set()
+        self._sent = SentSlices(self._writer)
+        self._loss = math.nan
 
     @property
     def traffic(self) -> Traffic:
@@ -99,6 +115,7 @@ class GrpcMembership:
             self._hand_state_in()
         self._packer = FramePacker(self.step, samples, self._layout.frame_bytes, is_skipped=not samples)
         self._contributed = set()
+        self._sent = SentSlices(self._writer)
         self._link.begin_step(self.step)
 
     def skip(self) -> None:
@@ -115,37 +132,49 @@ class GrpcMembership:
         if self._link.lost is not None:
             raise self._link.explain(self._link.lost.error)
         index = self._index[key]
-        if self._link.has_committed(self.step):
-            self._contributed.add(index)
-            return  # the step went on without this device; what it computed comes too late
         flat = _to_numpy(value)
         self._check_finite(self._specs[index], flat)  # all of it, before any of it leaves
         self._contributed.add(index)
-        # What weighs nothing must not take along what the stages remember: it would be lost.
-        writer = SliceWriter(self._layout) if self._packer.is_skipped else self._writer
+        is_late = self.has_missed  # the step went on without this device
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
-            data = writer.encode(piece, values, self.step)
+            if is_late:
+                self._sent.keep(piece, values, self.step)
+                continue
+            data = self._sent.encode(piece, values, self.step, is_skipped=self._packer.is_skipped)
             for frame in self._packer.add(piece, data):
                 self._link.send(frame)
 
-    def collect(
-        self, loss: float, evaluation: Evaluation | None = None, hyperparameters: Mapping[str, float] | None = None
-    ) -> StepResult:
-        """End the contribution and wait for the commit: see `Membership.collect`."""
+    def complete(
+        self,
+        loss: float,
+        evaluation: Evaluation | None = None,
+        hyperparameters: Mapping[str, float] | None = None,
+        batches: int = 1,
+    ) -> None:
+        """End the contribution: see `Membership.complete`."""
         if self._packer is None:
-            raise ExchangeError(f"device {self._place.device!r}: begin a step before collecting it", Cause.INVALID)
+            raise ExchangeError(f"device {self._place.device!r}: begin a step before completing it", Cause.INVALID)
         contribution = pb.Contribution(
             loss=loss,
             evaluation=evaluation_to_proto(evaluation),
-            weights_digest=self._digest_if_due(),
+            weights_digest=self._digest_if_due(batches),
             hyperparameters=hyperparameters,
+            batches=batches,
         )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
-        self._packer = None
+        self._packer, self._loss = None, loss
+
+    @property
+    def has_missed(self) -> bool:
+        """Whether the step that is on went on without this device."""
+        return self._link.has_committed(self.step)
+
+    def collect(self) -> StepResult:
+        """Wait for the commit: see `Membership.collect`."""
         step = self._wait_for_step()
         if step is None:
-            return StepResult(self.step - 1, {}, samples=0, devices=0, loss=loss, is_healed=True)
+            return StepResult(self.step - 1, {}, samples=0, devices=0, loss=self._loss, is_healed=True)
         self._check_complete(step)
         result = self._result(step)
         # Whoever fell behind applies at once what it missed, but for the last step: the caller applies that.
@@ -157,6 +186,25 @@ class GrpcMembership:
 
     def resume_at(self, step: int) -> None:
         """Nothing: the coordinator has set the step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what this device has still to send: see `Membership.state_dict`."""
+        return {
+            _slice_name(self._specs[key.tensor], key): _to_saved(state)
+            for key, state in self._writer.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what was still to be sent: see `Membership.load_state_dict`."""
+        keys = {
+            _slice_name(spec, piece.key): piece.key
+            for index, spec in enumerate(self._specs)
+            for piece in self._layout.slices(index)
+        }
+        unknown = state.keys() - keys.keys()
+        if unknown:
+            raise ValueError(f"the state has something to send of {min(unknown)}, which the model lacks")
+        self._writer.load_state_dict({keys[name]: _from_saved(remembered) for name, remembered in state.items()})
 
     def leave(self, failure: str) -> None:
         """Give the place back; a coordinator that is gone is left alone."""
@@ -208,7 +256,8 @@ class GrpcMembership:
         if not healed.data:
             return  # this device's own state has become that of the session
         self._replica.load(healed.data)
-        self._writer = SliceWriter(self._layout)  # the errors that the old one remembers belong to another past
+        self._writer = SliceWriter(self._layout, self._stages.policy)  # the errors that the old one remembers belong to another past
+        self._sent = SentSlices(self._writer)
         self._packer = None
         self.step = healed.step
         log.info("device %r goes on at step %d with the state of another device", self._place.device, healed.step)
@@ -223,15 +272,24 @@ class GrpcMembership:
 
     def _result(self, step: AssembledStep) -> StepResult:
         """Return a committed step as tensors, and count it as taken."""
-        tensors = {
-            (self._specs[index].kind, self._specs[index].name): _to_tensor(values, self._specs[index])
-            for index, values in step.tensors.items()
-        }
-        self.step = step.step + 1
         commit = step.commit or pb.Commit()
-        return StepResult(
-            step.step, tensors, commit.samples, commit.devices, commit.loss, left_out=tuple(commit.left_out)
+        if self._place.device in commit.counted_slices:
+            self._sent.take_back(step.step, commit.counted_slices[self._place.device])
+        tensors = {}
+        for index, values in step.tensors.items():
+            spec = self._specs[index]
+            tensors[spec.kind, spec.name] = _to_tensor(self._stages.undo(spec, values, step.step), spec)
+        result = StepResult(
+            step.step,
+            tensors,
+            commit.samples,
+            commit.devices,
+            commit.loss,
+            commit.batches or 1,
+            left_out=tuple(commit.left_out),
         )
+        self.step = result.next_step
+        return result
 
     def _check_complete(self, step: AssembledStep) -> None:
         missing = self._contributed - step.tensors.keys()
@@ -242,15 +300,33 @@ class GrpcMembership:
                 Cause.INVALID,
             )
 
-    def _digest_if_due(self) -> bytes:
+    def _digest_if_due(self, batches: int) -> bytes:
         every = self._settings.digest_every
-        return self._replica.digest() if every and self.step % every == 0 and self._replica.is_shared else b""
+        is_due = every and -self.step % every < batches
+        return self._replica.digest() if is_due and self._replica.is_shared else b""
 
     def _check_finite(self, spec: TensorSpec, flat: Float32Array) -> None:
         try:
             check_values(spec, flat)
         except ValueError:
             raise NonFiniteGradientError(self._place.device, str(spec), self.step) from None
+
+
+def _slice_name(spec: TensorSpec, key: SliceKey) -> str:
+    return f"{spec.kind} of {spec.name} from {key.offset}"
+
+
+def _to_saved(state: Any) -> Any:
+    """Return what a stage remembers with tensors in place of arrays, as torch saves them safely."""
+    if isinstance(state, Mapping):
+        return {name: _to_saved(value) for name, value in state.items()}
+    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
+
+
+def _from_saved(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {name: _from_saved(value) for name, value in state.items()}
+    return state.cpu().numpy() if isinstance(state, Tensor) else state
 
 
 def _to_numpy(value: Tensor) -> Float32Array:

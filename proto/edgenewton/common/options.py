@@ -22,6 +22,7 @@ def check_number(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> None:
     """Check a number; None stands for one that is left to its user, and NaN is never right.
 
@@ -37,6 +38,8 @@ def check_number(
         raise OptionError(name, value, f"it must be above {above:g}")
     if below is not None and not value < below:
         raise OptionError(name, value, f"it must be below {below:g}")
+    if at_most is not None and not value <= at_most:
+        raise OptionError(name, value, f"it must be at most {at_most:g}")
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> None:

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GradientExchangeStub:
-    """Synchronises tensors between the devices of a session, after every batch.
+    """Synchronises tensors between the devices of a session, in steps: after every batch, or after several. A step has the
+    number of its first batch.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class GradientExchangeStub:
 
 
 class GradientExchangeServicer:
-    """Synchronises tensors between the devices of a session, after every batch.
+    """Synchronises tensors between the devices of a session, in steps: after every batch, or after several. A step has the
+    number of its first batch.
     """
 
     def Join(self, request, context):
@@ -160,7 +162,8 @@ def add_GradientExchangeServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GradientExchange:
-    """Synchronises tensors between the devices of a session, after every batch.
+    """Synchronises tensors between the devices of a session, in steps: after every batch, or after several. A step has the
+    number of its first batch.
     """
 
     @staticmethod

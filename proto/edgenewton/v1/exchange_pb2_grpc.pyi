@@ -143,7 +143,9 @@ _GradientExchangeWatchType = typing_extensions.TypeVar(
 )
 
 class GradientExchangeStub(typing.Generic[_GradientExchangeJoinType, _GradientExchangeExchangeType, _GradientExchangeUploadSnapshotType, _GradientExchangeDownloadSnapshotType, _GradientExchangeLeaveType, _GradientExchangeWatchType]):
-    """Synchronises tensors between the devices of a session, after every batch."""
+    """Synchronises tensors between the devices of a session, in steps: after every batch, or after several. A step has the
+    number of its first batch.
+    """
 
     @typing.overload
     def __init__(self: GradientExchangeStub[
@@ -256,7 +258,9 @@ GradientExchangeAsyncStub: typing_extensions.TypeAlias = GradientExchangeStub[
 ]
 
 class GradientExchangeServicer(metaclass=abc.ABCMeta):
-    """Synchronises tensors between the devices of a session, after every batch."""
+    """Synchronises tensors between the devices of a session, in steps: after every batch, or after several. A step has the
+    number of its first batch.
+    """
 
     @abc.abstractmethod
     def Join(

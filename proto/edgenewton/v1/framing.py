@@ -164,15 +164,26 @@ class Layout:
 
 
 class SliceWriter:
-    """What one sender writes its slices with, step after step: a chain for each, with what its stages remember."""
+    """What one sender writes its slices with, step after step: a chain for each, with what its stages remember.
 
-    def __init__(self, layout: Layout) -> None:
+    Args:
+        layout: of the slices.
+        policy: makes the chains; None for that of the layout, which has none of the sender's own stages.
+
+    """
+
+    def __init__(self, layout: Layout, policy: Policy | None = None) -> None:
         self._layout = layout
+        self._policy = policy if policy is not None else layout.policy
         self._chains: dict[SliceKey, Chain] = {}
 
     def encode(self, piece: Slice, values: Float32Array, step: int) -> Data:
         """Return the bytes of a slice's values, flat; they may share their memory."""
         return self._chain(piece).encode(values, piece.context(step))
+
+    def encode_anew(self, piece: Slice, values: Float32Array, step: int) -> Data:
+        """Return the bytes that a sender would write who remembers nothing; what this one does stays as it is."""
+        return self._policy.chain_for(piece.spec).encode(values, piece.context(step))
 
     def state_dict(self) -> dict[SliceKey, State]:
         """Return what the stages remember, by slice; slices of which they remember nothing are left out."""
@@ -193,7 +204,7 @@ class SliceWriter:
     def _chain(self, piece: Slice) -> Chain:
         chain = self._chains.get(piece.key)
         if chain is None:
-            chain = self._chains[piece.key] = self._layout.policy.chain_for(piece.spec)
+            chain = self._chains[piece.key] = self._policy.chain_for(piece.spec)
         return chain
 
 

@@ -72,7 +72,7 @@ def test_a_commit_goes_with_the_slices_that_wait_and_begins_the_next_step():
     sent.commit(0)
     (frame,) = sent.frames()
     assert len(frame.slices) == 1
-    assert frame.commit == pb.Commit(samples=3, devices=2, left_out=["z"], loss=0.5)
+    assert frame.commit == pb.Commit(samples=3, devices=2, left_out=["z"], loss=0.5, batches=1)
     sent.add(1, 0, 2.0)
     sent.downlink.flush()
     assert [frame.step for frame in sent.frames()] == [1]

@@ -71,7 +71,8 @@ def exchange_once(joined, tensors, samples, loss=0.0, evaluation=None):
     joined.place.begin(samples)
     for key, tensor in tensors.items():
         joined.place.contribute(key, tensor)
-    return joined.place.collect(loss, evaluation)
+    joined.place.complete(loss, evaluation)
+    return joined.place.collect()
 
 
 def tensors(seed: int) -> dict:
@@ -115,7 +116,8 @@ def test_a_device_whose_scheduler_is_elsewhere_is_told_so_and_the_others_go_on(c
         joined.place.begin(1)
         for key, tensor in tensors(0).items():
             joined.place.contribute(key, tensor)
-        return joined.place.collect(0.5, hyperparameters={"lr": lr, "momentum": 0.9})
+        joined.place.complete(0.5, hyperparameters={"lr": lr, "momentum": 0.9})
+        return joined.place.collect()
 
     with ThreadPoolExecutor(3) as pool:
         assert [result.devices for result in pool.map(exchange, (a, b, c), [0.1] * 3)] == [3] * 3
@@ -148,7 +150,8 @@ def exchange_if_finite(joined, tensors, samples, loss=0.0):
         except NonFiniteGradientError:
             joined.place.skip()
             joined.place.contribute(key, torch.zeros_like(tensor))
-    return joined.place.collect(loss)
+    joined.place.complete(loss)
+    return joined.place.collect()
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8", "powersgd"])
@@ -188,7 +191,8 @@ def test_a_device_alone_skips_likewise():
             place.contribute(KEYS[2], torch.tensor(math.nan))
         place.skip()
         place.contribute(KEYS[2], torch.tensor(0.0))
-        result = place.collect(1.0)
+        place.complete(1.0)
+        result = place.collect()
         assert (result.samples, result.devices, math.isnan(result.loss)) == (0, 0, True)
         assert not any(tensor.any() for tensor in result.tensors.values())
     assert place.step == 2

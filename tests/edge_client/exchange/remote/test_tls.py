@@ -76,7 +76,8 @@ class Fleet:
         def take(value: float, place) -> None:
             place.begin(samples=1)
             place.contribute(KEY, torch.full((3,), value))
-            result = place.collect(loss=0.0)
+            place.complete(loss=0.0)
+            result = place.collect()
             assert (result.step, result.devices, result.is_healed) == (self.step, 2, False)
             assert torch.equal(result.tensors[KEY], torch.full((3,), 2.0))
 

@@ -1,0 +1,110 @@
+"""Whose curvature the local steps of a device use: its own, or one that all devices build from a common probe."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgenewton.v1.tensor_spec import TensorSpec
+
+from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.curvature.whitening import Whitening
+from edge_client.exchange import Membership, StepResult
+from edge_client.sync.plan import Subject
+
+
+class CurvatureScope(ABC):
+    """Gives the statistics that a device's steps update the curvature with. One object for one plan."""
+
+    @property
+    @abstractmethod
+    def options(self) -> Mapping[str, object]:
+        """What must be equal on all devices."""
+
+    @abstractmethod
+    def attach(self, subject: Subject) -> None:
+        """Take what is trained."""
+
+    @abstractmethod
+    def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:
+        """Whether the statistics of the device's own batch are used.
+
+        Args:
+            by_schedule: whether the optimizer's schedule renews the curvature in this step.
+            is_first: whether the batch is the first of a round.
+
+        """
+
+    @abstractmethod
+    def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
+        """Return, by layer, what the step that is on updates the curvature with."""
+
+    @abstractmethod
+    def refreshes(self, *, is_first: bool) -> bool | None:
+        """Whether the curvature is inverted anew; None for as the optimizer's schedule says."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is known that the devices must tell each other first."""
+        return True
+
+    def begin_round(self, step: int) -> None:
+        """Take note that a round begins, with the parameters that all devices share."""
+
+    def whitening(self, layer: str) -> Whitening | None:
+        """Return the coordinates that all devices share for a layer's moves in this round; None for those as they are."""
+        return None
+
+    def specs(self) -> list[TensorSpec]:
+        """Return what the devices tell each other."""
+        return []
+
+    def contribute(self, place: Membership) -> None:
+        """Tell it, in a step in which it is due."""
+
+    def receive(self, result: StepResult) -> None:
+        """Take what the devices told, in the step after which all know it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is equal on all devices."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave."""
+
+
+class Own(CurvatureScope):
+    """The curvature of the device's own batches: no curvature leaves it, and the devices have no coordinates in common."""
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Whose curvature is used."""
+        return {"curvature_scope": "local"}
+
+    def attach(self, subject: Subject) -> None:
+        """Take what is trained."""
+        self._subject = subject
+
+    def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:  # noqa: ARG002
+        """As the schedule says."""
+        return by_schedule
+
+    def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:  # noqa: ARG002
+        """Return those of the batch that is on."""
+        return own_statistics(self._subject, step, loss_scale) if self._subject.updates_curvature(step) else {}
+
+    def refreshes(self, *, is_first: bool) -> bool | None:  # noqa: ARG002
+        """As the schedule says."""
+        return None
+
+
+def own_statistics(subject: Subject, step: int, loss_scale: float) -> dict[str, Statistics]:
+    """Return each layer's statistics of the batch that is on."""
+    give_up_doubted(subject.layers)
+    return {state.name: subject.batch.take_statistics(state, step, loss_scale) for state in subject.layers}
+
+
+def give_up_doubted(layers: Sequence[PreconditionedLayer]) -> None:
+    """Let the layers do without curvature that this device doubts: it is its own."""
+    for state in layers:
+        state.is_explained = state.is_explained and not state.is_doubted
