@@ -15,7 +15,7 @@ from edge_client.curvature.linalg import CurvatureError
 
 log = logging.getLogger(__name__)
 
-_SMALLEST_DAMPING = 1e-20
+SMALLEST_DAMPING = 1e-20
 """A curvature of 0 everywhere needs some damping to be divided by."""
 
 
@@ -190,7 +190,7 @@ class Preconditioner:
             (state.estimator.trace for state in updated), (state.estimator.shape.size for state in updated)
         )
         for state in updated:
-            self._refresh(state, max(damping_of(state.layer.weight) * unit, _SMALLEST_DAMPING))
+            self._refresh(state, max(damping_of(state.layer.weight) * unit, SMALLEST_DAMPING))
 
     def _refresh(self, state: PreconditionedLayer, damping: float) -> None:
         try:

@@ -1,7 +1,7 @@
 """Plans: when devices exchange what, and whose curvature they use."""
 
 from edge_client.sync.every_batch import EveryBatch
-from edge_client.sync.common_curvature import Probed
+from edge_client.sync.probed import Probed
 from edge_client.sync.local_curvature import LocalCurvature
 from edge_client.sync.local_steps import LocalSteps
 from edge_client.sync.outer import Outer

@@ -83,6 +83,8 @@ class LocalSteps(SyncPlan):
         self._round = _Round()
         self._anchor: dict[str, Tensor] = {}
         """The parameters and buffers that the round began with, by name."""
+        self._has_begun = False
+        """Whether the scope knows of the round that is on."""
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
 
@@ -139,8 +141,8 @@ class LocalSteps(SyncPlan):
         """Take note of parameters and layers that have come since."""
         self._names = {p: name for name, p in self._subject.model.named_parameters() if p.requires_grad}
         self._parts: list[Part] = parts_of(self._names, self._subject.layers)
-        if self.is_joined:
-            self._begin_round()
+        if self._anchor:
+            self._anchor = self._copies() | self._anchor
 
     def specs(self) -> list[TensorSpec]:
         """Return the moves of all parameters, the buffers, and what the curvature's scope exchanges."""
@@ -157,8 +159,10 @@ class LocalSteps(SyncPlan):
         )
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
-        if not self._anchor:
+        if not self._has_begun:
             self._begin_round()
+        elif not self._anchor:
+            self._anchor = self._copies()
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the scope uses those of the batch that is on: see `SyncPlan.wants_statistics`."""
@@ -234,8 +238,7 @@ class LocalSteps(SyncPlan):
         if self._membership is not None:
             self._membership.resume_at(state["step"])
             self._membership.load_state_dict(self._unsent)
-            if not self._anchor:
-                self._begin_round()
+            self._anchor = self._anchor or self._copies()
         else:
             self._first_step = self.replica.next_step = state["step"]
 
@@ -256,11 +259,14 @@ class LocalSteps(SyncPlan):
     @torch.no_grad()
     def _begin_round(self) -> None:
         """Begin a round with the model as it is."""
-        self._round = _Round()
-        model = self._subject.model
-        named = {name: p for p, name in self._names.items()} | dict(model.named_buffers())
-        self._anchor = {name: tensor.detach().clone() for name, tensor in named.items()}
+        self._round, self._anchor = _Round(), self._copies()
         self._scope.begin_round(self._round_step)
+        self._has_begun = True
+
+    def _copies(self) -> dict[str, Tensor]:
+        """Return copies of the parameters and buffers as they are, by name."""
+        named = {name: p for p, name in self._names.items()} | dict(self._subject.model.named_buffers())
+        return {name: tensor.detach().clone() for name, tensor in named.items()}
 
     @torch.no_grad()
     def _end_round(self) -> StepResult:
@@ -306,6 +312,8 @@ class LocalSteps(SyncPlan):
         return {"outer": self._outer.state_dict(), "scope": self._scope.state_dict()}
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
+        """Take what `_shared_state` gave; a state of another plan has none."""
+        self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))
 
@@ -313,4 +321,4 @@ class LocalSteps(SyncPlan):
         """Go on where another device began a round."""
         self._load_shared(state)
         self._unsent = {}
-        self._begin_round()
+        self._round, self._anchor = _Round(), self._copies()

@@ -1,17 +1,19 @@
 """Settings of training on a device: typed, with their limits, checked where they enter."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from edgenewton.common.options import OptionError, flat_names, flatten
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, Refresh, TrustRegion
 from edge_client.optim.newton import Nonfinite
-from edge_client.sync import EveryBatch, LocalCurvature, SyncPlan
+from edge_client.sync import CurvatureScope, EveryBatch, LocalCurvature, LocalSteps, Outer, Own, Probed, SyncPlan
 from edge_client.sync.local_curvature import SYNC_EVERY
+from edge_client.sync.local_steps import LOCAL_STEPS
 from edge_client.tasks import PartitionKind
 
 Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
@@ -20,6 +22,12 @@ Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" els
 
 Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" else value)]
 """Not done; written "never" in texts."""
+
+
+Cadence = Literal["every-batch", "local-steps"]
+Scope = Literal["shared", "local", "probe", "blend"]
+PROBE_SAMPLES = 64
+PROBE_SHARE = 0.5
 
 
 class SettingsError(ValueError):
@@ -63,22 +71,62 @@ class TrainSettings(BaseModel):
     clip_grad_norm: Annotated[float, Field(gt=0)] | Never = None
     """Bound on the norm of a device's gradient before it leaves; "never" for none. With it nothing leaves before the
     end of backward."""
-    curvature_scope: Literal["shared", "local"] = "shared"
-    """Whether devices average their curvature ("shared"), or use their own and average their parameters ("local")."""
+    cadence: Cadence = "every-batch"
+    """When devices exchange: gradients after every batch, or what their local steps moved the parameters by."""
+    local_steps: Annotated[int, Field(ge=1)] = LOCAL_STEPS
+    """Batches between two exchanges, with the cadence "local-steps"."""
+    outer: Outer = Outer()
+    curvature_scope: Scope = "shared"
+    """Whose curvature a device uses: the average of all devices' ("shared"), its own ("local"), that of a common
+    synthetic batch ("probe"), or the last two together ("blend"). After every batch: shared, local or probe; with local
+    steps: local, probe or blend."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
-    """Steps between two averages of the parameters in local scope."""
+    """Steps between two averages of the parameters in local scope, with an exchange after every batch."""
+    probe_samples: Annotated[int, Field(ge=1)] = PROBE_SAMPLES
+    """Samples of the synthetic batch."""
+    probe_share: Annotated[float, Field(gt=0, lt=1)] = PROBE_SHARE
+    """Share of the synthetic batch in a blend."""
 
     def optimizer_options(self) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan."""
         names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
         return {name: getattr(self, name) for name in names}
 
-    def plan(self, exchange: Exchange | None = None, training_samples: int = 0) -> SyncPlan:
-        """Return how a device that holds so many samples synchronises with those of an exchange; None for alone."""
+    def plan(
+        self, exchange: Exchange | None = None, training_samples: int = 0, probe: Callable[[int], Probe] | None = None
+    ) -> SyncPlan:
+        """Return how a device synchronises.
+
+        Args:
+            exchange: with the other devices; None for alone.
+            training_samples: how many the device holds.
+            probe: returns the task's synthetic batch of so many samples.
+
+        Raises:
+            SettingsError: the settings do not suit each other; the text names them.
+
+        """
         options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
+        if self.cadence == "local-steps":
+            return LocalSteps(exchange, self.local_steps, outer=self.outer, scope=self._scope(probe), **options)
         if self.curvature_scope == "local":
             return LocalCurvature(exchange, self.sync_every, **options)
-        return EveryBatch(exchange, **options)
+        if self.curvature_scope == "shared":
+            return EveryBatch(exchange, **options)
+        raise SettingsError(
+            f"setting 'curvature-scope' is {self.curvature_scope!r}: with an exchange after every batch it can be "
+            "shared or local"
+        )
+
+    def _scope(self, probe: Callable[[int], Probe] | None) -> CurvatureScope:
+        if self.curvature_scope == "local":
+            return Own()
+        if self.curvature_scope == "shared":
+            raise SettingsError("setting 'curvature-scope' is 'shared': with local steps it can be local, probe or blend")
+        if probe is None:
+            raise SettingsError(f"setting 'curvature-scope' is {self.curvature_scope!r}: that needs a task's probe")
+        share = 1.0 if self.curvature_scope == "probe" else self.probe_share
+        return Probed(probe(self.probe_samples), share)
 
     def flat(self) -> dict[str, Any]:
         """Return the settings as texts and numbers by one name each, as `check_settings` takes them.
@@ -89,7 +137,7 @@ class TrainSettings(BaseModel):
         return {name: value for name, value in flatten(**values).items() if value is not None}
 
 
-_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh}
+_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
 _UNSET = {"adapt_every": "never"}

@@ -10,6 +10,8 @@ from edgenewton.common.evaluation import Evaluation
 from torch import Tensor, nn
 
 from edge_client.curvature.likelihood import sample_targets
+from edge_client.curvature.measured_inputs import MeasuredInputs
+from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optim import NewtonOptimizer
 from edge_client.sync.replica import weights_digest
@@ -58,7 +60,7 @@ class Trainer:
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self.optimizer = NewtonOptimizer(
             self.model,
-            sync=settings.plan(self.exchange, len(self._samples)),
+            sync=settings.plan(self.exchange, len(self._samples), self._probe),
             **settings.optimizer_options(),
         )
         if state is not None:
@@ -145,9 +147,26 @@ class Trainer:
         """Try the model on this device's held-out samples."""
         return evaluate(self.model, self.task, self._held_out)
 
+    def _probe(self, samples: int) -> Probe:
+        """Return a synthetic batch of the task."""
+        task = self.task
+        has_own = task.probe(torch.Generator(), 1) is not None
+        inputs = _own_inputs(task) if has_own else MeasuredInputs(self._samples.inputs)
+        return Probe(inputs, task.loss, task.likelihood, samples, self.settings.seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, for another trainer that goes on."""
         return self.optimizer.state_dict()
+
+
+def _own_inputs(task: Task) -> Callable[[torch.Generator, int], Tensor]:
+    def draw(generator: torch.Generator, n: int) -> Tensor:
+        inputs = task.probe(generator, n)
+        if inputs is None:
+            raise ValueError(f"task {task.name!r} gives synthetic inputs at one time and none at another")
+        return inputs
+
+    return draw
 
 
 def partition_of(settings: TrainSettings, index: int, count: int) -> Partition:

@@ -1,0 +1,109 @@
+"""Local steps with the curvature of a common probe, alone or blended with that of the device's own batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgenewton.common.options import check_number
+from edgenewton.v1.tensor_spec import TensorSpec
+
+from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.probe import Probe
+from edge_client.curvature.whitening import Whitening
+from edge_client.exchange import Membership, StepResult
+from edge_client.sync.common_curvature import CommonCurvature
+from edge_client.sync.common_probe import CommonProbe
+from edge_client.sync.plan import Subject
+from edge_client.sync.scope import CurvatureScope, own_statistics
+
+
+class Probed(CurvatureScope):
+    """A new probe for each round; its part of the curvature also gives the coordinates in which moves are written.
+
+    Args:
+        probe: the synthetic batch: see `CommonProbe`.
+        share: of the probe in the curvature, above 0; the rest is the device's own.
+
+    Raises:
+        OptionError: the share is impossible.
+
+    """
+
+    def __init__(self, probe: Probe, share: float = 1.0) -> None:
+        check_number("probe_share", share, above=0, at_most=1)
+        self._probe = CommonProbe(probe)
+        self._share = share
+        self._of_round: dict[str, Statistics] = {}
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Whose curvature is used, and which probe."""
+        if self._share == 1:
+            return {"curvature_scope": "probe", **self._probe.options}
+        return {"curvature_scope": "blend", "probe_share": self._share, **self._probe.options}
+
+    def attach(self, subject: Subject) -> None:
+        """Take what is trained."""
+        self._subject = subject
+        self._common = CommonCurvature(subject)
+
+    def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:  # noqa: ARG002
+        """In the first batch of a round, for the part that is the device's own."""
+        return is_first and (self._share < 1 or not self._of_round)
+
+    def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
+        """Return the probe's of this round, blended with those of the batch that is on."""
+        if not is_first:
+            return {}
+        if self._share == 1 and self._of_round:
+            return self._of_round
+        own = own_statistics(self._subject, step, loss_scale)
+        return {name: self._blend(statistics, self._of_round.get(name)) for name, statistics in own.items()}
+
+    def refreshes(self, *, is_first: bool) -> bool | None:
+        """Once a round."""
+        return is_first
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the probe's inputs can be drawn."""
+        return self._probe.is_settled
+
+    def begin_round(self, step: int) -> None:
+        """Probe the parameters that all devices share."""
+        statistics = self._probe.statistics(self._subject, step)
+        if statistics is not None:
+            self._of_round = statistics
+            self._common.update(statistics)
+
+    def whitening(self, layer: str) -> Whitening | None:
+        """Return a layer's coordinates."""
+        return self._common.whitening(layer)
+
+    def specs(self) -> list[TensorSpec]:
+        """Return what the probe's inputs are drawn by."""
+        return self._probe.specs()
+
+    def contribute(self, place: Membership) -> None:
+        """Tell it once."""
+        self._probe.contribute(place)
+
+    def receive(self, result: StepResult) -> None:
+        """Take it."""
+        self._probe.receive(result)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the probe's inputs, its curvature, and that of the round that is on."""
+        of_round = {name: dict(statistics) for name, statistics in self._of_round.items()}
+        return {"probe": self._probe.state_dict(), "common": self._common.state_dict(), "of_round": of_round}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        if state:
+            self._probe.load_state_dict(state["probe"])
+            self._common.load_state_dict(state["common"])
+            self._of_round = dict(state["of_round"])
+
+    def _blend(self, own: Statistics, common: Statistics | None) -> Statistics:
+        if common is None:
+            return own
+        return {name: value.lerp(common[name], self._share) for name, value in own.items()}
