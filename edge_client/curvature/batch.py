@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Batch:
         self._has_begun = False
         self._is_running = False
         """Whether the model's own forward is on."""
+        self._is_paused = False
         self._pass = ForwardPass(self._note_gradient)
         """The last forward; it may be on."""
         self._reached: dict[ForwardPass, int] = {}
@@ -91,6 +93,15 @@ class Batch:
             self._captures[state.name] = LayerCapture(
                 state.layer, self._current_pass, self._is_captured, takes_backward=not self._samples_fisher
             )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Note nothing of what runs inside, such as the forward of a probe: it is no part of the user's batch."""
+        was_paused, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = was_paused
 
     @property
     def samples(self) -> int | None:
@@ -175,9 +186,7 @@ class Batch:
             self.digest(state, step)
         parts = self._digested.pop(state.name, [])
         if not parts:
-            # The other devices may have used it.
-            shapes = state.estimator.statistic_shapes
-            return {name: state.layer.weight.new_zeros(shape) for name, shape in shapes.items()}
+            return state.no_statistics()  # the other devices may have used it
         return _mean(parts, state.estimator.gradient_degrees, loss_scale)
 
     def forget_layer(self, state: PreconditionedLayer) -> None:
@@ -215,8 +224,13 @@ class Batch:
                 state, "its gradient has a part that no call of the layer explains (is its weight used by itself?)"
             )
 
-    def _current_pass(self) -> ForwardPass:
-        """Return the forward pass that is on; layers that are called on their own are one until a backward came."""
+    def _current_pass(self) -> ForwardPass | None:
+        """Return the forward pass that is on; layers that are called on their own are one until a backward came.
+
+        None while the batch is paused.
+        """
+        if self._is_paused:
+            return None
         self._begin()
         is_backward = current_backward() != NONE  # activation checkpointing computes a part again
         if not (self._is_running or self._pass.goes_on or is_backward):
@@ -227,7 +241,7 @@ class Batch:
         self._reached[forward_pass] = current_backward()
 
     def _begin(self, *_: object) -> None:
-        if self._has_begun or not torch.is_grad_enabled():
+        if self._has_begun or self._is_paused or not torch.is_grad_enabled():
             return
         self._before()
         self._has_begun = True
@@ -240,17 +254,21 @@ class Batch:
         if rows is None or not tensors or not torch.is_grad_enabled():
             return
         forward_pass = self._current_pass()
+        if forward_pass is None:
+            return
         forward_pass.note_use(rows)
         for tensor in tensors:
             forward_pass.watch(tensor, rows)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._is_paused:
             self._begin()
             self._is_running = True
             self._pass = ForwardPass(self._note_gradient, leading_dimension(args, kwargs), is_whole=True)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:  # noqa: ARG002
+        if self._is_paused:
+            return
         self._is_running = False
         if not torch.is_grad_enabled():
             return

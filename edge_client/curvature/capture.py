@@ -48,7 +48,7 @@ class LayerCapture:
 
     Args:
         layer: the layer.
-        current_pass: returns the forward pass that is on.
+        current_pass: returns the forward pass that is on; None for one that is to leave no trace.
         is_captured: tells whether inputs and gradients are wanted; the samples are counted in any case.
         takes_backward: whether the gradients are those of the user's own backward; else they are set by
             `sample_gradients`.
@@ -58,7 +58,7 @@ class LayerCapture:
     def __init__(
         self,
         layer: Layer,
-        current_pass: Callable[[], ForwardPass],
+        current_pass: Callable[[], ForwardPass | None],
         is_captured: Callable[[], bool],
         *,
         takes_backward: bool,
@@ -149,6 +149,8 @@ class LayerCapture:
         is_unbatched = x.dim() == self.layer.sample_dims
         rows = 1 if is_unbatched else len(x)
         forward_pass = self._current_pass()
+        if forward_pass is None:
+            return
         forward_pass.note_use(rows)
         if not rows or not self._is_captured():
             forward_pass.watch(output, rows)

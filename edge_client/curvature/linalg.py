@@ -69,6 +69,20 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
 
 
+def lower_root(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factors M of positive definite matrices, M M^T.
+
+    Args:
+        matrix: `[..., n, n]`, symmetric up to rounding.
+
+    Raises:
+        CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
+
+    """
+    root: Tensor = _climb(matrix, torch.linalg.cholesky, is_finite).to(matrix.dtype)
+    return root
+
+
 def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     """Return (matrix + damping I)^-1 of positive semi-definite matrices.
 

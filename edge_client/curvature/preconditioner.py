@@ -50,6 +50,10 @@ class PreconditionedLayer:
             self._kind = (weight.dtype, weight.device)
             self.estimator.load_state_dict(_moved(self.estimator.state_dict(), weight))
 
+    def no_statistics(self) -> dict[str, Tensor]:
+        """Return the statistics of a batch that did not use the layer: zeros."""
+        return {name: self.layer.weight.new_zeros(shape) for name, shape in self.estimator.statistic_shapes.items()}
+
     def matrix(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         """Return the gradients of the layer's parameters as `[blocks, out, in]`."""
         return self.layer.to_matrix({name: gradients[p] for name, p in self.layer.parameters.items()})

@@ -131,6 +131,15 @@ class Task(ABC):
         """Return the mean loss over a batch: cross entropy, unless a task knows better."""
         return F.cross_entropy(outputs, targets)
 
+    def probe(self, generator: torch.Generator, n: int) -> Tensor | None:  # noqa: ARG002
+        """Return `n` synthetic inputs, `[n, *input_shape]`, of which devices can form the same curvature.
+
+        They look like the data, and tell nothing of anybody's: equal on all devices, so drawn from the generator, which
+        is of the CPU, and from nothing else. None stands for independent normal features, with means and deviations
+        that the devices average over their own inputs.
+        """
+        return None
+
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
         """Return how many samples of a batch were recognised: the largest output decides."""
         return int((outputs.argmax(dim=1) == targets).sum())

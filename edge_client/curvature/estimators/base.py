@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edge_client.curvature.inputs import Inputs, WeightSharing
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.whitening import Whitening
 
 Inversion = Literal["cholesky", "eigen"]
 Statistics = Mapping[str, Tensor]
@@ -119,6 +120,17 @@ class Estimator(ABC):
 
         `refresh` must have succeeded once.
         """
+
+    def whitening(self) -> Whitening | None:
+        """Return roots of the inverse that `precondition` applies, up to its scale.
+
+        None before the first refresh, and from an estimator whose inverse is no Kronecker product.
+
+        Raises:
+            CurvatureError: the inverse has no root.
+
+        """
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edge_client.curvature.estimators.base import Estimator, EstimatorDefaults, 
 from edge_client.curvature.factor import Factor, multiply_right
 from edge_client.curvature.inputs import Inputs
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.whitening import Whitening, root_of
 
 
 class Foof(Estimator):
@@ -55,6 +56,13 @@ class Foof(Estimator):
     def precondition(self, gradient: Tensor) -> Tensor:
         """Return gradient (A + damping I)^-1."""
         return multiply_right(gradient, self._inverse)
+
+    def whitening(self) -> Whitening | None:
+        """Return the root of the inverse factor, and the unit matrix: see `Estimator.whitening`."""
+        if self._inverse is None:
+            return None
+        unit = self._inverse.new_ones(self.shape.blocks, self.shape.out_features)
+        return Whitening.of(root_of(self._inverse), unit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the factor, its inverse and the count of updates."""

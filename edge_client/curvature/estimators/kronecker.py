@@ -13,6 +13,7 @@ from torch import Tensor
 from edge_client.curvature.estimators.base import Estimator, EstimatorOptions
 from edge_client.curvature.factor import Factor, multiply_left, multiply_right
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.whitening import Whitening, root_in_basis, root_of
 
 
 class FactoredInverse(NamedTuple):
@@ -35,6 +36,10 @@ class FactoredInverse(NamedTuple):
     def apply(self, gradient: Tensor) -> Tensor:
         """Return the inverse applied to a gradient `[blocks, out, in]`."""
         return multiply_right(multiply_left(self.G, gradient), self.A)
+
+    def whitening(self) -> Whitening:
+        """Return the roots of both inverse factors; may raise `CurvatureError`."""
+        return Whitening.of(root_of(self.A), root_of(self.G))
 
 
 class EigenbasisInverse(NamedTuple):
@@ -59,6 +64,20 @@ class EigenbasisInverse(NamedTuple):
         rotated = multiply_right(multiply_left(None if self.Q_G is None else self.Q_G.mT, gradient), self.Q_A)
         scaled = rotated * self.scales
         return multiply_right(multiply_left(self.Q_G, scaled), None if self.Q_A is None else self.Q_A.mT)
+
+    def whitening(self) -> Whitening:
+        """Return the roots of a Kronecker product that is close to the inverse, which is none itself.
+
+        Its eigenvalues are the products of two numbers, one for each row and one for each column of `scales`, whose
+        logarithms are those of `scales` in the least squares.
+        """
+        logarithms = self.scales.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+        middle = logarithms.mean(dim=(1, 2)).unsqueeze(-1) / 2
+        values_A, values_G = (logarithms.mean(dim=dim) - middle for dim in (1, 2))
+        dtype = self.scales.dtype
+        return Whitening.of(
+            root_in_basis(self.Q_A, values_A.exp().to(dtype)), root_in_basis(self.Q_G, values_G.exp().to(dtype))
+        )
 
 
 class KroneckerEstimator(Estimator):
@@ -92,6 +111,10 @@ class KroneckerEstimator(Estimator):
         if self._inverse is None:
             raise RuntimeError("the estimator was not refreshed yet")
         return self._inverse.apply(gradient)
+
+    def whitening(self) -> Whitening | None:
+        """Return roots of the inverse: see `Estimator.whitening`."""
+        return None if self._inverse is None else self._inverse.whitening()
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, their inverse and the count of updates."""
