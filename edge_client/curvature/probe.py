@@ -32,7 +32,8 @@ class ProbeError(ValueError):
 class Probe:
     """A synthetic batch, whose curvature statistics stand for those of the devices' own batches.
 
-    Equal devices compute equal bits. Processors of different kinds round differently, and so do theirs.
+    Devices compute equal bits if they are of one kind and use as many threads; else they differ by rounding, which may
+    also draw another target where two classes are about to change places.
 
     Raises:
         OptionError: a number is impossible, or the likelihood unknown.
