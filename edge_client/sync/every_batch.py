@@ -9,15 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 from edgenewton.common.options import check_number
+from edgenewton.v1.codecs import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
 from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
+from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.parts import Part, parts_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
+from edge_client.sync.whitening_stage import whitening_stages
 
 
 class EveryBatch(SyncPlan):
@@ -31,6 +35,8 @@ class EveryBatch(SyncPlan):
             refuses gradients that were changed meanwhile. Without it `step` sends what it finds, as one device alone
             does: for `clip_grad_norm_`, `torch.amp.GradScaler`, or gradients that are edited by hand.
         clip_grad_norm: bound on the norm of this device's gradient over all parameters, before it leaves; ends overlap.
+        whiten: write each layer's gradient in the coordinates in which the curvature that all devices share is the
+            unit matrix, where the session's codec keeps few bits.
         training_samples: how many private samples this device holds; the coordinator is told.
 
     Raises:
@@ -47,12 +53,14 @@ class EveryBatch(SyncPlan):
         *,
         overlap: bool = True,
         clip_grad_norm: float | None = None,
+        whiten: bool = False,
         training_samples: int = 0,
     ) -> None:
         check_number("clip_grad_norm", clip_grad_norm, above=0)
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
         self._overlaps = overlap and clip_grad_norm is None and not self._exchange.is_alone
         self._clip_grad_norm = clip_grad_norm
+        self._whitens = whiten
         self._training_samples = training_samples
         self._membership: Membership | None = None
         self._first_step = 0
@@ -60,6 +68,8 @@ class EveryBatch(SyncPlan):
         self._is_spoilt = False
         """Whether tensors of a batch that was given up have left already in the step that is on."""
         self._contributed: set[TensorKey] = set()
+        self._arrived: set[Tensor] = set()
+        """Parameters whose gradient backward has produced."""
         self._left: dict[Tensor, _Left] = {}
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
@@ -71,8 +81,8 @@ class EveryBatch(SyncPlan):
 
     @property
     def options(self) -> Mapping[str, object]:
-        """Whose curvature is used."""
-        return {"curvature_scope": "shared"}
+        """Whose curvature is used, and whether gradients are written in its coordinates."""
+        return {"curvature_scope": "shared", "whiten": self._whitens}
 
     @property
     def is_joined(self) -> bool:
@@ -93,11 +103,12 @@ class EveryBatch(SyncPlan):
         """Take what is to be synchronised."""
         self._subject = subject
         self._overlaps = self._overlaps and not subject.skips_nonfinite
-        self._names = {p: name for name, p in subject.model.named_parameters() if p.requires_grad}
-        self._layer_of = {state.layer.weight: state for state in subject.layers}
+        self._take_parts({p: name for name, p in subject.model.named_parameters() if p.requires_grad})
+        self._common = CommonCurvature(subject)
         self.replica = ModelReplica(
             subject.model, is_shared=self.is_shared, apply=self._apply_missed, before=lambda: subject.batch.buffers
         )
+        self.replica.register("plan", self._shared_state, self._load_shared)
 
     def check_extensible(self) -> None:
         """Check that more parameters may be optimised: see `SyncPlan.check_extensible`."""
@@ -110,8 +121,7 @@ class EveryBatch(SyncPlan):
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
         known = self._names
-        self._names = {p: n for n, p in self._subject.model.named_parameters() if p.requires_grad or p in known}
-        self._layer_of = {state.layer.weight: state for state in self._subject.layers}
+        self._take_parts({p: n for n, p in self._subject.model.named_parameters() if p.requires_grad or p in known})
 
     def specs(self) -> list[TensorSpec]:
         """Return gradients, statistics, numbers, and what `average` averages."""
@@ -121,7 +131,7 @@ class EveryBatch(SyncPlan):
             for name, shape in state.estimator.statistic_shapes.items()
         )
         return [
-            *(_spec(("gradient", name), parameter.shape, parameter) for parameter, name in self._names.items()),
+            *(part.spec("gradient") for part in self._parts),
             *statistics,
             *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
@@ -130,7 +140,9 @@ class EveryBatch(SyncPlan):
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples)
+        self._membership = self._exchange.join(
+            self.specs(), options, self.replica, self._training_samples, self._stages
+        )
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
 
@@ -140,22 +152,26 @@ class EveryBatch(SyncPlan):
             return
         if self._is_spoilt:
             raise RuntimeError("the last batch was given up: call optimizer.zero_grad() before the next backward")
-        name = self._names[parameter]  # type: ignore[index]
-        if ("gradient", name) in self._contributed:
+        part = self._part_of[parameter]
+        if ("gradient", part.name) in self._contributed:
             raise RuntimeError(
-                f"the gradient of {name!r} was already sent in this step; wrap all but the last backward of a step in "
+                f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a step in "
                 "`with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
             )
-        state = self._layer_of.get(parameter)  # type: ignore[call-overload]
+        state = self._layer_of.get(parameter)
+        self._arrived.add(parameter)
         try:
             if state is not None and self._updates_curvature:
                 self._take_statistics(state, 1.0)
-            self._contribute_gradient(parameter)
+            if not self._arrived.issuperset(part.parameters):
+                return
+            self._contribute_gradient(part)
         except BaseException:
             self._give_batch_up()
             raise
-        if parameter.grad is not None:
-            self._left[parameter] = _Left(id(parameter.grad), parameter.grad._version)
+        for sent in part.parameters:
+            if sent.grad is not None:
+                self._left[sent] = _Left(id(sent.grad), sent.grad._version)
 
     def discard(self) -> None:
         """Forget the batch: see `SyncPlan.discard`. After an error the rest of the step is skipped."""
@@ -206,11 +222,13 @@ class EveryBatch(SyncPlan):
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the step that comes next, and what this device has still to send."""
         unsent = self._membership.state_dict() if self._membership is not None else self._unsent
-        return {"step": self.step} | ({"unsent": unsent} if unsent else {})
+        state = {"step": self.step} | ({"unsent": unsent} if unsent else {})
+        return state | self._shared_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a step, unless a coordinator has set it."""
         self._unsent = state.get("unsent", {})
+        self._load_shared(state)
         if self._membership is not None:
             self._membership.resume_at(state["step"])
             self._membership.load_state_dict(self._unsent)
@@ -218,6 +236,15 @@ class EveryBatch(SyncPlan):
             self._first_step = self.replica.next_step = state["step"]
 
     # ------------------------------------------------------------------ what another scope does otherwise
+
+    def _shared_state(self) -> dict[str, Any]:
+        """Return what of the plan is equal on all devices."""
+        return {"common": self._common.state_dict()} if self._whitens else {}
+
+    def _load_shared(self, state: Mapping[str, Any]) -> None:
+        """Take what `_shared_state` gave."""
+        if self._whitens and "common" in state:
+            self._common.load_state_dict(state["common"])
 
     @property
     def _exchanged_layers(self) -> Sequence[PreconditionedLayer]:
@@ -279,6 +306,18 @@ class EveryBatch(SyncPlan):
     def _updates_curvature(self) -> bool:
         return self._subject.updates_curvature(self.step)
 
+    def _take_parts(self, names: dict[Tensor, str]) -> None:
+        """Take note of what is exchanged: weight and bias of a layer together where their coordinates are theirs both."""
+        self._names = names
+        layers = self._subject.layers
+        self._layer_of: dict[Tensor, PreconditionedLayer] = {state.layer.weight: state for state in layers}
+        self._parts = parts_of(names, layers if self._whitens else ())
+        self._part_of = {parameter: part for part in self._parts for parameter in part.parameters}
+
+    def _stages(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
+        """Return what is done to a tensor before it is written."""
+        return whitening_stages(spec, self._parts, self._common.whitening) if self._whitens else ()
+
     def _begin(self, samples: int) -> None:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
@@ -314,8 +353,8 @@ class EveryBatch(SyncPlan):
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         """Contribute what has not left yet; zeros for a batch that is skipped."""
         scale = clip_scale(self._names, self._clip_grad_norm) if not skips else 0.0
-        for parameter in reversed(self._names):  # as backward goes
-            self._contribute_gradient(parameter, scale)
+        for part in reversed(self._parts):  # as backward goes
+            self._contribute_gradient(part, scale)
         if self._updates_curvature:
             for state in self._subject.layers:
                 if not self._has_statistics(state):
@@ -328,12 +367,14 @@ class EveryBatch(SyncPlan):
         if self._averages_in(self.step):
             self._contribute_averaged()
 
-    def _contribute_gradient(self, parameter: Tensor, scale: float = 1.0) -> None:
-        key = ("gradient", self._names[parameter])  # type: ignore[index]
+    def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
+        key = ("gradient", part.name)
         if key in self._contributed:
             return
         # A parameter that this batch did not use has no gradient; the other devices may have one.
-        gradient = parameter.grad if parameter.grad is not None and scale else torch.zeros_like(parameter)
+        gradient = part.gather(
+            {p: p.grad if p.grad is not None and scale else torch.zeros_like(p) for p in part.parameters}
+        )
         self._contribute(key, gradient if scale in (0.0, 1.0) else gradient * scale)
 
     def _contribute_averaged(self) -> None:
@@ -351,7 +392,7 @@ class EveryBatch(SyncPlan):
             gradient = parameter.grad
             if gradient is None or _Left(id(gradient), gradient._version) != left:
                 raise RuntimeError(
-                    f"the gradient of {self._names[parameter]!r} was changed after it had left, during backward, for "  # type: ignore[index]
+                    f"the gradient of {self._names[parameter]!r} was changed after it had left, during backward, for "
                     "the other devices. To clip or edit gradients, or to use torch.amp.GradScaler, let the step send "
                     "them: EveryBatch(exchange, overlap=False); to clip, EveryBatch(exchange, clip_grad_norm=...) does"
                 )
@@ -370,7 +411,7 @@ class EveryBatch(SyncPlan):
     def _forget_batch(self) -> None:
         """Forget what is known of the batch that is on."""
         self._subject.batch.forget()
-        self._left = {}
+        self._left, self._arrived = {}, set()
 
     def _apply_missed(self, result: StepResult) -> None:
         self._subject.apply(self._received(result))
@@ -381,17 +422,22 @@ class EveryBatch(SyncPlan):
             if ("parameter", name) in result.tensors:
                 with torch.no_grad():
                     tensor.copy_(result.tensors["parameter", name])
-        gradients: dict[Tensor, Tensor] = {
-            p: result.tensors["gradient", name].to(p.device)
-            for p, name in self._names.items()
-            if ("gradient", name) in result.tensors and not (self.is_alone and p.grad is None)
+        gradients = {
+            parameter: gradient
+            for part in self._parts
+            if ("gradient", part.name) in result.tensors
+            for parameter, gradient in part.scatter(result.tensors["gradient", part.name]).items()
+            if not (self.is_alone and parameter.grad is None)
         }
         scalars = {
             name: float(result.tensors["curvature", name])
             for name in self._subject.scalars
             if ("curvature", name) in result.tensors
         }
-        return Update(result, gradients, self._statistics(result) if gradients else {}, scalars)
+        statistics = self._statistics(result) if gradients else {}
+        if self._whitens and statistics and result.samples:
+            self._common.update(statistics)
+        return Update(result, gradients, statistics, scalars)
 
 
 _DOUBTS = "layers without curvature"

@@ -139,7 +139,7 @@ class LocalSteps(SyncPlan):
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._names = {p: name for name, p in self._subject.model.named_parameters() if p.requires_grad}
+        self._names: dict[Tensor, str] = {p: name for name, p in self._subject.model.named_parameters() if p.requires_grad}
         self._parts: list[Part] = parts_of(self._names, self._subject.layers)
         if self._anchor:
             self._anchor = self._copies() | self._anchor
@@ -246,8 +246,7 @@ class LocalSteps(SyncPlan):
 
     def _stages(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
         """Return what is done to a tensor before it is written."""
-        layers = [part.name for part in self._parts if part.layer is not None]
-        return whitening_stages(spec, layers, self._scope.whitening)
+        return whitening_stages(spec, self._parts, self._scope.whitening)
 
     @property
     def _round_step(self) -> int:
@@ -304,7 +303,7 @@ class LocalSteps(SyncPlan):
             for name, buffer in self._buffers().items():
                 if ("parameter", name) in result.tensors:
                     buffer.copy_(result.tensors["parameter", name])
-            self._scope.receive(result)
+        self._scope.receive(result)
         self._begin_round()
 
     def _shared_state(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Part:
 
 def parts_of(names: Mapping[Tensor, str], layers: Iterable[PreconditionedLayer]) -> list[Part]:
     """Return the parts that parameters, by name, travel in, in the order of the parameters."""
-    owners = {p: state.layer for state in layers for p in state.layer.parameters.values()}
+    owners: dict[Tensor, Layer] = {p: state.layer for state in layers for p in state.layer.parameters.values()}
     parts: dict[object, Part] = {}
     for parameter, name in names.items():
         layer = owners.get(parameter)

@@ -1,4 +1,4 @@
-"""The stage that writes a layer's moves in the coordinates in which the common curvature is the unit matrix."""
+"""The stage that writes a layer's gradient or moves so that the curvature that all devices share is the unit matrix."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,13 +7,27 @@ from edgenewton.v1.codecs import Context, Float32Array, Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
-from edge_client.curvature.whitening import Whitening, restore_step, whiten_step
+from edge_client.curvature.whitening import (
+    Whitening,
+    restore_gradient,
+    restore_step,
+    whiten_gradient,
+    whiten_step,
+)
+from edge_client.sync.parts import Part
+
+Mapped = Callable[[Tensor, Whitening], Tensor]
+_WAYS: dict[str, tuple[Mapped, Mapped]] = {
+    "gradient": (whiten_gradient, restore_gradient),
+    "delta": (whiten_step, restore_step),
+}
 
 
 class WhiteningStage(Stage[Float32Array, Float32Array]):
-    """Linear, and the same on all devices, so that the mean of what they send is that of their moves.
+    """Linear, and the same on all devices, so that the mean of what they send is that of what they mean.
 
     Args:
+        kind: of the tensor: a gradient and a step take opposite ways.
         whitening: gives the layer's coordinates; None for those of the parameters themselves.
 
     """
@@ -21,20 +35,19 @@ class WhiteningStage(Stage[Float32Array, Float32Array]):
     name = "whitening"
     takes_whole_tensors = True
 
-    def __init__(self, whitening: Callable[[], Whitening | None]) -> None:
+    def __init__(self, kind: str, whitening: Callable[[], Whitening | None]) -> None:
+        self._there, self._back = _WAYS[kind]
         self._whitening = whitening
 
     def encode(self, x: Float32Array, context: Context) -> Float32Array:
-        """Return the moves `[blocks, out, in]`, flat, in the layer's coordinates."""
-        return self._mapped(whiten_step, x, context)
+        """Return the matrices `[blocks, out, in]`, flat, in the layer's coordinates."""
+        return self._mapped(self._there, x, context)
 
     def decode(self, data: Float32Array, context: Context) -> Float32Array:
         """Undo `encode`."""
-        return self._mapped(restore_step, data, context)
+        return self._mapped(self._back, data, context)
 
-    def _mapped(
-        self, function: Callable[[Tensor, Whitening], Tensor], x: Float32Array, context: Context
-    ) -> Float32Array:
+    def _mapped(self, function: Mapped, x: Float32Array, context: Context) -> Float32Array:
         by = self._whitening()
         if by is None:
             return x
@@ -45,9 +58,10 @@ class WhiteningStage(Stage[Float32Array, Float32Array]):
 
 
 def whitening_stages(
-    spec: TensorSpec, of_layers: Sequence[str], whitening: Callable[[str], Whitening | None]
+    spec: TensorSpec, parts: Sequence[Part], whitening: Callable[[str], Whitening | None]
 ) -> Sequence[Stage[Float32Array, Float32Array]]:
-    """Return the stages before the codec of a tensor: for the moves of a layer, its whitening."""
-    if spec.kind != "delta" or spec.name not in of_layers:
+    """Return the stages before the codec of a tensor: for the gradient or the moves of a layer, its whitening."""
+    is_layer = any(part.name == spec.name and part.layer is not None for part in parts)
+    if spec.kind not in _WAYS or not is_layer:
         return ()
-    return (WhiteningStage(lambda: whitening(spec.name)),)
+    return (WhiteningStage(spec.kind, lambda: whitening(spec.name)),)
