@@ -175,6 +175,13 @@ def test_nothing_is_kept_without_feedback(name):
     assert not writer.state_dict()
 
 
+def test_what_is_kept_goes_through_the_stages_before_the_feedback():
+    context = Context(TensorSpec("w", (3,)), (3,))
+    chain = Chain(Halve(), codec=CodecChoice("topk").codec())
+    assert chain.keep(np.full(3, 4.0, np.float32), context)
+    assert np.array_equal(chain.state_dict()["feedback"]["error"], [2.0, 2.0, 2.0])
+
+
 class Rotate(Stage[Float32Array, Float32Array]):
     """Rotates a whole tensor, and scales some of its directions a hundred times up; another rotation in each step."""
 

@@ -23,7 +23,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 Symbols = NDArray[np.uint8]
 Levels = NDArray[np.int8]
 
-_CHUNK = 256 * BLOCK
+_CHUNK = 512 * BLOCK
 """Elements that are worked on at once, so that what is between two operations stays in the cache."""
 _SMALLEST = np.finfo(np.float32).tiny
 _LARGEST = (np.finfo(np.float32).max / np.float32(7)).view(np.uint32) & np.uint32(0xFFFF0000)
@@ -96,7 +96,7 @@ class BlockCodec(Codec):
 
     @abstractmethod
     def pack(self, symbols: Symbols) -> Symbols:
-        """Return the bytes of symbols, whose number is a multiple of `per_byte`."""
+        """Return the bytes of symbols, whose number is a multiple of `per_byte`; their memory is used for it."""
 
     @abstractmethod
     def unpack(self, packed: Symbols, length: int) -> Levels:

@@ -36,9 +36,9 @@ class Int4(BlockCodec):
     def pack(self, symbols: Symbols) -> Symbols:
         """Return two symbols in a byte, the first in the lower half."""
         lower, upper = symbols.reshape(2, -1)
-        packed = upper << np.uint8(4)
-        packed |= lower
-        return packed
+        upper *= np.uint8(16)  # faster than a shift
+        upper |= lower
+        return upper
 
     def unpack(self, packed: Symbols, length: int) -> Levels:
         """Return the symbols less 8."""

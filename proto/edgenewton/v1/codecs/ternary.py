@@ -51,7 +51,7 @@ class Ternary(BlockCodec):
     def pack(self, symbols: Symbols) -> Symbols:
         """Return five symbols in a byte, as the digits of a number of base 3; the first is the lowest."""
         planes = symbols.reshape(_TRITS, -1)
-        packed: Symbols = planes[-1].copy()
+        packed: Symbols = planes[-1]
         for plane in planes[-2::-1]:
             packed *= np.uint8(3)
             packed += plane
