@@ -102,7 +102,16 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
     if exchange is not None:
         plan = EveryBatch(exchange)
         batch = Batch(model, [], before=lambda: None, is_captured=lambda: False, samples_fisher=False)
-        subject = Subject(model, [], batch, lambda _: False, [], skips_nonfinite=False, apply=lambda _: None)
+        subject = Subject(
+            model,
+            [],
+            batch,
+            lambda _: False,
+            [],
+            skips_nonfinite=False,
+            apply=lambda _: None,
+            damping_of=lambda _: 0.0,
+        )
         plan.attach(subject)
         plan.join({})
         for parameter in model.parameters():
