@@ -124,7 +124,10 @@ class LocalSteps(SyncPlan):
         self._subject = subject
         self.extend()
         self.replica = ModelReplica(
-            subject.model, is_shared=True, apply=self._apply_missed, before=lambda: self._anchor or subject.batch.buffers
+            subject.model,
+            is_shared=True,
+            apply=self._apply_missed,
+            before=lambda: self._anchor or subject.batch.buffers,
         )
         self.replica.register("round", self._shared_state, self._take_over)
         self._scope.attach(subject)
@@ -139,7 +142,9 @@ class LocalSteps(SyncPlan):
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._names: dict[Tensor, str] = {p: name for name, p in self._subject.model.named_parameters() if p.requires_grad}
+        self._names: dict[Tensor, str] = {
+            p: name for name, p in self._subject.model.named_parameters() if p.requires_grad
+        }
         self._parts: list[Part] = parts_of(self._names, self._subject.layers)
         if self._anchor:
             self._anchor = self._copies() | self._anchor

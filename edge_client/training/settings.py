@@ -122,7 +122,9 @@ class TrainSettings(BaseModel):
         if self.curvature_scope == "local":
             return Own()
         if self.curvature_scope == "shared":
-            raise SettingsError("setting 'curvature-scope' is 'shared': with local steps it can be local, probe or blend")
+            raise SettingsError(
+                "setting 'curvature-scope' is 'shared': with local steps it can be local, probe or blend"
+            )
         if probe is None:
             raise SettingsError(f"setting 'curvature-scope' is {self.curvature_scope!r}: that needs a task's probe")
         share = 1.0 if self.curvature_scope == "probe" else self.probe_share

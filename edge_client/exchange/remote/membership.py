@@ -256,7 +256,9 @@ class GrpcMembership:
         if not healed.data:
             return  # this device's own state has become that of the session
         self._replica.load(healed.data)
-        self._writer = SliceWriter(self._layout, self._stages.policy)  # the errors that the old one remembers belong to another past
+        self._writer = SliceWriter(
+            self._layout, self._stages.policy
+        )  # the errors that the old one remembers belong to another past
         self._sent = SentSlices(self._writer)
         self._packer = None
         self.step = healed.step
