@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from benchmarks.convergence.trials import learning_task
 from benchmarks.frontier.front import pareto_front
@@ -49,6 +50,9 @@ def plot_frontier(path: Path, studies: Sequence[Study]) -> None:
         xscale="log",
         yscale="log",
     )
+    for axis in (axes.xaxis, axes.yaxis):  # 200, not 2 x 10^2
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
     axes.grid(which="both", alpha=0.2)
     if reached:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
