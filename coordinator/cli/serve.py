@@ -10,6 +10,7 @@ from typing import Annotated, Protocol
 import typer
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.console import err, fail, warn
+from edgenewton.v1.codecs import CODEC_NUMBERS
 from pydantic import ValidationError
 
 from coordinator.cli.access import (
@@ -53,11 +54,11 @@ def serve(
         int | None, typer.Option(help="So many may take part, those that join later included; --devices unless given.")
     ] = None,
     codec: Annotated[
-        str, typer.Option(help="How gradients are written on the wire: fp32, bf16, fp16, int8, powersgd or topk.")
+        str, typer.Option(help=f"How gradients are written on the wire: {', '.join(CODEC_NUMBERS)}.")
     ] = _SETTINGS.codec,
     powersgd_rank: Annotated[int, typer.Option(help="Rank of the powersgd codec.")] = _SETTINGS.powersgd_rank,
     topk_fraction: Annotated[
-        float, typer.Option(help="Part of the elements that the topk codec keeps.")
+        float, typer.Option(help="Part of the elements that topk, sparse4 and sparse2 keep.")
     ] = _SETTINGS.topk_fraction,
     frame_bytes: Annotated[
         int, typer.Option(help="A frame leaves when its data reaches this size.")

@@ -24,6 +24,11 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_INT8: _ClassVar[Codec]
     CODEC_POWERSGD: _ClassVar[Codec]
     CODEC_TOPK: _ClassVar[Codec]
+    CODEC_INT4: _ClassVar[Codec]
+    CODEC_TERNARY: _ClassVar[Codec]
+    CODEC_SIGN: _ClassVar[Codec]
+    CODEC_SPARSE_INT4: _ClassVar[Codec]
+    CODEC_SPARSE_TERNARY: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -31,6 +36,7 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TENSOR_KIND_GRADIENT: _ClassVar[TensorKind]
     TENSOR_KIND_PARAMETER: _ClassVar[TensorKind]
     TENSOR_KIND_CURVATURE: _ClassVar[TensorKind]
+    TENSOR_KIND_DELTA: _ClassVar[TensorKind]
 
 class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,10 +63,16 @@ CODEC_BF16: Codec
 CODEC_INT8: Codec
 CODEC_POWERSGD: Codec
 CODEC_TOPK: Codec
+CODEC_INT4: Codec
+CODEC_TERNARY: Codec
+CODEC_SIGN: Codec
+CODEC_SPARSE_INT4: Codec
+CODEC_SPARSE_TERNARY: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
+TENSOR_KIND_DELTA: TensorKind
 SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
 SNAPSHOT_ACTION_NONE: SnapshotAction
 SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction

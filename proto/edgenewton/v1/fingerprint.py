@@ -17,6 +17,7 @@ KINDS: dict[str, pb.TensorKind] = {
     "gradient": pb.TENSOR_KIND_GRADIENT,
     "parameter": pb.TENSOR_KIND_PARAMETER,
     "curvature": pb.TENSOR_KIND_CURVATURE,
+    "delta": pb.TENSOR_KIND_DELTA,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 

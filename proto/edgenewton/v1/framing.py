@@ -121,8 +121,16 @@ class Layout:
         return self._slices[tensor]
 
     def slice_of(self, key: SliceKey) -> Slice:
-        """Return the slice with a key that the layout gave."""
-        return self.slices(key.tensor)[key.offset // self.slice_length]
+        """Return the slice with a key that the layout gave.
+
+        Raises:
+            ValueError: another layout gave it.
+
+        """
+        number, rest = divmod(key.offset, self.slice_length)
+        if key.tensor >= len(self.fingerprint) or rest or number >= len(self.slices(key.tensor)):
+            raise ValueError(f"the session has no slice of tensor {key.tensor} at {key.offset}")
+        return self.slices(key.tensor)[number]
 
     def find(self, header: bytes) -> Slice:
         """Return the slice with a header, as it came from the wire.
@@ -173,6 +181,14 @@ class SliceWriter:
     def encode(self, piece: Slice, values: Float32Array, step: int) -> Data:
         """Return the bytes of a slice's values, flat; they may share their memory."""
         return self._chain(piece).encode(values, piece.context(step))
+
+    def keep(self, piece: Slice, values: Float32Array, step: int) -> bool:
+        """Send values with those that are encoded next; return whether there is an error feedback that can."""
+        return self._chain(piece).keep(values, piece.context(step))
+
+    def take_back(self, piece: Slice) -> bool:
+        """Send what was encoded last once more, because it did not arrive; return whether that can be."""
+        return self._chain(piece).take_back()
 
     def state_dict(self) -> dict[SliceKey, State]:
         """Return what the stages remember, by slice; slices of which they remember nothing are left out."""

@@ -13,7 +13,7 @@ class TensorSpec:
     dtype: str = "float32"
     """As torch names it, without "torch."."""
     kind: str = "gradient"
-    """gradient, parameter or curvature."""
+    """gradient, parameter, curvature or delta."""
 
     @property
     def size(self) -> int:

@@ -50,7 +50,7 @@ def test_a_rounds_session_admits_whom_the_run_names():
     ("changes", "message"),
     [
         ({"devices": 0}, r"devices: .*greater than or equal to 1 \(it is 0\)"),
-        ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd' or 'topk' \(it is 'zip'\)"),
+        ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd', 'topk', 'int4', .* \(it is 'zip'\)"),
         ({"quorum": 5}, "quorum 5 is more than the run's 4 devices"),
         ({"fraction-train": 0}, "fraction-train: "),
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),

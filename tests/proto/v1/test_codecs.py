@@ -7,7 +7,7 @@ import pytest
 import torch
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Context, Data
+from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice, Context, Data, rice
 from edgenewton.v1.tensor_spec import TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,11 @@ codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 elementwise = pytest.mark.parametrize(
     "codec", [CODECS[name] for name in ("fp32", "bf16", "fp16")], ids=lambda c: c.name
 )
-with_feedback = pytest.mark.parametrize("codec", [CODECS["powersgd"], CODECS["topk"]], ids=lambda c: c.name)
+with_feedback = pytest.mark.parametrize(
+    "codec", [codec for codec in CODECS.values() if codec.keeps_errors], ids=lambda c: c.name
+)
+BLOCKS = ["int4", "ternary", "sign"]
+SPARSE = ["sparse4", "sparse2"]
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 20))
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -39,6 +43,11 @@ def encode(codec, values: np.ndarray) -> Data:
     return CHOICES[codec.name].codec().encode(values.ravel(), context(values.shape))
 
 
+def bare(codec):
+    """Return the codec without its error feedback."""
+    return codec.codec if codec.keeps_errors else codec
+
+
 def decode(codec, data: Data, shape: tuple[int, ...]) -> np.ndarray:
     return codec.decode(data, context(shape))
 
@@ -49,8 +58,10 @@ def round_trip(codec, values: np.ndarray) -> np.ndarray:
 
 @codecs
 @given(values=arrays(ordinary))
-def test_size_is_exactly_what_the_codec_says(codec, values):
-    assert memoryview(encode(codec, values)).nbytes == codec.encoded_size(values.shape)
+def test_size_is_what_the_codec_says(codec, values):
+    smallest, largest = codec.smallest_size(values.shape), codec.encoded_size(values.shape)
+    assert smallest <= memoryview(encode(codec, values)).nbytes <= largest
+    assert (smallest == largest) or codec.name in SPARSE
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,12 @@ def test_size_is_exactly_what_the_codec_says(codec, values):
         ("int8", 6000 + 4 * 24),  # 24 blocks of 256
         ("powersgd", 2 * 2 * (60 + 100)),  # rank 2, both factors in bf16
         ("topk", 600 * 6),  # a tenth, 4 + 2 bytes each
+        ("int4", 3000 + 2 * 24),
+        ("ternary", 1200 + 2 * 24),
+        ("sign", 750 + 2 * 24),
+        # 600 values in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for every 8 elements left out
+        ("sparse4", 300 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
+        ("sparse2", 120 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
     ],
 )
 def test_sizes_by_hand(name, size):
@@ -70,25 +87,91 @@ def test_sizes_by_hand(name, size):
 
 def allowed_error(name: str, values: np.ndarray) -> np.ndarray | float:
     """Return the largest error that the codec may make."""
-    if name == "int8":
-        blocks = np.pad(values.ravel(), (0, -values.size % 256)).reshape(-1, 256)
-        return np.repeat(np.abs(blocks).max(axis=1) / 254, 256)[: values.size].reshape(values.shape) * 1.001 + 1e-38
+    if name in ("int8", *BLOCKS):
+        errors = []
+        for begin in range(0, values.size, 256):
+            block = np.abs(values.ravel()[begin : begin + 256]).astype(np.float64)
+            # The scale, rounded to bf16, is within 2^-9 of what it was to be.
+            clipped = min(block.max(), 2.2 * np.sqrt(np.square(block).mean()))
+            errors.append(
+                {
+                    "int8": np.full(block.shape, block.max() / 254 * 1.001),
+                    "int4": np.full(block.shape, block.max() / 13),
+                    "ternary": np.where(block > clipped / 2, np.abs(block - clipped), block) + clipped * 2**-7,
+                    "sign": np.abs(block - block.mean()) + block.mean() * 2**-7,
+                }[name]
+            )
+        return np.concatenate(errors).reshape(values.shape) + 1e-37
     return {"fp32": 0.0, "bf16": 2**-8, "fp16": 2**-11}[name] * np.abs(values)
 
 
-@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16", "int8", *BLOCKS])
 @given(values=arrays(ordinary))
 def test_round_trip_error_of_elements_is_bounded(name, values):
     assert (np.abs(round_trip(CODECS[name], values) - values) <= allowed_error(name, values)).all()
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 256 * 256 + 300])
+def test_blocks_do_not_touch_each_other(name, length):
+    """Blocks of magnitudes that differ greatly, zeros among them; several chunks, and a last block that is not full."""
+    numbers = np.arange(length // 256 + 1)
+    scales = np.where(numbers % 3 == 2, 0.0, np.exp2(numbers % 7 * 10.0 - 40))
+    signs = np.random.default_rng(length).choice([-1.0, 1.0], length)
+    values = (np.repeat(scales, 256)[:length] * signs).astype(np.float32)
+    assert np.allclose(round_trip(CODECS[name], values), values, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_magnitudes_at_the_ends_of_float32_neither_overflow_nor_vanish(name):
+    for magnitude in (np.finfo(np.float32).max, 1e25, 1e-20, 1e-36):
+        values = np.full(300, magnitude, np.float32)
+        back = round_trip(CODECS[name], values)
+        assert np.isfinite(back).all()
+        if magnitude < 1e30:
+            assert np.allclose(back, values, rtol=2**-8, atol=0)
+    assert not round_trip(CODECS[name], np.full(300, 1e-44, np.float32)).any()
+
+
+def test_an_outlier_does_not_zero_a_ternary_block():
+    values = np.random.default_rng(0).normal(size=256).astype(np.float32)
+    values[7] = 10.0
+    assert np.count_nonzero(round_trip(CODECS["ternary"], values)) > 256 // 6
+
+
+@pytest.mark.parametrize("name", ["topk", *SPARSE])
 @given(values=arrays(ordinary))
-def test_topk_keeps_the_largest_elements(values):
-    back = round_trip(CODECS["topk"], values)
-    k = CODECS["topk"].codec.kept(values.shape)
+def test_topk_keeps_the_largest_elements(name, values):
+    back = round_trip(CODECS[name], values)
+    k = CODECS[name].codec.kept(values.shape)
     largest = np.sort(np.abs(values), axis=None)[-k:]
     assert np.count_nonzero(back) <= k
-    assert np.allclose(np.sort(np.abs(back), axis=None)[-k:], largest, rtol=2**-8)
+    if name == "topk":
+        assert np.allclose(np.sort(np.abs(back), axis=None)[-k:], largest, rtol=2**-8)
+    else:
+        assert (np.abs(values[back != 0]) >= largest[0]).all()
+
+
+@given(
+    positions=st.integers(1, 3000).flatmap(
+        lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=50))
+    )
+)
+def test_positions_survive_and_take_what_was_announced(positions):
+    length, chosen = positions
+    ascending = np.array(sorted(chosen))
+    data = rice.write(ascending, length)
+    count = len(ascending)
+    assert rice.smallest_size(count, length) <= len(data) <= rice.largest_size(count, length)
+    assert np.array_equal(rice.read(np.frombuffer(data, np.uint8), count, length), ascending)
+
+
+def test_positions_at_random_take_little_more_than_their_entropy():
+    n, k = 1_000_000, 10_000
+    positions = np.sort(np.random.default_rng(0).choice(n, k, replace=False))
+    p = k / n
+    entropy = -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
+    assert len(rice.write(positions, n)) < 1.02 * entropy
 
 
 def test_powersgd_finds_a_matrix_of_its_rank():
@@ -104,6 +187,8 @@ def test_error_feedback_makes_the_sum_over_steps_that_of_the_uncompressed(codec)
     shape = (40, 30)
     steady = rng.normal(size=shape).astype(np.float32)
     encoder = CHOICES[codec.name].codec()
+    # Two levels of a sparse tenth send less in a step than the others do: it takes longer to reach their error.
+    bound = 0.4 if codec.name == "sparse2" else 0.15
     wanted = sent = np.zeros(shape, dtype=np.float64)
     errors = []
     for step in range(1, 201):
@@ -113,7 +198,7 @@ def test_error_feedback_makes_the_sum_over_steps_that_of_the_uncompressed(codec)
         # What is missing is exactly what the encoder remembers.
         assert np.allclose(wanted - sent, encoder.error.reshape(shape), atol=1e-3 * step)
         errors.append(np.linalg.norm(wanted - sent) / np.linalg.norm(wanted))
-    assert errors[-1] < 0.15
+    assert errors[-1] < bound
     assert errors[-1] < errors[20] / 3
 
 
@@ -139,6 +224,16 @@ def test_values_that_are_not_finite_stay_so(codec):
     assert (back[1], back[2], back[3]) == (np.inf, -np.inf, 1.0)
 
 
+@pytest.mark.parametrize("codec", [CODECS[name] for name in ("int8", *BLOCKS, *SPARSE)], ids=lambda c: c.name)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_seen_by_the_receiver(codec, bad):
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    values[[300, 700]] = bad
+    with np.errstate(all="ignore"):
+        data = bare(codec).encode(values, context((1000,)))
+        assert not np.isfinite(decode(codec, data, (1000,))).all()
+
+
 @given(values=arrays(finite))
 def test_bf16_agrees_with_torch(values):
     theirs = torch.from_numpy(values.copy()).to(torch.bfloat16).float().numpy()
@@ -159,11 +254,32 @@ def test_any_bytes_are_decoded_or_refused(codec, data, shape):
 
 
 @codecs
+@given(shape=shapes, seed=st.integers(0, 99), changes=st.lists(st.tuples(st.integers(0), st.integers(0, 255))))
+def test_damaged_bytes_are_decoded_or_refused(codec, shape, seed, changes):
+    data = bytearray(encode(codec, np.random.default_rng(seed).normal(size=shape).astype(np.float32)))
+    for position, byte in changes:
+        data[position % len(data)] = byte
+    try:
+        values = decode(codec, bytes(data), shape)
+    except ValueError:
+        return
+    assert values.shape == (math.prod(shape),)
+
+
+@codecs
+def test_bytes_that_were_cut_or_added_to_are_refused(codec):
+    data = bytes(encode(codec, np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)))
+    for wrong in (*(data[:size] for size in range(len(data))), data + b"\0", data + data):
+        with pytest.raises(ValueError, match=f"{codec.name}"):
+            decode(codec, wrong, (20, 30))
+
+
+@codecs
 def test_data_of_a_wrong_size_are_refused(codec):
     with pytest.raises(
-        ValueError, match=f"8x8 elements take {codec.encoded_size((8, 8))} bytes as {codec.name}, but 3"
+        ValueError, match=f"8x8 elements take .*{codec.encoded_size((8, 8))} bytes as {codec.name}, but 1"
     ):
-        decode(codec, b"abc", (8, 8))
+        decode(codec, b"a", (8, 8))
 
 
 @pytest.mark.parametrize("positions", [[5, 5], [7, 3], [3, 64]])
@@ -171,6 +287,34 @@ def test_positions_that_lie_are_refused(positions):
     codec = CodecChoice("topk", topk_fraction=2 / 64).codec()
     with pytest.raises(ValueError, match="positions of top-k are not ascending numbers below 64"):
         decode(codec, np.array(positions, "<u4").tobytes() + bytes(4), (64,))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "message"),
+    [
+        ("int4", 0x10, "a level of int4 is -8"),
+        ("ternary", 243, "a byte of ternary is 243; five levels make less than 243"),
+    ],
+)
+def test_levels_that_do_not_exist_are_refused(name, level, message):
+    with pytest.raises(ValueError, match=message):
+        decode(CODECS[name], bytes(2) + bytes([level]) * (CODECS[name].encoded_size((255,)) - 2), (255,))
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (b"\x7f", "7 positions came instead of 8"),
+        (b"\xff\1", "9 positions came instead of 8"),
+        (b"\xff\0", "bytes came after the last position"),
+        (b"\0\0\xff", "position 71 came of 64 elements"),
+    ],
+)
+def test_coded_positions_that_lie_are_refused(rest, message):
+    """Eight of 64 elements: 2 bits of remainder each, then at most 8 + 56 // 4 bits in unary."""
+    codec = CodecChoice("sparse4", topk_fraction=1 / 8).codec()
+    with pytest.raises(ValueError, match=f"positions of sparse4 are wrong: {message}"):
+        decode(codec, bytes(2) + b"\x88" * 4 + bytes(2) + rest, (64,))
 
 
 @codecs
@@ -191,13 +335,41 @@ def test_empty_arrays_are_coded_too(codec):
         (TensorSpec("w", (MAX_MESSAGE_BYTES, 64)), "powersgd", "bf16"),  # its factors fit into no frame
         (TensorSpec("w", (100, 100), kind="parameter"), "topk", "fp32"),
         (TensorSpec("w", (100, 100), kind="parameter"), "bf16", "fp32"),
-        (TensorSpec("A", (5050,), kind="curvature"), "int8", "bf16"),
+        (TensorSpec("w", (100, 100), kind="delta"), "ternary", "ternary"),
+        (TensorSpec("b", (100,), kind="delta"), "ternary", "bf16"),
+        *((TensorSpec("b", (100,)), name, "bf16") for name in (*BLOCKS, *SPARSE)),
+        *((TensorSpec("A", (5050,), kind="curvature"), name, "int8") for name in ("int8", *BLOCKS, *SPARSE)),
+        (TensorSpec("A", (465,), kind="curvature"), "int8", "bf16"),
+        (TensorSpec("A", (5050,), kind="curvature"), "topk", "bf16"),
         (TensorSpec("A", (5050,), kind="curvature"), "fp16", "bf16"),
         (TensorSpec("A", (5050,), kind="curvature"), "fp32", "fp32"),
     ],
 )
 def test_tensors_take_a_codec_that_is_safe_for_them(spec, name, codec):
     assert CHOICES[name].policy().chain_for(spec).name == codec
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "is_whole"),
+    [
+        (TensorSpec("w", (100, 100)), "int4", True),
+        (TensorSpec("w", (100, 100)), "sparse2", True),
+        (TensorSpec("w", (100, 100)), "powersgd", True),
+        (TensorSpec("w", (100, 100)), "topk", False),
+        (TensorSpec("w", (100, 100)), "int8", False),
+        (TensorSpec("w", (100,)), "int4", False),  # in bf16
+        (TensorSpec("w", (100,), kind="delta"), "int4", True),
+        (TensorSpec("w", (1 << 20,), kind="delta"), "fp32", True),
+        (TensorSpec("w", (1 << 21,), kind="delta"), "fp32", False),  # half a message has 2^20 elements of fp32
+        (TensorSpec("w", (1 << 21,), kind="delta"), "int4", True),
+        (TensorSpec("w", (1 << 23,)), "int4", False),
+        (TensorSpec("w", (1 << 24,)), "sign", True),
+        (TensorSpec("w", (1 << 25,)), "sparse2", False),  # few bytes, but many elements
+    ],
+)
+def test_which_tensors_are_one_slice_follows_from_spec_and_choice(spec, name, is_whole):
+    assert CHOICES[name].takes_whole(spec) == is_whole
+    assert CHOICES[name].policy().chain_for(spec).takes_whole_tensors == is_whole
 
 
 def test_a_coordinators_choice_reaches_the_device():

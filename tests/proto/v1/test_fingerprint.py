@@ -1,6 +1,7 @@
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import (
+    KINDS,
     fingerprint_from_proto,
     first_difference,
     first_option_difference,
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
             name=st.text(min_size=1, max_size=5),
             shape=st.lists(st.integers(0, 9), max_size=3).map(tuple),
             dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]),
-            kind=st.sampled_from(["gradient", "parameter", "curvature"]),
+            kind=st.sampled_from(list(KINDS)),
         ),
         min_size=1,
         unique_by=lambda spec: (spec.kind, spec.name),

@@ -16,6 +16,8 @@ SPECS = (
     TensorSpec("p", (300,), kind="parameter"),
     TensorSpec("A", (465,), kind="curvature"),
 )
+FEEDBACK = [name for name in CODEC_NUMBERS if CodecChoice(name).codec().keeps_errors]
+with_feedback = pytest.mark.parametrize("name", FEEDBACK)
 FRAME_BYTES = 4096
 
 
@@ -94,14 +96,146 @@ def test_only_stages_with_a_memory_have_a_state():
         if writer.state_dict():
             assert all(key.tensor == 0 for key in writer.state_dict()), "only the large gradient is compressed"
             has_state.add(name)
-    assert has_state == {"powersgd", "topk"}
+    assert has_state == {"powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2"}
 
 
 def test_a_state_of_other_stages_is_refused():
-    writer = SliceWriter(layout_of("topk"))
-    frames(layout_of("topk"), writer, 0)
-    with pytest.raises(ValueError, match="a state of topk cannot go on as powersgd"):
-        SliceWriter(layout_of("powersgd")).load_state_dict(writer.state_dict())
+    writer = SliceWriter(layout_of("int4"))
+    frames(layout_of("int4"), writer, 0)
+    with pytest.raises(ValueError, match="a state of feedback cannot go on as bf16"):
+        SliceWriter(layout_of("bf16")).load_state_dict(writer.state_dict())
+
+
+@pytest.mark.parametrize("old", ["powersgd", "int4", "ternary", "sign", "sparse4", "sparse2"])
+@pytest.mark.parametrize("new", ["powersgd", "int4", "sparse2"])
+def test_an_error_goes_on_in_another_codec(old, new):
+    """All these take the tensor whole. What is sent in all, by both, and what is left are what was to be sent."""
+    wanted = np.zeros(2400)
+    before, after = SliceWriter(layout_of(old)), SliceWriter(layout_of(new))
+    for writer, layout, steps in ((before, layout_of(old), range(2)), (after, layout_of(new), range(2, 4))):
+        if writer is after:
+            after.load_state_dict(before.state_dict())
+        (piece,) = layout.slices(0)
+        for step in steps:
+            wanted += values(step, 2400)
+            wanted -= piece.decode(writer.encode(piece, values(step, 2400), step), step)
+    (state,) = after.state_dict().values()
+    assert np.allclose(state["feedback"]["error"], wanted, atol=1e-3 * np.abs(values(0, 2400)).max())
+
+
+def test_an_error_of_another_rank_goes_on_with_a_new_start():
+    before = SliceWriter(layout_of("powersgd"))
+    frames(layout_of("powersgd"), before, 0)
+    layout = Layout(SPECS, CodecChoice("powersgd", powersgd_rank=3).policy(), FRAME_BYTES)
+    (piece,), after = layout.slices(0), SliceWriter(layout)
+    after.load_state_dict(before.state_dict())
+    assert len(piece.decode(after.encode(piece, values(1, 2400), 1), 1)) == 2400
+
+
+def test_an_error_of_slices_does_not_go_on_in_a_whole():
+    sliced = SliceWriter(layout_of("topk"))
+    frames(layout_of("topk"), sliced, 0)
+    with pytest.raises(ValueError, match="no slice of tensor 0 at 1024"):
+        SliceWriter(layout_of("int4")).load_state_dict(sliced.state_dict())
+    (piece,), whole = layout_of("int4").slices(0), SliceWriter(layout_of("int4"))
+    whole.load_state_dict({piece.key: sliced.state_dict()[piece.key]})
+    with pytest.raises(ValueError, match="has 2400 elements here, but the error left of it 1024"):
+        whole.encode(piece, values(0, 2400), 1)
+
+
+@with_feedback
+def test_what_did_not_arrive_is_sent_again_and_what_was_kept_is_sent_too(name):
+    layout = layout_of(name)
+    piece, writer = layout.slices(0)[0], SliceWriter(layout)
+    whole = values(0, 2400)[: piece.length]
+
+    def error() -> np.ndarray:
+        return writer.state_dict()[piece.key]["feedback"]["error"]
+
+    assert not writer.take_back(piece), "nothing was sent yet"
+    assert writer.keep(piece, whole, 0)
+    assert np.array_equal(error(), whole)
+    arrived = piece.decode(writer.encode(piece, whole, 1), 1)
+    left = 2 * whole - arrived
+    assert np.array_equal(error(), left)
+    assert writer.take_back(piece)
+    assert np.array_equal(error(), left + arrived)
+    assert not writer.take_back(piece), "once is enough"
+    assert writer.keep(piece, -error(), 2)
+    assert not error().any()
+
+
+@pytest.mark.parametrize("name", sorted(set(CODEC_NUMBERS) - set(FEEDBACK)))
+def test_nothing_is_kept_without_feedback(name):
+    layout = layout_of(name)
+    piece, writer = layout.slices(0)[0], SliceWriter(layout)
+    writer.encode(piece, values(0, piece.length), 0)
+    assert not writer.keep(piece, values(0, piece.length), 0)
+    assert not writer.take_back(piece)
+    assert not writer.state_dict()
+
+
+class Rotate(Stage[Float32Array, Float32Array]):
+    """Rotates a whole tensor, and scales some of its directions a hundred times up; another rotation in each step."""
+
+    name = "rotate"
+    takes_whole_tensors = True
+
+    def matrix(self, context: Context) -> np.ndarray:
+        rng = np.random.default_rng(context.step)
+        rows = context.shape[0]
+        Q, _ = np.linalg.qr(rng.normal(size=(rows, rows)))
+        return np.geomspace(1, 100, rows)[:, None] * Q
+
+    def encode(self, x: Float32Array, context: Context) -> Float32Array:
+        return (self.matrix(context) @ x.reshape(context.shape)).astype(np.float32).ravel()
+
+    def decode(self, data: Float32Array, context: Context) -> Float32Array:
+        return np.linalg.solve(self.matrix(context), data.reshape(context.shape)).astype(np.float32).ravel()
+
+
+WHOLE = (TensorSpec("w", (40, 60), kind="delta"), *SPECS[1:])
+
+
+@pytest.mark.parametrize("name", CODEC_NUMBERS)
+def test_a_devices_stages_stand_before_the_codec_and_within_its_feedback(name):
+    """The coordinator, which knows no stages, adds what they gave; the error stays in the values as they were."""
+    choice = CodecChoice(name, powersgd_rank=2, topk_fraction=0.1)
+    stages = {"w": [Rotate()]}
+    theirs = Layout(WHOLE, choice.policy(), FRAME_BYTES)
+    ours = Layout(WHOLE, choice.policy(lambda spec: stages.get(spec.name, [])), FRAME_BYTES)
+    (piece,) = ours.slices(0)
+    assert theirs.find(piece.header).key == piece.key
+    writers, downlink = [SliceWriter(ours) for _ in range(2)], SliceWriter(theirs)
+    wanted, errors = np.zeros(2400), []
+    for step in range(3):
+        total = np.zeros(2400, np.float32)
+        for device, writer in enumerate(writers):
+            data = writer.encode(piece, values(device + step, 2400), step)
+            total += theirs.slices(0)[0].decode(data, step)
+            wanted += values(device + step, 2400)
+            wanted -= piece.decode(data, step)
+        mean = piece.decode(downlink.encode(theirs.slices(0)[0], total / 2, step), step)
+        errors = [writer.state_dict().get(piece.key, {}) for writer in writers]
+        if name == "fp32":
+            expected = (values(step, 2400) + values(1 + step, 2400)) / 2
+            assert np.allclose(mean, expected, atol=1e-3 * np.abs(expected).max())
+    if name in FEEDBACK:
+        left = sum(state["feedback"]["error"] for state in errors)
+        assert np.allclose(left, wanted, atol=1e-4 * np.abs(values(0, 2400)).max())
+    else:
+        assert not any(errors)
+
+
+def test_a_stage_cannot_have_a_sliced_tensor_whole():
+    policy = CodecChoice("topk").policy(lambda spec: [Rotate()])
+    with pytest.raises(ValueError, match="gradient of 'w', 40 x 60 float32 is sliced as topk: no stage can have it"):
+        policy.chain_for(SPECS[0])
+
+
+def test_parameters_and_curvature_have_no_stages():
+    policy = CodecChoice("int4").policy(lambda spec: [Rotate()])
+    assert not any(policy.chain_for(spec).takes_whole_tensors for spec in SPECS[2:])
 
 
 class Halve(Stage[Float32Array, Float32Array]):

@@ -16,6 +16,8 @@ class Int8(Codec):
 
     name = "int8"
     number = pb.CODEC_INT8
+    is_narrow = True
+    is_quantised = True
 
     def encoded_size(self, shape: Shape) -> int:
         """Return 1 byte for each element and 4 for each block."""

@@ -1,13 +1,13 @@
 """Codecs that write each element on its own: fp32, fp16, bf16. They remember nothing."""
 
 import math
-import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs.interface import Codec, Context, Data, Float32Array, Shape
+from edgenewton.v1.codecs.scratch import scratch
 
 WORTH_IT = 1024
 """Gradients of fewer elements cost little in bf16, and lose much in a codec that compresses."""
@@ -17,7 +17,6 @@ _POSITIVE_INFINITY, _NEGATIVE_INFINITY = 0x7F80, 0xFF80
 _BF16_LARGEST = np.uint32(0x7F7F)
 _INFINITY = np.uint32(0x7F800000)
 _FP16_LARGEST = np.float32(65504.0)
-_memory = threading.local()
 
 
 class Fp32(Codec):
@@ -91,7 +90,7 @@ def to_bf16(values: Float32Array) -> Data:
     bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     # Adding 0x7FFF plus the lowest kept bit rounds to nearest, ties to even. In place, in memory that is used
     # again: fresh memory costs more than the arithmetic.
-    rounded = _scratch(len(bits))
+    rounded = scratch(len(bits))
     np.right_shift(bits, np.uint32(16), out=rounded)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
@@ -116,11 +115,3 @@ def _keep_specials(bits: NDArray[np.uint32], upper: NDArray[np.uint16]) -> NDArr
     kept |= np.where(magnitude > _INFINITY, np.uint32(0x40), np.uint32(0))  # a NaN stays one
     is_special = (magnitude >= _INFINITY) | ((upper & np.uint16(0x7FFF)) >= _POSITIVE_INFINITY)
     return np.where(is_special, kept, upper).astype("<u2")
-
-
-def _scratch(length: int) -> NDArray[np.uint32]:
-    """Return memory of this thread, whose content is undefined."""
-    memory: NDArray[np.uint32] | None = getattr(_memory, "words", None)
-    if memory is None or len(memory) < length:
-        memory = _memory.words = np.empty(length, dtype="<u4")
-    return memory[:length]

@@ -3,26 +3,37 @@
 A new codec is one file and one line in `CODECS`; a new stage before the codec is one file and one line in a policy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs.chain import Chain
 from edgenewton.v1.codecs.feedback import ErrorFeedback
+from edgenewton.v1.codecs.int4 import Int4
 from edgenewton.v1.codecs.int8 import Int8
-from edgenewton.v1.codecs.interface import Codec
-from edgenewton.v1.codecs.plain import Bf16, Fp16, Fp32
+from edgenewton.v1.codecs.interface import Codec, Stage
+from edgenewton.v1.codecs.plain import WORTH_IT, Bf16, Fp16, Fp32
 from edgenewton.v1.codecs.powersgd import PowerSgd
+from edgenewton.v1.codecs.sign import Sign
+from edgenewton.v1.codecs.sparse import Sparse2, Sparse4
+from edgenewton.v1.codecs.ternary import Ternary
 from edgenewton.v1.codecs.topk import TopK
 from edgenewton.v1.tensor_spec import TensorSpec
 
 Recipe = Callable[[TensorSpec], Chain]
 """Makes the chain of a tensor, with a memory of its own."""
+Stages = Callable[[TensorSpec], Sequence[Stage[Any, Any]]]
+"""Gives the stages that a device puts before the codec of a tensor."""
+
+MAX_WHOLE_ELEMENTS = 1 << 24
+"""Larger tensors are sliced, however few bytes they take: nobody works on 64 MiB of float32 at once."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How each kind of tensor is written."""
+    """How each kind of tensor is written; a delta as a gradient."""
 
     gradient: Recipe
     curvature: Recipe
@@ -30,7 +41,12 @@ class Policy:
 
     def chain_for(self, spec: TensorSpec) -> Chain:
         """Return a new chain for one tensor."""
-        recipes = {"gradient": self.gradient, "curvature": self.curvature, "parameter": self.parameter}
+        recipes = {
+            "gradient": self.gradient,
+            "delta": self.gradient,
+            "curvature": self.curvature,
+            "parameter": self.parameter,
+        }
         return recipes[spec.kind](spec)
 
 
@@ -57,26 +73,63 @@ class CodecChoice:
 
     def codec(self) -> Codec:
         """Return the session's codec itself, with no memory yet."""
-        return CODECS[self.name](self)
+        bare = CODECS[self.name](self)
+        return ErrorFeedback(bare) if bare.needs_feedback else bare
 
-    def policy(self) -> Policy:
+    def takes_whole(self, spec: TensorSpec) -> bool:
+        """Tell whether a gradient or a delta is one slice, for devices and the coordinator alike.
+
+        A delta is, and so is a gradient in blocks of few levels, unless it would not fit into half a message.
+        """
+        codec = self._bare_for(spec)
+        if codec.takes_whole_tensors:
+            return True
+        is_wanted = spec.kind == "delta" or (codec.needs_feedback and codec.is_quantised)
+        fits = spec.size <= MAX_WHOLE_ELEMENTS and codec.encoded_size(spec.shape) <= MAX_MESSAGE_BYTES // 2
+        return is_wanted and fits
+
+    def policy(self, stages: Stages = lambda _spec: ()) -> Policy:
         """Return which tensors the codec is safe for, and what the others take.
 
         Parameters always travel exactly: their mean replaces them, and what rounding takes away would be lost in
-        every average. Curvature travels in fp32 or bf16 only, because an inverse magnifies errors and error feedback
-        would mix the statistics of different steps. Gradients that a compressing codec cannot make smaller than bf16,
-        or that are too few to be worth it, travel in bf16.
+        every average. Curvature travels in fp32 or bf16, because an inverse magnifies errors and error feedback would
+        mix the statistics of different steps; beside a codec of a byte or less, in int8 if it is large. Gradients and
+        deltas that a compressing codec cannot make smaller than bf16, or that are too few to be worth it, travel in
+        bf16.
+
+        Args:
+            stages: what a device does to a gradient or a delta before the codec, within its error feedback if it has
+                one. A coordinator has none: it adds what the devices' stages gave, and encodes the mean of it. So a
+                stage must be linear, keep the shape, and be the same on all devices in a step; and one that takes
+                whole tensors is only for those of which `takes_whole` is true, because slices must coincide. It is
+                asked anew for each chain.
+
         """
 
         def gradient(spec: TensorSpec) -> Chain:
-            codec = self.codec()
-            return Chain(codec=codec if codec.suits(spec) else Bf16())
+            codec, own, is_whole = self._bare_for(spec), stages(spec), self.takes_whole(spec)
+            if not is_whole and any(stage.takes_whole_tensors for stage in own):
+                raise ValueError(f"the {spec} is sliced as {codec.name}: no stage can have it whole")
+            if codec.needs_feedback:
+                return Chain(codec=ErrorFeedback(codec, *own), is_whole=is_whole)
+            return Chain(*own, codec=codec, is_whole=is_whole)
 
         return Policy(
             gradient=gradient,
-            curvature=lambda _spec: Chain(codec=Fp32() if self.codec().is_exact else Bf16()),
+            curvature=lambda spec: Chain(codec=self._curvature_codec(spec)),
             parameter=lambda _spec: Chain(codec=Fp32()),
         )
+
+    def _bare_for(self, spec: TensorSpec) -> Codec:
+        """Return what writes a gradient or a delta, without feedback."""
+        codec = CODECS[self.name](self)
+        return codec if codec.suits(spec) else Bf16()
+
+    def _curvature_codec(self, spec: TensorSpec) -> Codec:
+        codec = CODECS[self.name](self)
+        if codec.is_exact:
+            return Fp32()
+        return Int8() if codec.is_narrow and spec.size >= WORTH_IT else Bf16()
 
 
 CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
@@ -84,9 +137,14 @@ CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
     "bf16": lambda _: Bf16(),
     "fp16": lambda _: Fp16(),
     "int8": lambda _: Int8(),
-    "powersgd": lambda choice: ErrorFeedback(PowerSgd(max(1, choice.powersgd_rank))),
-    "topk": lambda choice: ErrorFeedback(TopK(choice.topk_fraction)),
+    "powersgd": lambda choice: PowerSgd(max(1, choice.powersgd_rank)),
+    "topk": lambda choice: TopK(choice.topk_fraction),
+    "int4": lambda _: Int4(),
+    "ternary": lambda _: Ternary(),
+    "sign": lambda _: Sign(),
+    "sparse4": lambda choice: Sparse4(choice.topk_fraction),
+    "sparse2": lambda choice: Sparse2(choice.topk_fraction),
 }
-"""All codecs, by the name that users choose them by."""
+"""All codecs without their error feedback, by the name that users choose them by."""
 CODEC_NUMBERS: Mapping[str, pb.Codec] = {name: make(CodecChoice()).number for name, make in CODECS.items()}
 """Their numbers on the wire."""

@@ -28,6 +28,7 @@ class PowerSgd(Codec):
     name = "powersgd"
     number = pb.CODEC_POWERSGD
     takes_whole_tensors = True
+    needs_feedback = True
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -47,9 +48,9 @@ class PowerSgd(Codec):
     def encode(self, x: Float32Array, context: Context) -> Data:
         """Return P and Q after one power iteration."""
         M = x.reshape(matrix_shape(context.shape))
-        if self._Q is None:
+        shape = (M.shape[1], self._rank(context.shape))
+        if self._Q is None or self._Q.shape != shape:  # the rank may have changed during the session
             # Any start will do; the same one everywhere keeps runs repeatable.
-            shape = (M.shape[1], self._rank(context.shape))
             self._Q = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         P, _ = np.linalg.qr(M @ self._Q)
         self._Q = M.T @ P

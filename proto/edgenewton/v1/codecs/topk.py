@@ -14,19 +14,25 @@ from edgenewton.v1.codecs.plain import WORTH_IT, from_bf16, to_bf16
 from edgenewton.v1.tensor_spec import TensorSpec
 
 
+def kept(fraction: float, shape: Shape) -> int:
+    """Return how many elements of an array are `fraction` of them, at least one if there is one."""
+    length = math.prod(shape)
+    return min(length, max(1, math.ceil(fraction * length)))
+
+
 class TopK(Codec):
     """Keeps `fraction` of a slice's elements, at least one: 6 bytes each."""
 
     name = "topk"
     number = pb.CODEC_TOPK
+    needs_feedback = True
 
     def __init__(self, fraction: float) -> None:
         self.fraction = fraction
 
     def kept(self, shape: Shape) -> int:
         """Return k."""
-        length = math.prod(shape)
-        return min(length, max(1, math.ceil(self.fraction * length)))
+        return kept(self.fraction, shape)
 
     def encoded_size(self, shape: Shape) -> int:
         """Return 4 bytes of position and 2 of value for each kept element."""
