@@ -85,7 +85,7 @@ class TrialStore:
         trial = self._known.get(key)
         if trial is None:
             return None
-        is_over = trial.is_reached or trial.end == "diverged" or trial.budget <= trial.batches >= budget
+        is_over = trial.is_reached or trial.end == "diverged" or trial.batches >= budget
         return trial if is_over or is_beaten(Point(trial.batches, trial.bytes), beaten_by) else None
 
     def add(self, trial: Trial) -> None:
