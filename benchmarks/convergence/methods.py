@@ -163,7 +163,7 @@ def _synchronous(make: Callable[[nn.Module, float], Sequence[torch.optim.Optimiz
     return lambda model, task, value: SynchronousRun(model, task, make(model, value))
 
 
-def _muon(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def muon(model: nn.Module, lr: float, momentum: float = 0.95) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of hidden layers and AdamW for the rest, with rates that match in RMS."""
     names = dict(model.named_parameters())
     last = list(names)[-2:]
@@ -172,7 +172,7 @@ def _muon(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in hidden}
     rest = [p for p in names.values() if id(p) not in chosen]
     return [
-        torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.0),
     ]
 
@@ -231,7 +231,7 @@ METHODS = [
         _RATES,
         _synchronous(lambda model, lr: [torch.optim.AdamW(model.parameters(), lr=lr)]),
     ),
-    Method("Muon", "second-order peer", "lr", _RATES, _synchronous(_muon)),
+    Method("Muon", "second-order peer", "lr", _RATES, _synchronous(muon)),
     Method(
         "SOAP",
         "second-order peer",
