@@ -11,6 +11,7 @@ from benchmarks.convergence.methods import muon
 from benchmarks.frontier.compression import Compression
 from benchmarks.frontier.interface import Grid, Method, Options, Run
 from benchmarks.frontier.local_steps import LocalRun, Optimizers, Plan
+from benchmarks.frontier.our_methods import our_methods
 from benchmarks.frontier.server_adam import ServerAdam
 from benchmarks.frontier.synchronous import SynchronousRun
 from edge_client import NewtonOptimizer, TrustRegion
@@ -191,4 +192,4 @@ def _second_order() -> list[Method]:
     return [local("LocalNewton", _newton, _average, codec, space) for codec in ("fp32", "int8")]
 
 
-METHODS: list[Method] = [*_synchronous(), *_federated(), *_low_communication(), *_second_order()]
+METHODS: list[Method] = [*our_methods(), *_synchronous(), *_federated(), *_low_communication(), *_second_order()]

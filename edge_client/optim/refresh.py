@@ -1,5 +1,6 @@
 """In which steps the curvature is renewed."""
 
+from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.optim.options import Refresh
 
 
@@ -25,5 +26,8 @@ class RefreshSchedule:
         return self._is_due(step, self._options.inverse_every)
 
     def _is_due(self, step: int, every: int) -> bool:
-        after_warmup = step - (self.began_at or 0) - self._options.warmup_steps
+        number = step - (self.began_at or 0)
+        if self._options.growth is not None:
+            return is_on_log_schedule(number, self._options.growth)
+        after_warmup = number - self._options.warmup_steps
         return after_warmup < 0 or after_warmup % every == 0

@@ -9,9 +9,9 @@ import torch
 from edge_client.curvature.estimators import Estimator, Statistics
 from edge_client.curvature.linalg import CurvatureError
 from edge_client.curvature.preconditioner import SMALLEST_DAMPING, mean_curvature
+from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.curvature.whitening import Whitening
 from edge_client.sync.plan import Subject
-from edge_client.sync.schedule import is_on_log_schedule
 
 log = logging.getLogger(__name__)
 

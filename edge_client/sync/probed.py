@@ -17,42 +17,47 @@ from edge_client.sync.scope import CurvatureScope, own_statistics
 
 
 class Probed(CurvatureScope):
-    """A new probe for each round; its part of the curvature also gives the coordinates in which moves are written.
+    """A new probe for each round.
 
     Args:
         probe: the synthetic batch: see `CommonProbe`.
         share: of the probe in the curvature, above 0; the rest is the device's own.
+        whiten: write each layer's moves in the coordinates in which the probe's curvature is the unit matrix, where the
+            session's codec keeps few bits.
 
     Raises:
         OptionError: the share is impossible.
 
     """
 
-    def __init__(self, probe: Probe, share: float = 1.0) -> None:
+    def __init__(self, probe: Probe, share: float = 1.0, *, whiten: bool = False) -> None:
         check_number("probe_share", share, above=0, at_most=1)
         self._probe = CommonProbe(probe)
+        self._whitens = whiten
         self._share = share
         self._of_round: dict[str, Statistics] = {}
 
     @property
     def options(self) -> Mapping[str, object]:
-        """Whose curvature is used, and which probe."""
+        """Whose curvature is used, which probe, and whether moves are written in its coordinates."""
+        probe = {**self._probe.options, "whiten": self._whitens}
         if self._share == 1:
-            return {"curvature_scope": "probe", **self._probe.options}
-        return {"curvature_scope": "blend", "probe_share": self._share, **self._probe.options}
+            return {"curvature_scope": "probe", **probe}
+        return {"curvature_scope": "blend", "probe_share": self._share, **probe}
 
     def attach(self, subject: Subject) -> None:
         """Take what is trained."""
         self._subject = subject
         self._common = CommonCurvature(subject)
 
-    def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:  # noqa: ARG002
-        """In the first batch of a round, for the part that is the device's own."""
-        return is_first and (self._share < 1 or not self._of_round)
+    def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:
+        """In the first batch of a round, and as the schedule says, for the part that is the device's own."""
+        return (is_first or by_schedule) and (self._share < 1 or not self._of_round)
 
     def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
         """Return the probe's of this round, blended with those of the batch that is on."""
-        if not is_first:
+        is_due = self._subject.updates_curvature(step)
+        if not (is_first or (is_due and self._share < 1)):
             return {}
         if self._share == 1 and self._of_round:
             return self._of_round
@@ -60,8 +65,8 @@ class Probed(CurvatureScope):
         return {name: self._blend(statistics, self._of_round.get(name)) for name, statistics in own.items()}
 
     def refreshes(self, *, is_first: bool) -> bool | None:
-        """Once a round."""
-        return is_first
+        """Once a round, and for the part that is the device's own as the schedule says."""
+        return True if is_first else None if self._share < 1 else False
 
     @property
     def is_settled(self) -> bool:
@@ -73,7 +78,8 @@ class Probed(CurvatureScope):
         statistics = self._probe.statistics(self._subject, step)
         if statistics is not None:
             self._of_round = statistics
-            self._common.update(statistics)
+            if self._whitens:
+                self._common.update(statistics)
 
     def whitening(self, layer: str) -> Whitening | None:
         """Return a layer's coordinates."""

@@ -7,26 +7,32 @@ import torch
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
+from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.curvature.whitening import Whitening
 from edge_client.exchange import Membership, StepResult
 from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.plan import Subject
-from edge_client.sync.schedule import is_on_log_schedule
 from edge_client.sync.scope import CurvatureScope, own_statistics
 
 
 class Shared(CurvatureScope):
-    """Statistics of each device's first batch in the rounds 0, 1, 2, 3, 5, 8, ..., used from the next round on."""
+    """Statistics of each device's first batch in the rounds 0, 1, 2, 3, 5, 8, ..., used from the next round on.
 
-    def __init__(self) -> None:
+    Args:
+        whiten: see `Probed`.
+
+    """
+
+    def __init__(self, *, whiten: bool = False) -> None:
+        self._whitens = whiten
         self._rounds = 0
         self._own: dict[str, Statistics] = {}
         self._mean: dict[str, Statistics] = {}
 
     @property
     def options(self) -> Mapping[str, object]:
-        """Whose curvature is used."""
-        return {"curvature_scope": "shared"}
+        """Whose curvature is used, and whether moves are written in its coordinates."""
+        return {"curvature_scope": "shared", "whiten": self._whitens}
 
     def attach(self, subject: Subject) -> None:
         """Take what is trained."""
@@ -81,7 +87,8 @@ class Shared(CurvatureScope):
                 }
                 for state in self._subject.layers
             }
-            self._common.update(self._mean)
+            if self._whitens:
+                self._common.update(self._mean)
         self._rounds += 1
 
     def state_dict(self) -> dict[str, Any]:

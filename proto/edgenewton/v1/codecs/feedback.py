@@ -55,6 +55,8 @@ class ErrorFeedback(Codec):
 
     def encode(self, x: Float32Array, context: Context) -> Data:
         """Return the bytes of `x` and the error of the past together."""
+        if self.error is not None and self.codec.error_decay != 1:
+            self.error *= np.float32(self.codec.error_decay)
         self.keep(x, context)
         wanted = self.error
         assert wanted is not None

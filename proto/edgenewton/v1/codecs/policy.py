@@ -27,6 +27,8 @@ Recipe = Callable[[TensorSpec], Chain]
 Stages = Callable[[TensorSpec], Sequence[Stage[Any, Any]]]
 """Gives the stages that a device puts before the codec of a tensor."""
 
+_FEW = 64
+"""A delta of fewer elements than this costs nearly as much in int8 as in bf16, because of the slice's header."""
 MAX_WHOLE_ELEMENTS = 1 << 24
 """Larger tensors are sliced, however few bytes they take: nobody works on 64 MiB of float32 at once."""
 
@@ -123,7 +125,9 @@ class CodecChoice:
     def _bare_for(self, spec: TensorSpec) -> Codec:
         """Return what writes a gradient or a delta, without feedback."""
         codec = CODECS[self.name](self)
-        return codec if codec.suits(spec) else Bf16()
+        if codec.suits(spec):
+            return codec
+        return Int8() if codec.is_narrow and spec.kind == "delta" and spec.size >= _FEW else Bf16()
 
     def _curvature_codec(self, spec: TensorSpec) -> Codec:
         codec = CODECS[self.name](self)

@@ -25,6 +25,7 @@ class Sparse(Codec):
     is_narrow = True
     is_quantised = True
     needs_feedback = True
+    error_decay = 0.95  # as in SparseLoCo (Sarfi et al. 2025, https://arxiv.org/abs/2508.15706)
     values: BlockCodec
 
     def __init__(self, fraction: float) -> None:
