@@ -1,4 +1,4 @@
-"""Our own exchange without the network: the devices' writers, the coordinator's rule and its writer, and their bytes."""
+"""Our own exchange without the network: the devices' writers, the coordinator's rule, its writer, and their bytes."""
 
 import threading
 from collections.abc import Mapping, Sequence

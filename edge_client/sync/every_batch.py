@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from edgenewton.common.options import check_number
-from edgenewton.v1.codecs import Stage
+from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
@@ -155,8 +155,8 @@ class EveryBatch(SyncPlan):
         part = self._part_of[parameter]
         if ("gradient", part.name) in self._contributed:
             raise RuntimeError(
-                f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a step in "
-                "`with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
+                f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a "
+                "step in `with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
             )
         state = self._layer_of.get(parameter)
         self._arrived.add(parameter)
@@ -222,27 +222,27 @@ class EveryBatch(SyncPlan):
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the step that comes next, and what this device has still to send."""
         unsent = self._membership.state_dict() if self._membership is not None else self._unsent
-        state = {"step": self.step} | ({"unsent": unsent} if unsent else {})
-        return state | self._shared_state()
+        return self._shared_state() | ({"unsent": unsent} if unsent else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a step, unless a coordinator has set it."""
         self._unsent = state.get("unsent", {})
         self._load_shared(state)
         if self._membership is not None:
-            self._membership.resume_at(state["step"])
             self._membership.load_state_dict(self._unsent)
-        else:
-            self._first_step = self.replica.next_step = state["step"]
 
     # ------------------------------------------------------------------ what another scope does otherwise
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what of the plan is equal on all devices."""
-        return {"common": self._common.state_dict()} if self._whitens else {}
+        return {"step": self.step} | ({"common": self._common.state_dict()} if self._whitens else {})
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave."""
+        if self._membership is not None:
+            self._membership.resume_at(state["step"])
+        else:
+            self._first_step = self.replica.next_step = state["step"]
         if self._whitens and "common" in state:
             self._common.load_state_dict(state["common"])
 
@@ -307,7 +307,7 @@ class EveryBatch(SyncPlan):
         return self._subject.updates_curvature(self.step)
 
     def _take_parts(self, names: dict[Tensor, str]) -> None:
-        """Take note of what is exchanged: weight and bias of a layer together where their coordinates are theirs both."""
+        """Take note of what is exchanged: weight and bias of a layer together, where they are whitened together."""
         self._names = names
         layers = self._subject.layers
         self._layer_of: dict[Tensor, PreconditionedLayer] = {state.layer.weight: state for state in layers}

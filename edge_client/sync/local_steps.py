@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from edgenewton.common.options import check_number
-from edgenewton.v1.codecs import Stage
+from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
@@ -227,7 +227,7 @@ class LocalSteps(SyncPlan):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has still to send."""
-        state = self._shared_state() | {"step": self._round_step, "round": vars(self._round)}
+        state = self._shared_state() | {"round": vars(self._round)}
         if self._round.batches:
             state["anchor"] = dict(self._anchor)
         if self._membership is not None:
@@ -241,11 +241,8 @@ class LocalSteps(SyncPlan):
         self._anchor = {name: tensor.clone() for name, tensor in state.get("anchor", {}).items()}
         self._unsent = state.get("unsent", {})
         if self._membership is not None:
-            self._membership.resume_at(state["step"])
             self._membership.load_state_dict(self._unsent)
             self._anchor = self._anchor or self._copies()
-        else:
-            self._first_step = self.replica.next_step = state["step"]
 
     # ------------------------------------------------------------------ inner workings
 
@@ -313,10 +310,14 @@ class LocalSteps(SyncPlan):
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what is equal on all devices between two rounds."""
-        return {"outer": self._outer.state_dict(), "scope": self._scope.state_dict()}
+        return {"step": self._round_step, "outer": self._outer.state_dict(), "scope": self._scope.state_dict()}
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave; a state of another plan has none."""
+        if self._membership is not None:
+            self._membership.resume_at(state["step"])
+        else:
+            self._first_step = self.replica.next_step = state["step"]
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))

@@ -141,7 +141,7 @@ class SyncPlan(ABC):
         """
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
-        """Whether the curvature statistics of the batch that is on are used, which the optimizer's schedule may want."""
+        """Whether the curvature statistics of the batch that is on are used, if the optimizer's schedule wants them."""
         return by_schedule
 
     @abstractmethod

@@ -48,33 +48,33 @@ class CurvatureScope(ABC):
         """Whether all is known that the devices must tell each other first."""
         return True
 
-    def begin_round(self, step: int) -> None:
+    def begin_round(self, step: int) -> None:  # noqa: B027
         """Take note that a round begins, with the parameters that all devices share."""
 
-    def whitening(self, layer: str) -> Whitening | None:
-        """Return the coordinates that all devices share for a layer's moves in this round; None for those as they are."""
+    def whitening(self, layer: str) -> Whitening | None:  # noqa: ARG002
+        """Return the coordinates that a layer's moves are written in, in this round; None for those that they have."""
         return None
 
     def specs(self) -> list[TensorSpec]:
         """Return what the devices tell each other."""
         return []
 
-    def contribute(self, place: Membership) -> None:
+    def contribute(self, place: Membership) -> None:  # noqa: B027
         """Tell it, in a step in which it is due."""
 
-    def receive(self, result: StepResult) -> None:
+    def receive(self, result: StepResult) -> None:  # noqa: B027
         """Take what the devices told, in the step after which all know it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is equal on all devices."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Go on from a state that `state_dict` gave."""
 
 
 class Own(CurvatureScope):
-    """The curvature of the device's own batches: no curvature leaves it, and the devices have no coordinates in common."""
+    """The curvature of the device's own batches: none leaves it, and devices have no coordinates in common."""
 
     @property
     def options(self) -> Mapping[str, object]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from edgenewton.v1.codecs import Context, Float32Array, Stage
+from edgenewton.v1.stage import Context, Float32Array, Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 

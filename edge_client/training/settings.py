@@ -142,7 +142,7 @@ class TrainSettings(BaseModel):
 _GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-_UNSET = {"adapt_every": "never"}
+_UNSET = {"adapt_every": "never", "growth": "never"}
 """What is written for None, where that is not "auto"."""
 
 

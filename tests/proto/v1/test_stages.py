@@ -117,6 +117,7 @@ def test_an_error_goes_on_in_another_codec(old, new):
             after.load_state_dict(before.state_dict())
         (piece,) = layout.slices(0)
         for step in steps:
+            wanted *= CodecChoice(old if writer is before else new).codec().codec.error_decay
             wanted += values(step, 2400)
             wanted -= piece.decode(writer.encode(piece, values(step, 2400), step), step)
     (state,) = after.state_dict().values()
@@ -156,7 +157,7 @@ def test_what_did_not_arrive_is_sent_again_and_what_was_kept_is_sent_too(name):
     assert writer.keep(piece, whole, 0)
     assert np.array_equal(error(), whole)
     arrived = piece.decode(writer.encode(piece, whole, 1), 1)
-    left = 2 * whole - arrived
+    left = np.float32(CodecChoice(name).codec().codec.error_decay) * whole + whole - arrived
     assert np.array_equal(error(), left)
     assert writer.take_back(piece)
     assert np.array_equal(error(), left + arrived)
@@ -216,6 +217,7 @@ def test_a_devices_stages_stand_before_the_codec_and_within_its_feedback(name):
     writers, downlink = [SliceWriter(ours) for _ in range(2)], SliceWriter(theirs)
     wanted, errors = np.zeros(2400), []
     for step in range(3):
+        wanted *= getattr(getattr(choice.codec(), "codec", None), "error_decay", 1.0)
         total = np.zeros(2400, np.float32)
         for device, writer in enumerate(writers):
             data = writer.encode(piece, values(device + step, 2400), step)

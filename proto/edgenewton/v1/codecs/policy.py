@@ -28,7 +28,7 @@ Stages = Callable[[TensorSpec], Sequence[Stage[Any, Any]]]
 """Gives the stages that a device puts before the codec of a tensor."""
 
 _FEW = 64
-"""A delta of fewer elements than this costs nearly as much in int8 as in bf16, because of the slice's header."""
+"""A delta of fewer elements than this costs as much in four bits as in bf16, because of the slice's header."""
 MAX_WHOLE_ELEMENTS = 1 << 24
 """Larger tensors are sliced, however few bytes they take: nobody works on 64 MiB of float32 at once."""
 
@@ -127,7 +127,9 @@ class CodecChoice:
         codec = CODECS[self.name](self)
         if codec.suits(spec):
             return codec
-        return Int8() if codec.is_narrow and spec.kind == "delta" and spec.size >= _FEW else Bf16()
+        if spec.kind == "delta" and spec.size >= _FEW and codec.is_quantised:
+            return Int4() if codec.needs_feedback else codec
+        return Bf16()
 
     def _curvature_codec(self, spec: TensorSpec) -> Codec:
         codec = CODECS[self.name](self)
