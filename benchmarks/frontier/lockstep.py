@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coordinator.session.aggregation import WeightedMean
 from edge_client.exchange import Replica, StepResult, TensorKey, Traffic
-from edge_client.exchange.interface import Stages, no_stages
+from edge_client.exchange.interface import Pace, Stages, no_stages
 from edge_client.exchange.remote.device_stages import DeviceStages
 
 _FRAME_BYTES = 1 << 20
@@ -136,6 +136,7 @@ class LockstepMembership:
         evaluation: Evaluation | None = None,  # noqa: ARG002
         hyperparameters: Mapping[str, float] | None = None,  # noqa: ARG002
         batches: int = 1,
+        pace: Pace | None = None,  # noqa: ARG002
     ) -> None:
         """Note the end of the contribution."""
         self._loss, self._batches = loss, batches

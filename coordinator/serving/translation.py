@@ -5,6 +5,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
+from coordinator.session.cadence import Pace
 from coordinator.session.members import Joining, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.step import Contribution
@@ -80,4 +81,10 @@ def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Co
         message.weights_digest,
         dict(message.hyperparameters),
         message.batches or 1,
+        pace_from_proto(message.pace) if message.HasField("pace") else None,
     )
+
+
+def pace_from_proto(message: pb.Pace) -> Pace:
+    """Return what a device has measured."""
+    return Pace(message.batch_s, message.exchange_s, message.round_s, message.agreement)

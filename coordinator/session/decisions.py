@@ -10,6 +10,7 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
+from coordinator.session.cadence import Cadence
 from coordinator.session.members import Member
 from coordinator.session.refusal import Status
 from coordinator.session.step import Contribution, Step
@@ -49,6 +50,8 @@ class StepCommitted:
     """Batches that each device trained in it; the step has the number of the first."""
     counted_slices: Mapping[str, int] = field(default_factory=dict)
     """For each device whose contribution is not in whole, how many of its slices are in the means all the same."""
+    cadence: Cadence | None = None
+    """Of the next step, if the session chooses it."""
 
     @property
     def last_batch(self) -> int:
@@ -56,7 +59,14 @@ class StepCommitted:
         return self.step + self.batches - 1
 
     @classmethod
-    def of(cls, step: Step, left_out: Collection[str], lagging: Collection[str], now: float) -> Self:
+    def of(
+        cls,
+        step: Step,
+        left_out: Collection[str],
+        lagging: Collection[str],
+        now: float,
+        cadence: Cadence | None = None,
+    ) -> Self:
         """Sum up a complete step; a device that skipped its batch has no part in samples, devices and loss.
 
         Args:
@@ -64,6 +74,7 @@ class StepCommitted:
             left_out: devices that were not in time.
             lagging: members that it did not wait for; they may have sent a part all the same.
             now: the time.
+            cadence: of the next step, if the session chooses it.
 
         """
         # By name, not as they came: the same contributions give the same loss, to the last bit.
@@ -81,6 +92,7 @@ class StepCommitted:
             seconds=now - (step.began_at if step.began_at is not None else now),
             batches=step.batches,
             counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging})},
+            cadence=cadence,
         )
 
 

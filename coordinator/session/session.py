@@ -18,6 +18,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
 from coordinator.session.beginning import Beginning
+from coordinator.session.cadence import Cadence, CadenceChoice
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -63,6 +64,7 @@ class Session:
         self._short_since: float | None = None
         self._left_out: list[str] = []
         self._someone_finished = False
+        self._cadence = CadenceChoice()
         self._decisions: list[Decision] = []
 
     @property
@@ -222,7 +224,7 @@ class Session:
             return
         self._check_batches(device, step, contribution.batches)
         check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
-        differing = self.step.complete(device, contribution)
+        differing = self.step.complete(device, contribution, now)
         if differing is not None:
             raise invalid(
                 device,
@@ -396,12 +398,19 @@ class Session:
 
     def _commit(self, now: float) -> None:
         step = self.step
-        self._decide(StepCommitted.of(step, self._left_out, self.members.standing(Standing.LAGGING), now))
+        lagging = self.members.standing(Standing.LAGGING)
+        self._decide(StepCommitted.of(step, self._left_out, lagging, now, self._next_cadence(step, now)))
         self._left_out = []
         self._compare_digests(step)
         self.step = self._new_step(step.number + step.batches)
         for member in self.members.values():
             member.begin_step()
+
+    def _next_cadence(self, step: Step, now: float) -> Cadence | None:
+        paces = {device: c.pace for device, c in step.contributions.items() if c.pace is not None}
+        if not paces:
+            return None
+        return self._cadence.choose(step.batches, paces, step.waited_s(now))
 
     def _compare_digests(self, step: Step) -> None:
         """Send those to heal whose weights are not those of most."""

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_DEVICES = 10_000
 
-CodecName = Literal["fp32", "bf16", "fp16", "int8", "powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2"]
+CodecName = Literal[
+    "auto", "fp32", "bf16", "fp16", "int8", "powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2"
+]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
@@ -25,8 +27,8 @@ class SessionSettings(BaseModel):
     """A step needs so many devices, and so does the session to begin at the join deadline; None means all of them."""
     max_devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = None
     """So many devices may take part at once, those that join later included; None means `devices`."""
-    codec: CodecName = "fp32"
-    """How gradients are written on the wire."""
+    codec: CodecName = "auto"
+    """How gradients and moves are written on the wire; "auto" for gradients in fp32, and moves in four bits."""
     powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = CodecChoice.powersgd_rank
     """Rank of the powersgd codec."""
     topk_fraction: Annotated[float, Field(gt=0, le=1)] = CodecChoice.topk_fraction

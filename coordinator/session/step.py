@@ -10,6 +10,7 @@ from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.session.aggregation import Aggregator
+from coordinator.session.cadence import Pace
 from coordinator.session.release import ReleasePolicy
 
 
@@ -26,6 +27,8 @@ class Contribution:
     """What it updates its weights with in this step; empty if it does not say."""
     batches: int = 1
     """Batches that it trained in the step; equal on all devices."""
+    pace: Pace | None = None
+    """How long it took, if it says."""
 
     @property
     def weight(self) -> int:
@@ -57,6 +60,7 @@ class Step:
         self._sent_by: dict[str, set[SliceKey]] = {}
         self._released: set[SliceKey] = set()
         self._counted: Counter[str] = Counter()
+        self._completed_at: dict[str, float] = {}
 
     @property
     def batches(self) -> int:
@@ -94,7 +98,11 @@ class Step:
                 piece.aggregator = self._make_aggregator()
             piece.aggregator.add(device, values, samples)
 
-    def complete(self, device: str, contribution: Contribution) -> SliceKey | None:
+    def waited_s(self, now: float) -> dict[str, float]:
+        """Return how long each device's complete contribution has waited."""
+        return {device: now - since for device, since in self._completed_at.items()}
+
+    def complete(self, device: str, contribution: Contribution, now: float) -> SliceKey | None:
         """Note that a device has sent everything.
 
         Returns:
@@ -106,6 +114,7 @@ class Step:
         if differing:
             return min(differing)
         self.contributions.setdefault(device, contribution)
+        self._completed_at.setdefault(device, now)
         return None
 
     def ready(self, members: Collection[str], *, is_closing: bool) -> Iterator[tuple[SliceKey, Float32Array]]:

@@ -89,6 +89,7 @@ def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
         loss=decision.loss,
         batches=decision.batches,
         counted_slices=decision.counted_slices,
+        cadence=None if decision.cadence is None else pb.Cadence(**vars(decision.cadence)),
     )
 
 

@@ -10,7 +10,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import NonFiniteGradientError
-from edge_client.exchange.interface import Replica, Stages, StepResult, TensorKey, Traffic, no_stages
+from edge_client.exchange.interface import Pace, Replica, Stages, StepResult, TensorKey, Traffic, no_stages
 
 
 class InProcessExchange:
@@ -82,6 +82,7 @@ class InProcessMembership:
         evaluation: Evaluation | None = None,  # noqa: ARG002
         hyperparameters: Mapping[str, float] | None = None,  # noqa: ARG002
         batches: int = 1,
+        pace: Pace | None = None,  # noqa: ARG002
     ) -> None:
         """Note the end of the contribution."""
         is_skipped = not self._samples

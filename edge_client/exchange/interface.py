@@ -26,6 +26,16 @@ def no_stages(spec: TensorSpec) -> Sequence[Stage[Any, Any]]:  # noqa: ARG001
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How long a device takes, in seconds, and how far it agrees with the others; see the protocol's `Pace`."""
+
+    batch_s: float
+    exchange_s: float
+    round_s: float
+    agreement: float
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a committed step gave: for each contributed tensor the sample-weighted mean over all devices."""
 
@@ -37,6 +47,8 @@ class StepResult:
     loss: float
     batches: int = 1
     """Batches that each device trained in it; `step` is the number of the first."""
+    next_batches: int | None = None
+    """How many batches each device is to train in the next step, if the session chooses that."""
     left_out: tuple[str, ...] = ()
     """Devices whose contributions are not, or only in part, behind the means."""
     is_healed: bool = False
@@ -122,6 +134,7 @@ class Membership(Protocol):
         evaluation: Evaluation | None = None,
         hyperparameters: Mapping[str, float] | None = None,
         batches: int = 1,
+        pace: Pace | None = None,
     ) -> None:
         """End this device's contribution, and return at once.
 
@@ -131,6 +144,7 @@ class Membership(Protocol):
             hyperparameters: what the step is applied with, such as a learning rate that a scheduler changes. They must
                 be equal on all devices that tell any; a device whose differ from those of the first is refused by name.
             batches: how many it has trained in the step; equal on all devices.
+            pace: how long it took, for a session that is to choose its own cadence; all devices tell it, or none.
 
         Raises:
             ExchangeError: the step has not begun.

@@ -47,19 +47,19 @@ class CommonProbe:
     def specs(self) -> list[TensorSpec]:
         """Return the moments of the inputs."""
         moments = self._measured.moments if self._measured is not None else {}
-        return [TensorSpec(_PREFIX + name, tuple(m.shape), kind="parameter") for name, m in moments.items()]
+        return [TensorSpec(_PREFIX + name, tuple(m.shape), kind="curvature") for name, m in moments.items()]
 
     def contribute(self, place: Membership) -> None:
         """Tell the moments until all know them."""
         if self._measured is not None and not self._measured.is_settled:
             for name, moment in self._measured.moments.items():
-                place.contribute(("parameter", _PREFIX + name), moment)
+                place.contribute(("curvature", _PREFIX + name), moment)
 
     def receive(self, result: StepResult) -> None:
         """Take the averaged moments from the step that has them."""
         if self._measured is not None and not self._measured.is_settled and result.samples:
             moments = self._measured.moments
-            self._measured.settle({name: result.tensors["parameter", _PREFIX + name] for name in moments})
+            self._measured.settle({name: result.tensors["curvature", _PREFIX + name] for name in moments})
 
     @torch.enable_grad()
     def statistics(self, subject: Subject, step: int) -> dict[str, Statistics] | None:

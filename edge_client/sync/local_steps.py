@@ -19,6 +19,7 @@ from torch import Tensor
 from edge_client.exchange import Exchange, InProcessExchange, Membership, NonFiniteGradientError, StepResult
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
 from edge_client.sync.outer import Outer, OuterStep
+from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import Part, difference, parts_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
@@ -48,7 +49,8 @@ class LocalSteps(SyncPlan):
 
     Args:
         exchange: the way to the other devices; None for one device alone.
-        every: batches between two exchanges.
+        every: batches between two exchanges; None to let the session choose them, from what its devices measure. It
+            begins with one.
         outer: what is done with the mean of the devices' moves.
         scope: whose curvature the local steps use; None for each device's own.
         clip_grad_norm: bound on the norm of a batch's gradient over all parameters.
@@ -62,7 +64,7 @@ class LocalSteps(SyncPlan):
     def __init__(
         self,
         exchange: Exchange | None = None,
-        every: int = LOCAL_STEPS,
+        every: int | None = LOCAL_STEPS,
         *,
         outer: Outer | None = None,
         scope: CurvatureScope | None = None,
@@ -72,7 +74,10 @@ class LocalSteps(SyncPlan):
         check_number("local_steps", every, at_least=1)
         check_number("clip_grad_norm", clip_grad_norm, above=0)
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
-        self._every = every
+        self._chosen = every
+        self._every = 1 if every is None else every
+        """Batches of the round that is on."""
+        self._meter = PaceMeter()
         self._outer_options = outer if outer is not None else Outer()
         self._outer = OuterStep(self._outer_options)
         self._scope = scope if scope is not None else Own()
@@ -98,7 +103,7 @@ class LocalSteps(SyncPlan):
         """How often, how far, and with whose curvature."""
         outer = self._outer_options
         return {
-            "local_steps": self._every,
+            "local_steps": "auto" if self._chosen is None else self._chosen,
             "outer_lr": outer.outer_lr,
             "outer_momentum": outer.outer_momentum,
             **self._scope.options,
@@ -263,6 +268,7 @@ class LocalSteps(SyncPlan):
         self._round, self._anchor = _Round(), self._copies()
         self._scope.begin_round(self._round_step)
         self._has_begun = True
+        self._meter.begin_round()
 
     def _copies(self) -> dict[str, Tensor]:
         """Return copies of the parameters and buffers as they are, by name."""
@@ -274,16 +280,25 @@ class LocalSteps(SyncPlan):
         """Exchange what the parameters were moved by, and take the outer step."""
         assert self._membership is not None
         place, taken, report = self._membership, self._round, self._report
+        self._meter.end_batches(taken.batches)
         place.begin(taken.samples)
         before = {parameter: self._anchor[name] for parameter, name in self._names.items()}
+        moved = 0.0
         for part in reversed(self._parts):
-            place.contribute(("delta", part.name), difference(part, before))
+            move = difference(part, before)
+            moved += float(move.square().sum())
+            place.contribute(("delta", part.name), move)
         for name, buffer in self._buffers().items():
             place.contribute(("parameter", name), buffer)
         self._scope.contribute(place)
-        place.complete(taken.mean_loss, report.evaluation, report.hyperparameters, taken.batches)
+        pace = self._meter.pace if self._chosen is None else None
+        place.complete(taken.mean_loss, report.evaluation, report.hyperparameters, taken.batches, pace)
+        self._meter.complete()
         result = place.collect()
+        self._meter.arrive()
         if not result.is_healed:
+            together = sum(float(mean.square().sum()) for (kind, _), mean in result.tensors.items() if kind == "delta")
+            self._meter.agreement = together / moved if moved > 0 else 1.0
             self._take(result)
         return result
 
@@ -306,11 +321,18 @@ class LocalSteps(SyncPlan):
                 if ("parameter", name) in result.tensors:
                     buffer.copy_(result.tensors["parameter", name])
         self._scope.receive(result)
+        if self._chosen is None and result.next_batches is not None:
+            self._every = result.next_batches
         self._begin_round()
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what is equal on all devices between two rounds."""
-        return {"step": self._round_step, "outer": self._outer.state_dict(), "scope": self._scope.state_dict()}
+        return {
+            "step": self._round_step,
+            "every": self._every,
+            "outer": self._outer.state_dict(),
+            "scope": self._scope.state_dict(),
+        }
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave; a state of another plan has none."""
@@ -318,6 +340,8 @@ class LocalSteps(SyncPlan):
             self._membership.resume_at(state["step"])
         else:
             self._first_step = self.replica.next_step = state["step"]
+        if self._chosen is None:
+            self._every = state.get("every", 1)
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))

@@ -11,7 +11,18 @@ from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, Refresh, TrustRegion
 from edge_client.optim.newton import Nonfinite
-from edge_client.sync import CurvatureScope, EveryBatch, LocalCurvature, LocalSteps, Outer, Own, Probed, SyncPlan
+from edge_client.sync import (
+    CurvatureScope,
+    EveryBatch,
+    LocalCurvature,
+    LocalSteps,
+    Outer,
+    Own,
+    ProbeCurvature,
+    Probed,
+    Shared,
+    SyncPlan,
+)
 from edge_client.sync.local_curvature import SYNC_EVERY
 from edge_client.sync.local_steps import LOCAL_STEPS
 from edge_client.tasks import PartitionKind
@@ -24,7 +35,7 @@ Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" e
 """Not done; written "never" in texts."""
 
 
-Cadence = Literal["every-batch", "local-steps"]
+Cadence = Literal["auto", "every-batch", "local-steps"]
 Scope = Literal["shared", "local", "probe", "blend"]
 PROBE_SAMPLES = 64
 PROBE_SHARE = 0.5
@@ -71,15 +82,19 @@ class TrainSettings(BaseModel):
     clip_grad_norm: Annotated[float, Field(gt=0)] | Never = None
     """Bound on the norm of a device's gradient before it leaves; "never" for none. With it nothing leaves before the
     end of backward."""
-    cadence: Cadence = "every-batch"
-    """When devices exchange: gradients after every batch, or what their local steps moved the parameters by."""
+    cadence: Cadence = "auto"
+    """When devices exchange: gradients after every batch ("every-batch"), or what steps of their own moved the
+    parameters by, after as many batches as you say ("local-steps") or as the session chooses ("auto")."""
     local_steps: Annotated[int, Field(ge=1)] = LOCAL_STEPS
     """Batches between two exchanges, with the cadence "local-steps"."""
     outer: Outer = Outer()
-    curvature_scope: Scope = "shared"
+    curvature_scope: Scope | Auto = None
     """Whose curvature a device uses: the average of all devices' ("shared"), its own ("local"), that of a common
-    synthetic batch ("probe"), or the last two together ("blend"). After every batch: shared, local or probe; with local
-    steps: local, probe or blend."""
+    synthetic batch ("probe"), or the last two together ("blend"). "auto" is shared with an exchange after every batch,
+    which knows no blend, and else a blend."""
+    whiten: bool = False
+    """Whether gradients or moves are written in the coordinates in which the shared or the synthetic batch's curvature
+    is the unit matrix; it matters for codecs of few bits."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
     """Steps between two averages of the parameters in local scope, with an exchange after every batch."""
     probe_samples: Annotated[int, Field(ge=1)] = PROBE_SAMPLES
@@ -107,28 +122,30 @@ class TrainSettings(BaseModel):
 
         """
         options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
-        if self.cadence == "local-steps":
-            return LocalSteps(exchange, self.local_steps, outer=self.outer, scope=self._scope(probe), **options)
-        if self.curvature_scope == "local":
-            return LocalCurvature(exchange, self.sync_every, **options)
-        if self.curvature_scope == "shared":
-            return EveryBatch(exchange, **options)
-        raise SettingsError(
-            f"setting 'curvature-scope' is {self.curvature_scope!r}: with an exchange after every batch it can be "
-            "shared or local"
-        )
-
-    def _scope(self, probe: Callable[[int], Probe] | None) -> CurvatureScope:
-        if self.curvature_scope == "local":
-            return Own()
-        if self.curvature_scope == "shared":
+        is_alone = exchange is None or exchange.is_alone
+        cadence = "every-batch" if self.cadence == "auto" and is_alone else self.cadence
+        scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
+        if scope in ("probe", "blend") and probe is None:
             raise SettingsError(
-                "setting 'curvature-scope' is 'shared': with local steps it can be local, probe or blend"
+                f"setting 'curvature-scope' is {scope!r}: that needs a task, which has a synthetic batch"
             )
-        if probe is None:
-            raise SettingsError(f"setting 'curvature-scope' is {self.curvature_scope!r}: that needs a task's probe")
-        share = 1.0 if self.curvature_scope == "probe" else self.probe_share
-        return Probed(probe(self.probe_samples), share)
+        if cadence != "every-batch":
+            every = self.local_steps if cadence == "local-steps" else None
+            return LocalSteps(exchange, every, outer=self.outer, scope=self._scope(scope, probe), **options)
+        if scope == "blend":
+            raise SettingsError("setting 'curvature-scope' is 'blend': an exchange after every batch knows no blend")
+        if scope == "local":
+            return LocalCurvature(exchange, self.sync_every, **options)
+        if scope == "probe" and probe is not None:
+            return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
+        return EveryBatch(exchange, whiten=self.whiten, **options)
+
+    def _scope(self, scope: Scope, probe: Callable[[int], Probe] | None) -> CurvatureScope:
+        if probe is None or scope == "local":
+            return Own()
+        if scope == "shared":
+            return Shared(whiten=self.whiten)
+        return Probed(probe(self.probe_samples), 1.0 if scope == "probe" else self.probe_share, whiten=self.whiten)
 
     def flat(self) -> dict[str, Any]:
         """Return the settings as texts and numbers by one name each, as `check_settings` takes them.

@@ -20,7 +20,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
-from edge_client.exchange.interface import Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Pace, Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.remote.assembly import AssembledStep
 from edge_client.exchange.remote.device_stages import DeviceStages
 from edge_client.exchange.remote.events import Committed, Healed, Lost, StateWanted
@@ -151,6 +151,7 @@ class GrpcMembership:
         evaluation: Evaluation | None = None,
         hyperparameters: Mapping[str, float] | None = None,
         batches: int = 1,
+        pace: Pace | None = None,
     ) -> None:
         """End the contribution: see `Membership.complete`."""
         if self._packer is None:
@@ -161,6 +162,7 @@ class GrpcMembership:
             weights_digest=self._digest_if_due(batches),
             hyperparameters=hyperparameters,
             batches=batches,
+            pace=None if pace is None else pb.Pace(**vars(pace)),
         )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer, self._loss = None, loss
@@ -288,6 +290,7 @@ class GrpcMembership:
             commit.devices,
             commit.loss,
             commit.batches or 1,
+            commit.cadence.batches or None,
             left_out=tuple(commit.left_out),
         )
         self.step = result.next_step

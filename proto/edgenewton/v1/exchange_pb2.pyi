@@ -28,6 +28,7 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_TERNARY: _ClassVar[Codec]
     CODEC_SIGN: _ClassVar[Codec]
     CODEC_SPARSE_INT4: _ClassVar[Codec]
+    CODEC_AUTO: _ClassVar[Codec]
     CODEC_SPARSE_TERNARY: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -67,6 +68,7 @@ CODEC_INT4: Codec
 CODEC_TERNARY: Codec
 CODEC_SIGN: Codec
 CODEC_SPARSE_INT4: Codec
+CODEC_AUTO: Codec
 CODEC_SPARSE_TERNARY: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
@@ -224,7 +226,7 @@ class Heal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation", "weights_digest", "hyperparameters", "batches")
+    __slots__ = ("loss", "evaluation", "weights_digest", "hyperparameters", "batches", "pace")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,12 +239,34 @@ class Contribution(_message.Message):
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
     weights_digest: bytes
     hyperparameters: _containers.ScalarMap[str, float]
     batches: int
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ...) -> None: ...
+    pace: Pace
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
+
+class Pace(_message.Message):
+    __slots__ = ("batch_s", "exchange_s", "round_s", "agreement")
+    BATCH_S_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_S_FIELD_NUMBER: _ClassVar[int]
+    ROUND_S_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    batch_s: float
+    exchange_s: float
+    round_s: float
+    agreement: float
+    def __init__(self, batch_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., round_s: _Optional[float] = ..., agreement: _Optional[float] = ...) -> None: ...
+
+class Cadence(_message.Message):
+    __slots__ = ("batches", "reason")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    batches: int
+    reason: str
+    def __init__(self, batches: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("correct", "samples", "loss")
@@ -255,7 +279,7 @@ class Evaluation(_message.Message):
     def __init__(self, correct: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("samples", "devices", "left_out", "loss", "batches", "counted_slices")
+    __slots__ = ("samples", "devices", "left_out", "loss", "batches", "cadence", "counted_slices")
     class CountedSlicesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -268,14 +292,16 @@ class Commit(_message.Message):
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    CADENCE_FIELD_NUMBER: _ClassVar[int]
     COUNTED_SLICES_FIELD_NUMBER: _ClassVar[int]
     samples: int
     devices: int
     left_out: _containers.RepeatedScalarFieldContainer[str]
     loss: float
     batches: int
+    cadence: Cadence
     counted_slices: _containers.ScalarMap[str, int]
-    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., batches: _Optional[int] = ..., counted_slices: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., batches: _Optional[int] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., counted_slices: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class SnapshotChunk(_message.Message):
     __slots__ = ("header", "data")

@@ -56,7 +56,7 @@ class Policy:
 class CodecChoice:
     """What a session chose: a codec with its parameters."""
 
-    name: str = "fp32"
+    name: str = "auto"
     powersgd_rank: int = 4
     topk_fraction: float = 0.01
 
@@ -125,6 +125,8 @@ class CodecChoice:
     def _bare_for(self, spec: TensorSpec) -> Codec:
         """Return what writes a gradient or a delta, without feedback."""
         codec = CODECS[self.name](self)
+        if isinstance(codec, Auto):
+            codec = Int4() if spec.kind == "delta" else Fp32()
         if codec.suits(spec):
             return codec
         if spec.kind == "delta" and spec.size >= _FEW and codec.is_quantised:
@@ -138,7 +140,15 @@ class CodecChoice:
         return Int8() if codec.is_narrow and spec.size >= WORTH_IT else Bf16()
 
 
+class Auto(Fp32):
+    """Stands for what suits a tensor: four bits for deltas, whose errors feedback makes up for; else fp32."""
+
+    name = "auto"
+    number = pb.CODEC_AUTO
+
+
 CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
+    "auto": lambda _: Auto(),
     "fp32": lambda _: Fp32(),
     "bf16": lambda _: Bf16(),
     "fp16": lambda _: Fp16(),
