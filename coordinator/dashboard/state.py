@@ -40,6 +40,8 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "ended_at": statistics.ended_at,
         "step": statistics.step,
         "steps": statistics.steps,
+        "every": statistics.every,
+        "cadence": statistics.cadence,
         "steps_per_s": statistics.steps_per_s(now),
         "samples": statistics.samples,
         "loss": statistics.curves.loss.last,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from edgenewton.v1.codecs import CODEC_NUMBERS
 from edgenewton.v1.fingerprint import first_difference, first_option_difference
 from edgenewton.v1.tensor_spec import TensorSpec
 
@@ -32,7 +31,7 @@ class Admission:
 
         """
         who = f"device {joining.device!r} cannot join session {self.session!r}"
-        if CODEC_NUMBERS[self.settings.codec] not in joining.codecs:
+        if not self.settings.codec_choice.numbers(joining.fingerprint) <= set(joining.codecs):
             raise RefusedError(
                 Status.FAILED_PRECONDITION,
                 f"{who}: its codec is {self.settings.codec}, which the device does not know; install the same release "

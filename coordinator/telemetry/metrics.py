@@ -80,6 +80,7 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     left_out = CounterMetricFamily(_PREFIX + "left_out", "Contributions that came too late for a step", labels=labels)
     skipped = CounterMetricFamily(_PREFIX + "skipped", "Batches that devices skipped as unusable", labels=labels)
     step = GaugeMetricFamily(_PREFIX + "step", "Number of the last committed step", labels=labels)
+    every = GaugeMetricFamily(_PREFIX + "batches_per_step", "Batches of each device in the last step", labels=labels)
     loss = GaugeMetricFamily(_PREFIX + "loss", "Mean loss over the batches of the last step", labels=labels)
     accuracy = GaugeMetricFamily(_PREFIX + "accuracy", "Part of the held-out samples recognised", labels=labels)
     for room in rooms:
@@ -92,10 +93,11 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         left_out.add_metric(name, statistics.left_out)
         skipped.add_metric(name, statistics.skipped)
         curves = statistics.curves
+        every.add_metric(name, statistics.every)
         for gauge, value in ((step, statistics.step), (loss, curves.loss.last), (accuracy, curves.accuracy.last)):
             if value is not None:
                 gauge.add_metric(name, value)
-    yield from (phase, steps, seconds, samples, left_out, skipped, step, loss, accuracy)
+    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, loss, accuracy)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:

@@ -102,7 +102,7 @@ class Incident:
 
     time_s: float
     kind: str
-    """joined, left, healing, recovered, left out, refused or phase."""
+    """joined, left, healing, recovered, left out, refused, cadence or phase."""
     step: int | None
     device: str
     text: str
@@ -144,6 +144,10 @@ class SessionStatistics:
     step: int | None = None
     """The last one that was committed."""
     steps: int = 0
+    every: int = 1
+    """Batches of each device in the last step."""
+    cadence: str = ""
+    """Why there are to be so many batches in the next step, if the session chooses that."""
     samples: int = 0
     left_out: int = 0
     skipped: int = 0
@@ -238,6 +242,7 @@ class SessionStatistics:
     def _apply_step(self, step: pb.StepCommitted, now: float) -> None:
         self.step = step.step
         self.steps += 1
+        self._apply_cadence(step.commit, now)
         self.samples += step.commit.samples
         self._commits.append(now)
         self.step_seconds += step.seconds
@@ -254,6 +259,14 @@ class SessionStatistics:
         self.curves.add(
             step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received + self.sent, self.saved
         )
+
+    def _apply_cadence(self, commit: pb.Commit, now: float) -> None:
+        self.every = commit.batches or 1
+        self.cadence = commit.cadence.reason[:MAX_TEXT]
+        chosen = commit.cadence.batches
+        if chosen and chosen != self.every:
+            batches = "batch" if chosen == 1 else f"{chosen} batches"
+            self._happened(now, "cadence", "", f"exchanges after every {batches} from now on: {self.cadence}")
 
     def _apply_left(self, left: pb.DeviceLeft, now: float) -> None:
         device = self._device(left.device)

@@ -19,6 +19,8 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "ended_at": statistics.ended_at,
             "step": statistics.step,
             "steps": statistics.steps,
+            "every": statistics.every,
+            "cadence": statistics.cadence,
             "samples": statistics.samples,
             "left_out": statistics.left_out,
             "skipped": statistics.skipped,
@@ -55,6 +57,8 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             ended_at=totals["ended_at"],
             step=totals["step"],
             steps=totals["steps"],
+            every=totals.get("every", 1),  # older records have none
+            cadence=totals.get("cadence", ""),
             samples=totals["samples"],
             left_out=totals["left_out"],
             skipped=totals.get("skipped", 0),  # older records have none

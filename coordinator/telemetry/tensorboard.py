@@ -147,6 +147,7 @@ def _scalars(step: pb.StepCommitted, statistics: SessionStatistics) -> Iterator[
     yield "step/seconds", step.seconds
     yield "step/samples", step.commit.samples
     yield "step/devices", step.commit.devices
+    yield "step/batches", step.commit.batches or 1
     yield "step/left out", len(step.commit.left_out)
     yield "wire/bytes received", statistics.received
     yield "wire/bytes sent", statistics.sent

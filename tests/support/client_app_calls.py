@@ -9,7 +9,7 @@ from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import client_app
 
-SETTINGS = {"curvature": "eva", "batch-size": 16, "threads": 1}
+SETTINGS = {"cadence": "every-batch", "curvature": "eva", "batch-size": 16, "threads": 1}
 
 
 def context(**node_config) -> Context:

@@ -113,7 +113,10 @@ function drawHead(session) {
 
 function drawFigures(session) {
   setText(at("step"), format.count(session.step));
-  setText(at("pace"), session.steps_per_s > 0 ? `${session.steps_per_s.toFixed(1)} steps a second` : lasted(session));
+  const every = session.every > 1 ? `, ${session.every} batches an exchange` : "";
+  const pace = session.steps_per_s > 0 ? `${session.steps_per_s.toFixed(1)} exchanges a second` : lasted(session);
+  setText(at("pace"), every ? `${pace}${every}` : pace.replace("exchanges", "steps"));
+  at("pace").title = session.cadence;
   setText(at("accuracy"), format.percent(session.accuracy));
   const best = Math.max(...session.curves.accuracy.map(([, value]) => value));
   setText(at("best"), Number.isFinite(best) ? `best ${format.percent(best)}` : "not tried yet");
@@ -221,7 +224,7 @@ function drawIncidents(session) {
 }
 
 function sentence({ kind, device, text }) {
-  if (kind === "phase") return text;
+  if (kind === "phase" || kind === "cadence") return text;
   const who = device === "" ? "somebody" : device;
   const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused" };
   if (kind === "joined") return `${who} joined`;

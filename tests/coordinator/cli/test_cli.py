@@ -12,7 +12,10 @@ def serve(*arguments):
 def test_impossible_options_are_named():
     for arguments, message in [
         (["--devices", "0"], "--devices: Input should be greater than or equal to 1"),
-        (["--codec", "zip"], "--codec: Input should be 'fp32', 'bf16', 'fp16', 'int8', 'powersgd', 'topk', 'int4', "),
+        (
+            ["--codec", "zip"],
+            "--codec: Input should be 'auto', 'fp32', 'bf16', 'fp16', 'int8', 'powersgd', 'topk', 'int4', ",
+        ),
         (["--quorum", "9"], "quorum 9 is more than the session's 4 devices"),
         (["--step-deadline-s", "-1"], "--step-deadline-s: "),
     ]:

@@ -379,5 +379,5 @@ def test_which_tensors_are_one_slice_follows_from_spec_and_choice(spec, name, is
 def test_a_coordinators_choice_reaches_the_device():
     settings = pb.ExchangeSettings(codec=pb.CODEC_TOPK, topk_fraction=0.1, powersgd_rank=2)
     assert CodecChoice.from_proto(settings) == CHOICES["topk"]
-    with pytest.raises(ValueError, match="unknown codec 14; known are fp32"):
+    with pytest.raises(ValueError, match="unknown codec 14; known are auto, fp32"):
         CodecChoice.from_proto(pb.ExchangeSettings(codec=14))

@@ -3,7 +3,7 @@
 A new codec is one file and one line in `CODECS`; a new stage before the codec is one file and one line in a policy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,12 @@ class CodecChoice:
         """Return the session's codec itself, with no memory yet."""
         bare = CODECS[self.name](self)
         return ErrorFeedback(bare) if bare.needs_feedback else bare
+
+    def numbers(self, fingerprint: Iterable[TensorSpec]) -> set[pb.Codec]:
+        """Return which codecs, by number, a device must know for its tensors."""
+        if self.name != "auto":
+            return {CODEC_NUMBERS[self.name]}
+        return {self._bare_for(spec).number for spec in fingerprint if spec.kind == "delta"} | {pb.CODEC_FP32}
 
     def takes_whole(self, spec: TensorSpec) -> bool:
         """Tell whether a gradient or a delta is one slice, for devices and the coordinator alike.
