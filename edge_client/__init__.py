@@ -4,17 +4,25 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edge_client.curvature.measured_inputs import MeasuredInputs
+    from edge_client.curvature.probe import Probe
     from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
     from edge_client.optim import Curvature, NewtonOptimizer, Refresh, TrustRegion
-    from edge_client.sync import EveryBatch, LocalCurvature
+    from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, Outer, ProbeCurvature, Probed
 
 __all__ = [
     "Curvature",
     "EveryBatch",
     "GradientExchange",
     "LocalCurvature",
+    "LocalSteps",
+    "MeasuredInputs",
     "NewtonOptimizer",
+    "Outer",
+    "Probe",
+    "ProbeCurvature",
+    "Probed",
     "Recognizer",
     "Refresh",
     "TlsFiles",
@@ -26,7 +34,13 @@ _MODULES = {
     "EveryBatch": "edge_client.sync",
     "GradientExchange": "edge_client.exchange.remote",
     "LocalCurvature": "edge_client.sync",
+    "LocalSteps": "edge_client.sync",
+    "MeasuredInputs": "edge_client.curvature.measured_inputs",
     "NewtonOptimizer": "edge_client.optim",
+    "Outer": "edge_client.sync",
+    "Probe": "edge_client.curvature.probe",
+    "ProbeCurvature": "edge_client.sync",
+    "Probed": "edge_client.sync",
     "Recognizer": "edge_client.inference",
     "Refresh": "edge_client.optim",
     "TlsFiles": "edge_client.exchange.remote",

@@ -84,7 +84,12 @@ def main(
             for every in intervals:
                 scope = {"curvature_scope": "local", "sync_every": every} if every else {}
                 runs = [
-                    train(coordinator, TrainSettings.model_validate({"steps": steps, "seed": s, **scope, **partition}))
+                    train(
+                        coordinator,
+                        TrainSettings.model_validate(
+                            {"steps": steps, "seed": s, "cadence": "every-batch"} | scope | partition
+                        ),
+                    )
                     for s in range(1 if quick else seeds)
                 ]
                 drift, accuracy = (statistics.median(values) for values in zip(*runs, strict=True))

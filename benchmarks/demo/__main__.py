@@ -133,6 +133,7 @@ def train(
         "steps": steps,
         "rounds": rounds,
         "seed": seed,
+        "cadence": "every-batch",  # the curve is one over batches
         "evaluate-every": 1,
         "output": output.resolve(),
     }

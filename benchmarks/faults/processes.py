@@ -62,7 +62,13 @@ def run_device(job: DeviceJob) -> None:
     state_path = folder / f"state-{job.index}.pt"
     saved = DeviceCheckpoint.load(state_path, job.session)
     settings = TrainSettings(
-        steps=job.steps, batch_size=16, curvature=Curvature(job.curvature), lr=0.03, seed=job.seed, threads=1
+        steps=job.steps,
+        batch_size=16,
+        cadence="every-batch",
+        curvature=Curvature(job.curvature),
+        lr=0.03,
+        seed=job.seed,
+        threads=1,
     )
     exchange = _join(job)
     try:
