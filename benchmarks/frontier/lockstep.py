@@ -103,6 +103,7 @@ class LockstepMembership:
     """A place among devices that are always in time."""
 
     has_missed = False
+    first_batches = None
 
     def __init__(self, meeting: Meeting, index: int, tensors: Sequence[TensorSpec], stages: Stages) -> None:
         self.step = 0

@@ -52,6 +52,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         return pb.JoinReply(
             protocol_version=PROTOCOL_VERSION,
             first_step=room.session.step.number if member.joining.next_step is None else member.joining.next_step,
+            batches=room.session.batches or 0,
             settings=room.session.settings.to_proto(),
             token=member.token,
             snapshot=SNAPSHOT_ACTIONS[member.standing],

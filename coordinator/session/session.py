@@ -65,6 +65,8 @@ class Session:
         self._left_out: list[str] = []
         self._someone_finished = False
         self._cadence = CadenceChoice()
+        self.batches: int | None = 1
+        """Of the step that is on, if the session chooses that; None if only the devices know."""
         self._decisions: list[Decision] = []
 
     @property
@@ -89,6 +91,7 @@ class Session:
         self.admission = admission
         self.step = self._new_step(step)
         self._is_resumed = True
+        self.batches = None
         self._expected = max(self.settings.required, len(devices))
 
     def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
@@ -399,7 +402,9 @@ class Session:
     def _commit(self, now: float) -> None:
         step = self.step
         lagging = self.members.standing(Standing.LAGGING)
-        self._decide(StepCommitted.of(step, self._left_out, lagging, now, self._next_cadence(step, now)))
+        cadence = self._next_cadence(step, now)
+        self.batches = step.batches if cadence is None else cadence.batches
+        self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence))
         self._left_out = []
         self._compare_digests(step)
         self.step = self._new_step(step.number + step.batches)
@@ -457,6 +462,7 @@ class Session:
             self._finish(Phase.ABORTED, "no device has the session's state any more")
             return
         self.step = self._new_step(furthest.joining.next_step or 0)
+        self.batches = None
         furthest.standing = Standing.LAGGING
         self._decide(StepSet(self.step.number))
 

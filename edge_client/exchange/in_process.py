@@ -75,6 +75,7 @@ class InProcessMembership:
         self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 
     has_missed = False
+    first_batches = None
 
     def complete(
         self,

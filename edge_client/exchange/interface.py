@@ -152,6 +152,10 @@ class Membership(Protocol):
         """
 
     @property
+    def first_batches(self) -> int | None:
+        """How many batches each device is to train in the first step, if the session chooses that and says it."""
+
+    @property
     def has_missed(self) -> bool:
         """Whether the step that is on has committed without this device: what it contributes from now on is late."""
 

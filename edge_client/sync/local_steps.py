@@ -16,7 +16,7 @@ from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
-from edge_client.exchange import Exchange, InProcessExchange, Membership, NonFiniteGradientError, StepResult
+from edge_client.exchange import Evaluation, Exchange, InProcessExchange, Membership, NonFiniteGradientError, StepResult
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
 from edge_client.sync.outer import Outer, OuterStep
 from edge_client.sync.pace import PaceMeter
@@ -78,6 +78,8 @@ class LocalSteps(SyncPlan):
         self._every = 1 if every is None else every
         """Batches of the round that is on."""
         self._meter = PaceMeter()
+        self._evaluation: Evaluation | None = None
+        """Of the anchor."""
         self._outer_options = outer if outer is not None else Outer()
         self._outer = OuterStep(self._outer_options)
         self._scope = scope if scope is not None else Own()
@@ -169,10 +171,17 @@ class LocalSteps(SyncPlan):
         )
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
+        if self._chosen is None:
+            self._every = self._membership.first_batches or self._every
         if not self._has_begun:
             self._begin_round()
         elif not self._anchor:
             self._anchor = self._copies()
+
+    @property
+    def is_in_common(self) -> bool:
+        """Whether the round's first batch is on: the parameters are the anchor."""
+        return not self._round.batches
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the scope uses those of the batch that is on: see `SyncPlan.wants_statistics`."""
@@ -211,6 +220,8 @@ class LocalSteps(SyncPlan):
                 refreshes=self._scope.refreshes(is_first=is_first),
             )
             self._round.loss += report.loss * count
+        if not self._round.batches:
+            self._evaluation = report.evaluation
         self._round.batches += 1
         self._round.samples += count
         self._report = report
@@ -292,7 +303,7 @@ class LocalSteps(SyncPlan):
             place.contribute(("parameter", name), buffer)
         self._scope.contribute(place)
         pace = self._meter.pace if self._chosen is None else None
-        place.complete(taken.mean_loss, report.evaluation, report.hyperparameters, taken.batches, pace)
+        place.complete(taken.mean_loss, self._evaluation, report.hyperparameters, taken.batches, pace)
         self._meter.complete()
         result = place.collect()
         self._meter.arrive()

@@ -21,9 +21,9 @@ class Outer:
 
     """
 
-    outer_lr: float = 0.7
+    outer_lr: float = 1.0
     """Factor of the mean of the devices' moves; 1 without momentum is plain averaging of the parameters."""
-    outer_momentum: float = 0.6
+    outer_momentum: float = 0.0
     """Weight of the past means."""
 
     def __post_init__(self) -> None:

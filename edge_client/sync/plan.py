@@ -140,6 +140,11 @@ class SyncPlan(ABC):
 
         """
 
+    @property
+    def is_in_common(self) -> bool:
+        """Whether the parameters are now those of all devices, as far as the plan keeps them equal."""
+        return True
+
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the curvature statistics of the batch that is on are used, if the optimizer's schedule wants them."""
         return by_schedule

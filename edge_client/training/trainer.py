@@ -58,9 +58,11 @@ class Trainer:
         self._batches = BatchOrder(len(self._samples), settings.batch_size, self._seed)
         self.model = build_model(self.task, settings.seed, weights)
         self.exchange = exchange if exchange is not None else InProcessExchange()
+        self._evaluation_due: int | None = None
+        self.plan = settings.plan(self.exchange, len(self._samples), self._probe)
         self.optimizer = NewtonOptimizer(
             self.model,
-            sync=settings.plan(self.exchange, len(self._samples), self._probe),
+            sync=self.plan,
             **settings.optimizer_options(),
         )
         if state is not None:
@@ -114,8 +116,7 @@ class Trainer:
         """
         self.join()
         step = self.optimizer.current_step
-        every = self.settings.evaluate_every
-        evaluation = self.evaluate() if every and step % every == 0 else None
+        evaluation = self.evaluate() if self._is_evaluation_due(step) else None
         batch = torch.from_numpy(self._batches.indices(step))
         inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
         self.optimizer.zero_grad()
@@ -142,6 +143,18 @@ class Trainer:
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
         )
+
+    def _is_evaluation_due(self, step: int) -> bool:
+        """Whether the model is to be tried before a step; within a round of local steps it is no device's but this."""
+        every = self.settings.evaluate_every
+        if not every or not self.plan.is_in_common:
+            return False
+        due = -(-step // every) * every if self._evaluation_due is None else self._evaluation_due
+        if step < due:
+            self._evaluation_due = due
+            return False
+        self._evaluation_due = (step // every + 1) * every
+        return True
 
     def evaluate(self) -> Evaluation:
         """Try the model on this device's held-out samples."""

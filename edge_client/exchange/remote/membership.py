@@ -67,6 +67,8 @@ class GrpcMembership:
         patience_s: float,
     ) -> None:
         self.step = reply.first_step
+        # A state that is loaded first says it itself.
+        self.first_batches = reply.batches or None if reply.snapshot == pb.SNAPSHOT_ACTION_NONE else None
         self._place = place
         self._link = link
         self._layout = layout

@@ -130,18 +130,20 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot")
+    __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     first_step: int
     settings: ExchangeSettings
     token: str
     snapshot: SnapshotAction
-    def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ...) -> None: ...
+    batches: int
+    def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ..., batches: _Optional[int] = ...) -> None: ...
 
 class ExchangeSettings(_message.Message):
     __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "powersgd_rank", "topk_fraction", "heartbeat_s", "lease_s", "rejoin_deadline_s", "digest_every")
