@@ -1,0 +1,66 @@
+"""Which plan the settings make."""
+
+import pytest
+import torch
+
+from edge_client.curvature.probe import Probe
+from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, ProbeCurvature
+from edge_client.training.settings import SettingsError, check_settings
+
+
+class Elsewhere:
+    """An exchange with others that is never joined."""
+
+    is_alone = False
+    device = "a"
+
+
+def probe(samples: int) -> Probe:
+    return Probe(lambda generator, n: torch.randn(n, 3, generator=generator), torch.nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("values", "plan", "told"),
+    [
+        ({}, LocalSteps, {"local_steps": "auto", "curvature_scope": "blend", "probe_share": 0.5}),
+        ({"cadence": "auto", "curvature-scope": "local"}, LocalSteps, {"curvature_scope": "local"}),
+        ({"cadence": "local-steps", "local-steps": 7}, LocalSteps, {"local_steps": 7, "curvature_scope": "blend"}),
+        ({"cadence": "local-steps", "outer-lr": 0.7, "outer-momentum": 0.6}, LocalSteps, {"outer_lr": 0.7}),
+        ({"cadence": "local-steps", "curvature-scope": "shared", "whiten": True}, LocalSteps, {"whiten": True}),
+        ({"cadence": "local-steps", "curvature-scope": "probe"}, LocalSteps, {"curvature_scope": "probe"}),
+        ({"cadence": "every-batch"}, EveryBatch, {"curvature_scope": "shared"}),
+        ({"cadence": "every-batch", "curvature-scope": "local"}, LocalCurvature, {"sync_every": 10}),
+        ({"cadence": "every-batch", "curvature-scope": "probe", "probe-samples": 8}, ProbeCurvature, {"whiten": False}),
+    ],
+)
+def test_settings_make_a_plan_that_tells_all_devices_what_it_is(values, plan, told):
+    made = check_settings(values).plan(Elsewhere(), 0, probe)
+    assert type(made) is plan
+    assert told.items() <= dict(made.options).items()
+
+
+def test_a_device_alone_has_nobody_to_wait_for():
+    assert type(check_settings({}).plan()) is EveryBatch
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"cadence": "hourly"}, "setting 'cadence' is 'hourly'"),
+        ({"local-steps": 0}, "setting 'local-steps' is 0"),
+        ({"probe-share": 1.0}, "setting 'probe-share' is 1.0"),
+        ({"outer-momentum": 1.0}, "setting 'outer-momentum' is 1.0"),
+        ({"growth": 1.0}, "setting 'growth' is 1.0: it must be above 1"),
+        ({"curvature-scope": "mine"}, "setting 'curvature-scope'"),
+    ],
+)
+def test_impossible_settings_are_named(values, text):
+    with pytest.raises(SettingsError, match=text):
+        check_settings(values)
+
+
+def test_settings_that_do_not_suit_each_other_are_named():
+    with pytest.raises(SettingsError, match="'curvature-scope' is 'blend': an exchange after every batch knows no blend"):
+        check_settings({"cadence": "every-batch", "curvature-scope": "blend"}).plan(Elsewhere(), 0, probe)
+    with pytest.raises(SettingsError, match="'curvature-scope' is 'probe': that needs a task"):
+        check_settings({"cadence": "local-steps", "curvature-scope": "probe"}).plan(Elsewhere())
