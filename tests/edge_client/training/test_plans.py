@@ -60,7 +60,7 @@ def test_impossible_settings_are_named(values, text):
 
 
 def test_settings_that_do_not_suit_each_other_are_named():
-    with pytest.raises(SettingsError, match="'curvature-scope' is 'blend': an exchange after every batch knows no blend"):
+    with pytest.raises(SettingsError, match="'blend': an exchange after every batch knows no blend"):
         check_settings({"cadence": "every-batch", "curvature-scope": "blend"}).plan(Elsewhere(), 0, probe)
     with pytest.raises(SettingsError, match="'curvature-scope' is 'probe': that needs a task"):
         check_settings({"cadence": "local-steps", "curvature-scope": "probe"}).plan(Elsewhere())
