@@ -45,6 +45,8 @@ class FleetSettings:
     lease_s: float = 1.5
     save_every: int = 5
     seed: int = 0
+    training: dict[str, str] = field(default_factory=dict)
+    """More settings of the devices, as `edge-client train -c` takes them."""
 
 
 @dataclass
@@ -186,6 +188,7 @@ class Fleet:
             curvature=self.settings.curvature,
             save_every=self.fault.save_every or self.settings.save_every,
             seed=self.settings.seed,
+            training=self.settings.training,
             failpoint=self.fault.device_failpoint if is_victim else "",
             slow_steps=self.fault.slow_steps if is_victim else (0, 0),
             diverge_at=self.fault.diverge_at if is_victim else -1,

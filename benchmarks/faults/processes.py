@@ -15,10 +15,9 @@ from edgenewton.common.failpoints import arm
 
 from coordinator.cli import app as coordinator_app
 from edge_client.exchange.remote import GradientExchange
-from edge_client.optim import Curvature
 from edge_client.sync.replica import parameters_digest, weights_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
-from edge_client.training.settings import TrainSettings
+from edge_client.training.settings import check_settings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import TrainedStep
 
@@ -39,6 +38,7 @@ class DeviceJob:
     curvature: str
     save_every: int
     seed: int
+    training: dict[str, str]
     failpoint: str
     slow_steps: tuple[int, int]
     diverge_at: int
@@ -61,15 +61,9 @@ def run_device(job: DeviceJob) -> None:
     torch.manual_seed(job.seed)
     state_path = folder / f"state-{job.index}.pt"
     saved = DeviceCheckpoint.load(state_path, job.session)
-    settings = TrainSettings(
-        steps=job.steps,
-        batch_size=16,
-        cadence="every-batch",
-        curvature=Curvature(job.curvature),
-        lr=0.03,
-        seed=job.seed,
-        threads=1,
-    )
+    usual: dict[str, object] = {"steps": job.steps, "batch-size": 16, "lr": 0.03, "threads": 1}
+    usual |= {"cadence": "every-batch", "curvature": job.curvature}
+    settings = check_settings(usual | {"seed": job.seed} | job.training)
     exchange = _join(job)
     try:
         trainer = Trainer(
@@ -83,12 +77,13 @@ def run_device(job: DeviceJob) -> None:
         trainer.join()
         with (folder / f"steps-{job.index}.txt").open("a", buffering=1) as trace:
 
-            def note(_step: TrainedStep) -> None:
+            def note(step: TrainedStep) -> None:
                 applied = trainer.optimizer.current_step
                 if applied % job.save_every == 0:
                     DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
                 # Whatever is noted here must never be lost.
-                trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
+                if settings.cadence == "every-batch" or step.devices != 1:  # after a local step it is its own
+                    trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
                 if job.slow_steps[0] <= applied < job.slow_steps[1]:
                     time.sleep(_SLOW_S)
                 if applied == job.diverge_at:

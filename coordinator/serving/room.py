@@ -73,7 +73,7 @@ class Room:
 
         """
         is_first = not self.session.fingerprint
-        member = self.session.join(joining, now, self._outboxes.log.oldest_step)
+        member = self.session.join(joining, now, self._replayable_from(joining.next_step))
         if is_first:
             self.chronicle.adopt_model()
             self._downlink.begin(self.layout)
@@ -266,6 +266,13 @@ class Room:
         if isinstance(decision, d.DeviceReported | d.DeviceRemoved):
             outbox = self._outboxes.get(decision.device)
         self.chronicle.note(decision, outbox.use if outbox is not None else None)
+
+    def _replayable_from(self, next_step: int | None) -> int:
+        """Return the first step that a device may begin with which has not applied `next_step`."""
+        log = self._outboxes.log
+        if next_step is None or log.position_of(next_step) is not None:
+            return log.oldest_step
+        return self.session.step.number + 1  # a batch in the midst of a step: no frames begin there
 
     def _remember(self, member: Member) -> None:
         """Let a member's latest token find it; the oldest tokens go once there are too many."""

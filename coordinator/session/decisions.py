@@ -91,7 +91,7 @@ class StepCommitted:
             evaluation=Evaluation.union(evaluations),
             seconds=now - (step.began_at if step.began_at is not None else now),
             batches=step.batches,
-            counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging})},
+            counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging, *step.late})},
             cadence=cadence,
         )
 

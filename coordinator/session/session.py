@@ -57,6 +57,8 @@ class Session:
         self.step = self._new_step(settings.first_step)
         self._expected = settings.devices
         self._is_resumed = False
+        self._recorded: list[str] = []
+        """Devices that took part before it was resumed."""
         self._beginning = Beginning(settings.first_step)
         self._gathering_since: float | None = None
         self._active_at: float | None = None
@@ -92,6 +94,7 @@ class Session:
         self.step = self._new_step(step)
         self._is_resumed = True
         self.batches = None
+        self._recorded = devices
         self._expected = max(self.settings.required, len(devices))
 
     def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
@@ -319,6 +322,7 @@ class Session:
         self._beginning.take(joining)
 
     def _begin(self, reason: str, now: float) -> None:
+        self._left_out += [device for device in self._recorded if device not in self.members]
         self._enter(Phase.TRAINING, reason)
         self._watch_quorum(now)
         self._advance(now)

@@ -61,6 +61,8 @@ class Step:
         self._released: set[SliceKey] = set()
         self._counted: Counter[str] = Counter()
         self._completed_at: dict[str, float] = {}
+        self._is_late: set[str] = set()
+        """Devices of which a slice came after its result had left."""
 
     @property
     def batches(self) -> int:
@@ -70,6 +72,11 @@ class Step:
     def counted(self, device: str) -> int:
         """Return how many of a device's slices are in the results, whether or not it has completed its contribution."""
         return self._counted[device]
+
+    @property
+    def late(self) -> Collection[str]:
+        """Devices of which a slice came after its result had left; those that it sent then are not in the results."""
+        return self._is_late
 
     def begin(self, now: float) -> None:
         """Note when the first contribution came."""
@@ -81,18 +88,21 @@ class Step:
         return key in self._sent_by.get(device, ())
 
     def add(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
-        """Add one slice of a device that is not in yet; one that comes after its result has left is dropped.
+        """Add one slice of a device that is not in yet; one whose result has left is dropped, and those after it.
 
         Without samples it counts as sent, and weighs nothing, whatever the rule: the device skips its batch.
         """
         self._sent_by.setdefault(device, set()).add(key)
         if key in self._released:
+            self._is_late.add(device)
             return
-        self._counted[device] += 1
         piece = self._pending.get(key)
         if piece is None:
             piece = self._pending[key] = _Slice(len(values))
         piece.contributors.add(device)
+        if device in self._is_late:  # what counts of its slices is the first ones: it could not tell which others
+            return
+        self._counted[device] += 1
         if samples:
             if piece.aggregator is None:
                 piece.aggregator = self._make_aggregator()

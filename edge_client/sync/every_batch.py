@@ -225,9 +225,10 @@ class EveryBatch(SyncPlan):
         return self._shared_state() | ({"unsent": unsent} if unsent else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at a step, unless a coordinator has set it."""
-        self._unsent = state.get("unsent", {})
-        self._load_shared(state)
+        """Go on at a step, unless a coordinator has set it; a round of local steps that is on has ended then."""
+        of_round: Mapping[str, Any] = state.get("round", {})
+        self._unsent = {} if of_round else state.get("unsent", {})
+        self._load_shared({**state, "step": state["step"] + of_round.get("batches", 0)})
         if self._membership is not None:
             self._membership.load_state_dict(self._unsent)
 

@@ -88,6 +88,8 @@ class LocalSteps(SyncPlan):
         self._membership: Membership | None = None
         self._first_step = 0
         self._round = _Round()
+        self._report = Report()
+        """Of the last batch."""
         self._anchor: dict[str, Tensor] = {}
         """The parameters and buffers that the round began with, by name."""
         self._has_begun = False
@@ -185,7 +187,7 @@ class LocalSteps(SyncPlan):
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the scope uses those of the batch that is on: see `SyncPlan.wants_statistics`."""
-        return self._scope.wants_batch(by_schedule=by_schedule, is_first=not self._round.batches)
+        return self._scope.wants_batch(by_schedule=by_schedule, is_first=self._is_first)
 
     def on_gradient(self, parameter: Tensor) -> None:
         """Nothing leaves before the round's end."""
@@ -201,6 +203,8 @@ class LocalSteps(SyncPlan):
         batch = self._subject.batch
         samples = batch.samples if report.samples is None else report.samples
         bad = nonfinite_gradient(self._names)
+        if report.is_skipped or bad is not None:
+            self._restore_buffers()
         if bad is not None and not (report.is_skipped or self._subject.skips_nonfinite):
             batch.forget()
             raise NonFiniteGradientError(self._exchange.device, f"gradient of {bad!r}", self.step)
@@ -211,7 +215,7 @@ class LocalSteps(SyncPlan):
         if not is_skipped:
             scale = clip_scale(self._names, self._clip_grad_norm)
             gradients = {p: p.grad if scale == 1 else p.grad * scale for p in self._names if p.grad is not None}
-            is_first = not self._round.batches
+            is_first = self._is_first
             update = replace(
                 update,
                 gradients=gradients,
@@ -243,19 +247,20 @@ class LocalSteps(SyncPlan):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has still to send."""
-        state = self._shared_state() | {"round": vars(self._round)}
+        state = self._shared_state() | {"round": dict(vars(self._round))}
         if self._round.batches:
             state["anchor"] = dict(self._anchor)
-        if self._membership is not None:
-            state["unsent"] = self._membership.state_dict()
+            state["own"] = self._scope.own_state_dict()
+        state["unsent"] = self._membership.state_dict() if self._membership is not None else self._unsent
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on in a round: see `SyncPlan.load_state_dict`."""
+        """Go on in a round: see `SyncPlan.load_state_dict`. That of another plan has a step, and nothing to send."""
         self._load_shared(state)
         self._round = _Round(**state.get("round", {}))
         self._anchor = {name: tensor.clone() for name, tensor in state.get("anchor", {}).items()}
-        self._unsent = state.get("unsent", {})
+        self._scope.load_own_state_dict(state.get("own", {}))
+        self._unsent = state.get("unsent", {}) if "round" in state else {}
         if self._membership is not None:
             self._membership.load_state_dict(self._unsent)
             self._anchor = self._anchor or self._copies()
@@ -269,6 +274,19 @@ class LocalSteps(SyncPlan):
     @property
     def _round_step(self) -> int:
         return self._membership.step if self._membership is not None else self._first_step
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether no batch of the round has counted yet."""
+        return not self._round.samples
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        """Let the forward of a batch that does not count leave nothing behind, such as a running mean of NaN."""
+        buffers = dict(self._subject.model.named_buffers())
+        for name, before in self._subject.batch.buffers.items():
+            if name in buffers:
+                buffers[name].copy_(before)
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
@@ -334,6 +352,7 @@ class LocalSteps(SyncPlan):
         self._scope.receive(result)
         if self._chosen is None and result.next_batches is not None:
             self._every = result.next_batches
+        self._first_step = result.next_step
         self._begin_round()
 
     def _shared_state(self) -> dict[str, Any]:
@@ -360,5 +379,6 @@ class LocalSteps(SyncPlan):
     def _take_over(self, state: dict[str, Any]) -> None:
         """Go on where another device began a round."""
         self._load_shared(state)
+        self._scope.load_own_state_dict({})
         self._unsent = {}
         self._round, self._anchor = _Round(), self._copies()

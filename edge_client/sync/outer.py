@@ -45,7 +45,7 @@ class OuterStep:
         mean = mean.to(tensor)
         if momentum:
             before = self._velocity.get(name)
-            velocity = mean.clone() if before is None else before.to(tensor).mul_(momentum).add_(mean)
+            velocity = mean if before is None else momentum * before.to(tensor) + mean
             self._velocity[name] = velocity
             mean = mean + momentum * velocity
         tensor.add_(mean, alpha=lr)

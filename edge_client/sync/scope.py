@@ -72,6 +72,13 @@ class CurvatureScope(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Go on from a state that `state_dict` gave."""
 
+    def own_state_dict(self) -> dict[str, Any]:
+        """Return what is this device's alone, in the midst of a round."""
+        return {}
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from a state that `own_state_dict` gave; an empty one is that of a round's beginning."""
+
 
 class Own(CurvatureScope):
     """The curvature of the device's own batches: none leaves it, and devices have no coordinates in common."""

@@ -102,3 +102,11 @@ class Shared(CurvatureScope):
             self._rounds = state["rounds"]
             self._common.load_state_dict(state["common"])
             self._mean = dict(state["mean"])
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """Return the statistics that are still to be told."""
+        return {name: dict(statistics) for name, statistics in self._own.items()}
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `own_state_dict` gave."""
+        self._own = dict(state)

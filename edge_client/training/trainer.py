@@ -165,7 +165,7 @@ class Trainer:
         task = self.task
         has_own = task.probe(torch.Generator(), 1) is not None
         inputs = _own_inputs(task) if has_own else MeasuredInputs(self._samples.inputs)
-        return Probe(inputs, task.loss, task.likelihood, samples, self.settings.seed)
+        return Probe(inputs, task.loss, task.likelihood, samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, for another trainer that goes on."""

@@ -33,7 +33,7 @@ from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer, weights_digest
 from edge_client.training.work import DataRequest, TrainRequest
 
-SETTINGS = TrainSettings(curvature="eva", batch_size=16, steps=6)
+SETTINGS = TrainSettings(cadence="every-batch", curvature="eva", batch_size=16, steps=6)
 
 
 @pytest.fixture

@@ -19,3 +19,20 @@ def test_a_fault_loses_no_step(tmp_path, fault):
     assert outcome.bit_identical
     assert outcome.steps_lost == 0
     assert outcome.restarts == (0 if fault.name == "link" else 1)
+
+
+LOCAL_STEPS = FleetSettings(
+    steps=21,  # the first batch, after which all know the probe's inputs, and four rounds
+    codec="int4",
+    training={"cadence": "local-steps", "local-steps": "5", "curvature-scope": "blend"},
+)
+
+
+def test_faults_in_rounds_of_local_steps_lose_none(tmp_path):
+    """A device dies with a state of the midst of its round, and then the coordinator while it tells of the next."""
+    fault = Fault("local steps", device_failpoint="before-apply@6", coordinator_failpoint="mid-broadcast@15")
+    outcome = Fleet(tmp_path, LOCAL_STEPS, fault).run(deadline_s=120)
+    assert outcome.survived, outcome.problem
+    assert outcome.bit_identical
+    assert outcome.steps_lost == 0
+    assert outcome.restarts == 2

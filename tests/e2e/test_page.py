@@ -51,7 +51,7 @@ class Training:
         self.clients = []
         for index in range(DEVICES):
             place = f"--session leaves --device gateway-{index} --index {index} --count {DEVICES}"
-            settings = f"-c steps={STEPS} -c evaluate-every={EVERY} -c threads=1"
+            settings = f"-c steps={STEPS} -c evaluate-every={EVERY} -c threads=1 -c cadence=every-batch"
             arguments = ("train", "--coordinator", self.address, *place.split(), *settings.split())
             self.clients.append(self._stack.enter_context(running(*arguments)))
 

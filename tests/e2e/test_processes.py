@@ -34,7 +34,7 @@ def assert_bit_identical(weights):
     ids=["kfac", "eva"],
 )
 def test_shared_scope_is_training_on_the_union_batch(tmp_path, options):
-    options = (f"steps={STEPS}", "task=smooth_digits:SmoothDigitsTask", *options)
+    options = (f"steps={STEPS}", "task=smooth_digits:SmoothDigitsTask", "cadence=every-batch", *options)
     with Coordinator("union", DEVICES) as coordinator:
         train_on_devices(coordinator.address, "union", DEVICES, tmp_path, *options)
         assert coordinator.wait() == 0
@@ -50,7 +50,7 @@ def test_shared_scope_is_training_on_the_union_batch(tmp_path, options):
     assert accuracies[-1] > 0.5  # it was no standstill that was compared
 
 
-def test_shared_scope_with_default_settings_is_bit_identical_on_all_devices(tmp_path):
+def test_the_default_settings_end_with_one_model(tmp_path):
     with Coordinator("defaults", DEVICES) as coordinator:
         outputs = train_on_devices(coordinator.address, "defaults", DEVICES, tmp_path, f"steps={STEPS}")
         assert coordinator.wait() == 0
@@ -61,7 +61,14 @@ def test_shared_scope_with_default_settings_is_bit_identical_on_all_devices(tmp_
 def test_local_scope_ends_with_one_model(tmp_path):
     with Coordinator("local", DEVICES) as coordinator:
         train_on_devices(
-            coordinator.address, "local", DEVICES, tmp_path, "steps=7", "curvature-scope=local", "sync-every=3"
+            coordinator.address,
+            "local",
+            DEVICES,
+            tmp_path,
+            "steps=7",
+            "cadence=every-batch",
+            "curvature-scope=local",
+            "sync-every=3",
         )
         assert coordinator.wait() == 0
     assert_bit_identical(models(tmp_path))

@@ -78,7 +78,7 @@ class GrpcMembership:
         self._patience_s = patience_s
         self._specs = layout.fingerprint
         self._index: dict[TensorKey, int] = {(s.kind, s.name): index for index, s in enumerate(self._specs)}
-        self._writer = SliceWriter(layout)
+        self._writer = SliceWriter(layout, stages.policy)
         self._packer: FramePacker | None = None
         self._contributed: set[int] = set()
         self._sent = SentSlices(self._writer)
@@ -260,9 +260,8 @@ class GrpcMembership:
         if not healed.data:
             return  # this device's own state has become that of the session
         self._replica.load(healed.data)
-        self._writer = SliceWriter(
-            self._layout, self._stages.policy
-        )  # the errors that the old one remembers belong to another past
+        # The errors that the old one remembers belong to another past.
+        self._writer = SliceWriter(self._layout, self._stages.policy)
         self._sent = SentSlices(self._writer)
         self._packer = None
         self.step = healed.step
@@ -279,8 +278,7 @@ class GrpcMembership:
     def _result(self, step: AssembledStep) -> StepResult:
         """Return a committed step as tensors, and count it as taken."""
         commit = step.commit or pb.Commit()
-        if self._place.device in commit.counted_slices:
-            self._sent.take_back(step.step, commit.counted_slices[self._place.device])
+        self._sent.settle(step.step, commit.counted_slices.get(self._place.device))
         tensors = {}
         for index, values in step.tensors.items():
             spec = self._specs[index]

@@ -8,6 +8,7 @@ from coordinator.session.decisions import Phase
 from coordinator.session.members import Joining
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.settings import SessionSettings
+from coordinator.session.step import Contribution
 from coordinator.telemetry.record import Record
 
 ONE = SessionSettings(devices=1)
@@ -118,3 +119,22 @@ def test_refusals_are_counted_for_the_coordinator_and_for_the_session_they_name(
         directory.note_refusal(error, session, "a", 1.0)
     assert directory.refusals.counts[Status.NOT_FOUND] == 2
     assert directory.find("s").chronicle.statistics.refusals == {"NOT_FOUND": 1}
+
+
+def test_a_session_is_resumed_after_the_last_batch_of_its_last_step(tmp_path):
+    """Its record and what people see count batches; a step of five takes five numbers."""
+    record = Record(tmp_path / "record.sqlite")
+    directory = Directory(record)
+    session = directory.create("s", ONE)
+    for step in (0, 5):
+        if not step:
+            join(directory, "s", "a")
+        session.complete("a", step, Contribution(1, 0.5, batches=5), 1.0)
+        session.advance(1.0)
+        directory.find("s").tick(1.0)
+    statistics = directory.find("s").chronicle.statistics
+    assert (statistics.step, statistics.steps, statistics.devices["a"].step) == (9, 2, 9)
+    record.close()
+    (found,) = Record(tmp_path / "record.sqlite").resumable()
+    assert found.committed == 9
+    assert Directory().resume(found).step.number == 10

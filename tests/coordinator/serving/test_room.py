@@ -19,6 +19,7 @@ from coordinator.session.members import Joining, Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
 from coordinator.session.settings import SessionSettings
+from coordinator.session.step import Contribution
 from coordinator.telemetry.announcement import commit_to_proto
 from coordinator.telemetry.chronicle import Chronicle
 
@@ -211,3 +212,25 @@ def test_a_device_that_comes_back_while_the_answer_from_above_is_awaited_gets_it
         assert send(room, b, 1, 1.0)
 
     asyncio.run(run())
+
+
+def test_a_device_whose_step_lies_within_one_of_several_batches_gets_a_snapshot():
+    """The steps on its stream begin elsewhere: they would never fit its state."""
+    room, _ = make_room(devices=2, quorum=1)
+    for device in "ab":
+        room.join(joining(device), 0.0)
+    for step in (0, 5):
+        for device in "ab":
+            room.session.complete(device, step, Contribution(1, 0.0, batches=5), 1.0)
+        room.session.advance(1.0)
+        room.tick(1.0)
+    standings = {}
+    for next_step in (4, 5, 7, 10):
+        room.remove("b", "restarted", 2.0)
+        standings[next_step] = room.join(joining("b", next_step=next_step), 2.0).standing
+    assert standings == {
+        4: Standing.HEALING,
+        5: Standing.LAGGING,
+        7: Standing.HEALING,
+        10: Standing.LAGGING,
+    }

@@ -603,3 +603,125 @@ def test_the_last_device_with_the_state_is_asked_for_it_before_it_goes():
     assert session.phase is d.Phase.TRAINING  # b may come back for the result
     session.tick(40.0)
     assert session.phase is d.Phase.ENDED
+
+
+# ---------------------------------------------------------------- several batches in a step
+
+
+def in_batches(session: Session, device: str, step: int, batches: int, value: float = 1.0, now: float = 1.0) -> None:
+    for key, sign in ((W, 1), (B, -1)):
+        send(session, device, step, 1, key, np.full(SPECS[key.tensor].size, sign * value, np.float32), now)
+    session.complete(device, step, Contribution(1, loss=value, batches=batches), now)
+    session.advance(now)
+
+
+def test_a_step_has_the_number_of_its_first_batch_and_the_next_one_comes_after_its_last():
+    session = begun("a", "b")
+    for step, batches in ((0, 5), (5, 1), (6, 3)):
+        for device in "ab":
+            in_batches(session, device, step, batches)
+        (commit,) = of_type(session, d.StepCommitted)
+        assert (commit.step, commit.batches, commit.last_batch) == (step, batches, step + batches - 1)
+    assert session.step.number == 9
+    for step in (6, 11):  # one that is over, and one to come
+        with pytest.raises(RefusedError, match=f"sent a frame of step {step}; the session is at step 9"):
+            in_batches(session, "a", step, 1)
+
+
+@pytest.mark.parametrize("batches", [0, -1, 1_000_001])
+def test_a_number_of_batches_that_cannot_be_is_refused_by_name(batches):
+    session = begun("a", "b", quorum=1)
+    with pytest.raises(RefusedError, match=f"device 'a', step 0: claims {batches} batches in one step") as refusal:
+        in_batches(session, "a", 0, batches)
+    assert refusal.value.status is Status.INVALID_ARGUMENT
+    session.remove("a", refusal.value.reason, 1.0)
+    in_batches(session, "b", 0, 4)
+    assert session.step.number == 4
+
+
+def test_devices_exchange_after_the_same_number_of_batches():
+    session = begun("a", "b", "c", quorum=2)
+    in_batches(session, "a", 0, 5)
+    with pytest.raises(RefusedError, match=r"device 'b', step 0: it trained 4 batches .* the first complete device 5"):
+        in_batches(session, "b", 0, 4)
+    session.remove("b", "refused", 1.0)
+    in_batches(session, "c", 0, 5)
+    (commit,) = of_type(session, d.StepCommitted)
+    assert (commit.batches, commit.devices, commit.left_out) == (5, 2, ("b",))
+
+
+def test_a_returning_device_replays_whole_steps_only():
+    session = begun("a", "b", quorum=1)
+    for step in (0, 5, 10):
+        for device in "ab":
+            in_batches(session, device, step, 5)
+    for next_step, standing in ((5, Standing.LAGGING), (10, Standing.LAGGING), (15, Standing.LAGGING)):
+        session.remove("b", "killed", 2.0)
+        assert session.join(joining("b", next_step=next_step), 3.0, replayable_from=5).standing is standing
+    session.remove("b", "killed", 2.0)
+    assert session.join(joining("b", next_step=0), 3.0, replayable_from=5).standing is Standing.HEALING
+
+
+@pytest.mark.parametrize("release", ["slice", "step"])
+def test_what_counts_of_a_straggler_is_told(release):
+    session = begun("a", "b", "c", quorum=2, step_deadline_s=5, release=release)
+    for device in "ab":
+        in_batches(session, device, 0, 3, value=1.0, now=1.0)
+    send(session, "c", 0, 2, W, np.full(4, 5.0, np.float32), 2.0)
+    session.tick(7.0)
+    decisions = session.take_decisions()
+    (commit,) = [x for x in decisions if isinstance(x, d.StepCommitted)]
+    assert (commit.left_out, commit.counted_slices) == (("c",), {"c": 1})
+    means = {x.key: x.values[0] for x in decisions if isinstance(x, d.SliceReady)}
+    assert means == {W: 3.0, B: -1.0}
+    send(session, "c", 0, 2, B, np.full(2, 5.0, np.float32), 8.0)  # too late
+    for device in "ab":
+        in_batches(session, device, 3, 3, now=9.0)
+    (commit,) = of_type(session, d.StepCommitted)  # it still lags, and is not waited for
+    assert (commit.left_out, commit.counted_slices) == ((), {"c": 0})
+
+
+def test_a_device_that_was_removed_is_told_what_counted():
+    session = begun("a", "b", "c", quorum=2)
+    send(session, "c", 0, 1, W, np.ones(4, np.float32), 1.0)
+    session.remove("c", "its connection broke", 1.0)
+    for device in "ab":
+        in_batches(session, device, 0, 3)
+    (commit,) = of_type(session, d.StepCommitted)
+    assert commit.counted_slices == {"c": 1}
+
+
+def test_of_a_device_that_comes_after_results_have_left_nothing_in_between_counts():
+    """It is told how many of its first slices are in the means: none can be after one that is not."""
+    session = begun("a", "b", "c", quorum=2, step_deadline_s=5)
+    for device in "ab":
+        in_batches(session, device, 0, 3)
+    session.tick(7.0)  # c lags from here on
+    session.take_decisions()
+    for device in "ab":
+        send(session, device, 3, 1, W, np.ones(4, np.float32), 8.0)
+    session.advance(8.0)
+    assert [x.key for x in of_type(session, d.SliceReady)] == [W]
+    for key in (W, B):
+        send(session, "c", 3, 1, key, np.full(SPECS[key.tensor].size, 7.0, np.float32), 8.0)
+    session.complete("c", 3, Contribution(1, 0.0, batches=3), 8.0)
+    for device in "ab":
+        send(session, device, 3, 1, B, np.ones(2, np.float32), 9.0)
+        session.complete(device, 3, Contribution(1, 0.0, batches=3), 9.0)
+    session.advance(9.0)
+    (ready, commit) = of_type(session, d.SliceReady | d.StepCommitted)
+    np.testing.assert_array_equal(ready.values, np.ones(2, np.float32))
+    assert (commit.left_out, commit.counted_slices) == ((), {"c": 0})
+
+
+def test_a_device_that_does_not_come_back_to_a_resumed_session_is_left_out_of_its_first_step():
+    session = Session("leaves", SessionSettings(devices=3, quorum=2, join_deadline_s=10, **SETTINGS))
+    session.restore(begun("a", "b", "c").admission, step=10, devices=["a", "b", "c"])
+    for device in "ab":
+        session.join(joining(device, next_step=10), 0.0)
+    session.tick(10.0)
+    for device in "ab":
+        in_batches(session, device, 10, 5)
+    (commit,) = of_type(session, d.StepCommitted)
+    assert (commit.step, commit.left_out, commit.counted_slices) == (10, ("c",), {"c": 0})
+    assert session.step.number == 15

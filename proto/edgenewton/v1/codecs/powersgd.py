@@ -18,7 +18,12 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 
 def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """Return the shape of a tensor as a matrix: its first dimension by all others."""
+    """Return the shape of a tensor as a matrix: its first dimension that is not 1 by all others.
+
+    A layer's moves are `[blocks, out, in]`, mostly with one block: a matrix of one row would have no use for factors.
+    """
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
