@@ -1,7 +1,6 @@
 """The baselines' devices: optimizers of torch, over the exchange that ours have, with the codecs of its sessions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,9 @@ class _Baseline(Device):
         """Return what the device has changed since the last exchange, as it was."""
         return {}
 
-    def _exchange(self, tensors: Mapping[str, Tensor], loss: float, batches: int) -> tuple[dict[str, Tensor], Any]:
+    def _exchange(
+        self, tensors: Mapping[str, Tensor], loss: float, batches: int
+    ) -> tuple[dict[str, Tensor], StepResult]:
         """Return the means as they arrive, and the exchange's result; the buffers are averaged."""
         place = self._place
         place.begin(batches * BATCH_SIZE)
@@ -50,6 +51,8 @@ class _Baseline(Device):
             place.contribute(key, value)
         place.complete(loss, batches=batches)
         result = place.collect()
+        if result.is_healed:
+            raise RuntimeError(f"before step {result.next_step} this device had not the weights of the others")
         put_buffers(self.model, self._buffers.unpack(result.tensors))
         return self._packing.unpack(result.tensors), result
 

@@ -8,7 +8,8 @@ from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange
 from edge_client.sync import LocalSteps, Outer, Probed
 
-NAME = "EdgeNewton"
+NAME = "EdgeNewton, 10 local steps"
+"""As it stands in tables. Runs are kept by it, so that another default needs another name."""
 CODEC = CodecChoice("sparse4", topk_fraction=0.05)
 
 

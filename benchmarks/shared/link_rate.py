@@ -1,4 +1,4 @@
-"""How fast one direction of a link carries data: bits leave one after the other, whichever connection they belong to."""
+"""How fast one direction of a link carries data: bits leave one after the other, of whichever connection they are."""
 
 _PIECE_S = 0.002
 """About how long a piece takes to leave: shorter ones would cost more time than they take."""
