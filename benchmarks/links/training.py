@@ -27,6 +27,8 @@ from benchmarks.shared.tcp_proxy import TcpProxy
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["benchmarks.links.processes"])
 _POLL_S = 0.5
+_LEAVING_S = 15.0
+"""What a device has to leave the session."""
 _JUDGE_S = 120.0
 """What the judge has for what is left when the devices are done."""
 
@@ -142,7 +144,7 @@ def _follow(
     problems, problem = pipe()
     ready, is_judging = CONTEXT.Barrier(len(links)), CONTEXT.Event()
     began = CONTEXT.Value("d", 0.0)
-    judge = _start(started, processes.run_judge, task, handed_in, verdict, is_judging)
+    _start(started, processes.run_judge, task, handed_in, verdict, is_judging)
     if not is_judging.wait(processes.READY_S):
         course.fail("the judge did not start")
         return
@@ -161,13 +163,13 @@ def _follow(
     # Only with our own ends closed does an end of file come when the processes close theirs.
     hand_in.close()
     verdict.close()
-    _watch(course, devices, [coordinator, judge], (verdicts, problems), began, limit_s)
+    _watch(course, devices, coordinator, (verdicts, problems), began, limit_s)
 
 
 def _watch(
     course: _Course,
     devices: list[Any],
-    others: list[Any],
+    coordinator: Any,
     connections: tuple[Connection, Connection],
     began: Any,
     limit_s: float,
@@ -184,15 +186,18 @@ def _watch(
         is_open = _take_verdicts(course, verdicts, limit_s)
         if course.end is None and problems.poll():
             course.fail(*problems.recv())
-        if course.end is None and (now > given_up_at or all(device.exitcode == 0 for device in devices)):
+        if course.end is None and now > given_up_at:
             _finish(course, devices, verdicts, limit_s)
-            if course.end is None:
-                course.end = "time" if now > given_up_at else "budget"
-        elif course.end is None and (
-            not is_open or any(process.exitcode is not None for process in others) or any(d.exitcode for d in devices)
-        ):
+            course.end = course.end or "time"
+        elif course.end is None and not is_open:
+            # The judge has judged all that there was: the first device is done, or dead.
+            devices[0].join(_LEAVING_S)
+            course.end = "budget" if devices[0].exitcode == 0 else None
+        if course.end is None and (coordinator.exitcode is not None or any(device.exitcode for device in devices)):
             # A device tells why before it ends.
             course.fail(*(problems.recv() if problems.poll(1.0) else ("a process has ended",)))
+        elif course.end is None and not is_open:
+            course.fail("the judge has ended")
 
 
 def _finish(course: _Course, devices: list[Any], verdicts: Connection, limit_s: float) -> None:
