@@ -1,10 +1,11 @@
 """What the benchmark knows of a method: what is searched, and a run that trains from one exchange to the next."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from benchmarks.convergence.learning_tasks import LearningTask
@@ -64,6 +65,19 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a baseline consists of, for whoever puts it together otherwise."""
+
+    inner: Callable[[nn.Module, Options], Sequence[torch.optim.Optimizer]]
+    """Makes the optimizers of a device."""
+    outer: Callable[[nn.Module, Options], torch.optim.Optimizer] | None
+    """Makes the optimizer that follows the mean of the devices' moves; None where gradients are exchanged."""
+    codec: str
+    keeps_inner: bool = True
+    """Whether a device's optimizers remember their past over an exchange."""
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to train, with what is searched for it."""
 
@@ -76,3 +90,5 @@ class Method:
     """Begins a run with a model, its task, options and the seed of the batches."""
     space: Mapping[str, Grid] = field(default_factory=dict)
     """What is searched; what matters most comes first."""
+    recipe: Recipe | None = None
+    """Of a baseline."""

@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks.convergence.learning_tasks import LearningTask
 from benchmarks.convergence.methods import muon
 from benchmarks.frontier.compression import Compression
-from benchmarks.frontier.interface import Grid, Method, Options, Run
+from benchmarks.frontier.interface import Grid, Method, Options, Recipe, Run
 from benchmarks.frontier.local_steps import LocalRun, Optimizers, Plan
 from benchmarks.frontier.our_methods import our_methods
 from benchmarks.frontier.server_adam import ServerAdam
@@ -101,7 +101,7 @@ def every_batch(name: str, inner: Inner, codec: str, space: Space) -> Method:
     def start(model: nn.Module, task: LearningTask, options: Options, seed: int) -> Run:
         return SynchronousRun(model, task, seed, inner(model, options), compression(codec, options))
 
-    return Method(f"{name}, {codec}", "baseline", codec != "fp32", start, space)
+    return Method(f"{name}, {codec}", "baseline", codec != "fp32", start, space, Recipe(inner, None, codec))
 
 
 def local(name: str, inner: Inner, outer: Outer, codec: str, space: Space, *, keeps_inner: bool = True) -> Method:
@@ -117,7 +117,8 @@ def local(name: str, inner: Inner, outer: Outer, codec: str, space: Space, *, ke
         )
         return LocalRun(model, task, seed, plan)
 
-    return Method(f"{name}, {codec}", "baseline", codec != "fp32", start, space)
+    recipe = Recipe(inner, outer, codec, keeps_inner)
+    return Method(f"{name}, {codec}", "baseline", codec != "fp32", start, space, recipe)
 
 
 # ---------------------------------------------------------------- the baselines

@@ -1,6 +1,6 @@
-"""A small TCP proxy, to cut and to delay connections at will: in a thread of a program, or as a process of its own.
+"""A small TCP proxy, to cut, delay and slow connections: in a thread of a program, or as a process of its own.
 
-    python -m benchmarks.shared.tcp_proxy --delay-ms 20 50051=coordinator:50051 8000=superlink:8000
+    python -m benchmarks.shared.tcp_proxy --delay-ms 20 --rate-mbit-s 10 50051=coordinator:50051 8000=superlink:8000
 
 listens on these loopback ports; SIGUSR1 cuts all connections.
 """
@@ -12,7 +12,8 @@ import signal
 import threading
 from typing import Any
 
-_CHUNK_BYTES = 1 << 16
+from benchmarks.shared.link_rate import LinkRate
+
 _MAX_HELD = 256
 """Pieces of data that are under way at once, each way; a reader waits while there are so many."""
 
@@ -23,13 +24,15 @@ class Forwarder:
     Args:
         target: where connections go, as host:port.
         delay_s: how long every piece of data is under way, each way.
+        rate_bit_s: bits that all connections together carry in a second, each way; None for as many as come.
 
     """
 
-    def __init__(self, target: str, delay_s: float = 0.0) -> None:
+    def __init__(self, target: str, delay_s: float = 0.0, rate_bit_s: float | None = None) -> None:
         host, port = target.rsplit(":", 1)
         self._target = (host, int(port))
         self.delay_s = delay_s
+        self._up, self._down = LinkRate(rate_bit_s), LinkRate(rate_bit_s)
         self.cut_after_bytes: int | None = None
         """When so many more bytes have gone up, all connections are cut, in the middle of whatever it is."""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -80,9 +83,9 @@ class Forwarder:
                     await end.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_up: bool) -> None:
-        """Copy until an end closes; what is read goes on `delay_s` later, and more is read meanwhile."""
+        """Copy until an end closes; what has left goes on `delay_s` later, and more is read meanwhile."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_HELD)
-        reading = asyncio.create_task(self._read(reader, under_way))
+        reading = asyncio.create_task(self._read(reader, under_way, self._up if is_up else self._down))
         clock = asyncio.get_running_loop().time
         try:
             while data := await self._next(under_way, clock):
@@ -100,14 +103,17 @@ class Forwarder:
         finally:
             await _end(reading)
 
-    async def _read(self, reader: asyncio.StreamReader, under_way: "asyncio.Queue[tuple[float, bytes]]") -> None:
+    async def _read(
+        self, reader: asyncio.StreamReader, under_way: "asyncio.Queue[tuple[float, bytes]]", rate: LinkRate
+    ) -> None:
         data = b"-"
         while data:
             try:
-                data = await reader.read(_CHUNK_BYTES)
+                data = await reader.read(rate.piece_bytes)
             except OSError:
                 data = b""
-            await under_way.put((asyncio.get_running_loop().time() + self.delay_s, data))
+            left_at = rate.leave(len(data), asyncio.get_running_loop().time())
+            await under_way.put((left_at + self.delay_s, data))
 
     @staticmethod
     async def _next(under_way: "asyncio.Queue[tuple[float, bytes]]", clock: Any) -> bytes:
@@ -130,11 +136,12 @@ class TcpProxy:
     Args:
         target: where connections go, as host:port.
         delay_s: how long every piece of data is under way, each way.
+        rate_bit_s: bits that all connections together carry in a second, each way; None for as many as come.
 
     """
 
-    def __init__(self, target: str, delay_s: float = 0.0) -> None:
-        self._forwarder = Forwarder(target, delay_s)
+    def __init__(self, target: str, delay_s: float = 0.0, rate_bit_s: float | None = None) -> None:
+        self._forwarder = Forwarder(target, delay_s, rate_bit_s)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp proxy", daemon=True)
         self._thread.start()
@@ -173,15 +180,16 @@ class TcpProxy:
         self.close()
 
 
-async def _serve(routes: list[str], delay_s: float) -> None:
+async def _serve(routes: list[str], delay_s: float, rate_bit_s: float | None) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     forwarders = []
     for route in routes:
         port, _, target = route.partition("=")
-        forwarders.append(Forwarder(target, delay_s))
+        forwarders.append(Forwarder(target, delay_s, rate_bit_s))
         await forwarders[-1].start(int(port))
-        print(f"127.0.0.1:{port} leads to {target}, {1000 * delay_s:g} ms each way", flush=True)
+        rate = "" if rate_bit_s is None else f" and {rate_bit_s / 1e6:g} Mbit/s"
+        print(f"127.0.0.1:{port} leads to {target}, {1000 * delay_s:g} ms{rate} each way", flush=True)
 
     def cut() -> None:
         print("all connections are cut", flush=True)
@@ -201,9 +209,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("routes", nargs="+", metavar="PORT=HOST:PORT", help="a loopback port, and where it leads")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="how long data are under way, each way")
+    parser.add_argument("--rate-mbit-s", type=float, help="how much a route carries, each way; unless given, all")
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(arguments.routes, arguments.delay_ms / 1000))
+        rate_bit_s = None if arguments.rate_mbit_s is None else 1e6 * arguments.rate_mbit_s
+        asyncio.run(_serve(arguments.routes, arguments.delay_ms / 1000, rate_bit_s))
 
 
 if __name__ == "__main__":

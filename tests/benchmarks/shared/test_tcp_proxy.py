@@ -53,6 +53,18 @@ def test_data_goes_there_and_back_each_piece_as_late_as_asked(echo):
         assert time.monotonic() - began >= 2 * DELAY_S
 
 
+def test_data_come_no_faster_than_the_rate_each_way(echo):
+    data = bytes(50_000)
+    with TcpProxy(echo, rate_bit_s=1e6) as proxy, connect(proxy) as end:
+        began = time.monotonic()
+        end.sendall(data)
+        left = len(data)
+        while left:
+            left -= len(end.recv(left))
+        # 0.4 s up; down goes beside it, but for the last piece. A busy machine may take longer, never less.
+        assert 0.4 <= time.monotonic() - began < 10
+
+
 def test_a_cut_ends_connections_and_new_ones_are_taken(echo):
     with TcpProxy(echo) as proxy:
         with connect(proxy) as end:
