@@ -64,7 +64,7 @@ def wait_until(condition) -> None:
 
 def test_a_fleet_with_certificates(fleet, tmp_path):
     options = ("--tls", fleet.ca, "--allow-label", "field", "--audit", tmp_path / "audit.jsonl")
-    steps = ("-c", f"steps={STEPS}", "-c", "curvature=eva")
+    steps = ("-c", f"steps={STEPS}", "-c", "cadence=every-batch", "-c", "curvature=eva")
     with (
         Coordinator("s", 2, "--join-deadline-s=600", *options) as coordinator,
         train(coordinator.address, "d0", fleet.device("d0"), *steps) as first,
