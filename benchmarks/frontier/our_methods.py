@@ -17,7 +17,7 @@ from edge_client.sync import LocalSteps, Outer, Own, ProbeCurvature, Probed, Syn
 Space = Mapping[str, Grid]
 
 _TRUST: Space = {
-    "update_clip": Grid((0.0125, 0.025, 0.05, 0.1, 0.2, 0.4), 0.1),
+    "update_clip": Grid((0.0125, 0.025, 0.05, 0.1, 0.2, 0.4), 0.05),
     "kl_clip": Grid((0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03), 0.003),
 }
 _OWN = 0.0
