@@ -16,4 +16,5 @@ CODEC = CodecChoice()
 def optimizer(model: nn.Module, exchange: Exchange, probe: Probe) -> NewtonOptimizer:
     """Return a device's optimizer."""
     settings = TrainSettings()
-    return NewtonOptimizer(model, sync=settings.plan(exchange, 0, lambda _: probe), **settings.optimizer_options())
+    options = settings.optimizer_options(is_alone=False)
+    return NewtonOptimizer(model, sync=settings.plan(exchange, 0, lambda _: probe), **options)

@@ -11,7 +11,6 @@ from typing import Any
 
 import sklearn.datasets  # noqa: F401
 import torch
-import torch._dynamo.eval_frame  # the first step of a probe's statistics looks for it, and imports do not count
 
 from benchmarks.convergence.learning_tasks import DEVICES, LearningTask
 from benchmarks.convergence.trials import learning_task

@@ -1,6 +1,5 @@
 """Runs of a model that are no part of its training: nothing in it tells afterwards that they were."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -31,11 +30,16 @@ def aside(model: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(_moments_of_the_batch(model))
         for kind in {device.type for device in devices}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and its import is slow
+        if any(map(_is_compiled, model.modules())):  # else the import of the compiler would be slow
             # Compiled code rounds otherwise, draws other random numbers, and may not see hooks that are new.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.enable_grad())
         yield
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` made a module, or its own `compile` was called."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 @contextmanager

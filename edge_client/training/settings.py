@@ -105,11 +105,11 @@ class TrainSettings(BaseModel):
     probe_share: Annotated[float, Field(gt=0, lt=1)] = PROBE_SHARE
     """Share of the synthetic batch in a blend."""
 
-    def optimizer_options(self) -> dict[str, Any]:
-        """Return what `NewtonOptimizer` takes, but for the model and the plan."""
+    def optimizer_options(self, *, is_alone: bool = True) -> dict[str, Any]:
+        """Return what `NewtonOptimizer` takes, but for the model and the plan; a device may be alone, or not."""
         names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
         options = {name: getattr(self, name) for name in names}
-        if self.refresh == Refresh() and self.cadence != "every-batch":
+        if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
             options["refresh"] = _LOCAL_REFRESH
         return options
 
@@ -128,8 +128,7 @@ class TrainSettings(BaseModel):
 
         """
         options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
-        is_alone = exchange is None or exchange.is_alone
-        cadence = "every-batch" if self.cadence == "auto" and is_alone else self.cadence
+        cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
             raise SettingsError(
@@ -145,6 +144,10 @@ class TrainSettings(BaseModel):
         if scope == "probe" and probe is not None:
             return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
         return EveryBatch(exchange, whiten=self.whiten, **options)
+
+    def _cadence(self, *, is_alone: bool) -> Cadence:
+        """Return when there is an exchange: a device alone has nobody to wait for."""
+        return "every-batch" if self.cadence == "auto" and is_alone else self.cadence
 
     def _scope(self, scope: Scope, probe: Callable[[int], Probe] | None) -> CurvatureScope:
         if probe is None or scope == "local":

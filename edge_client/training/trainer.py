@@ -63,7 +63,7 @@ class Trainer:
         self.optimizer = NewtonOptimizer(
             self.model,
             sync=self.plan,
-            **settings.optimizer_options(),
+            **settings.optimizer_options(is_alone=self.exchange.is_alone),
         )
         if state is not None:
             self.optimizer.load_state_dict(state)

@@ -114,7 +114,7 @@ class Session:
     """A coordinator with a session, and threads for its devices."""
 
     def __init__(self, **settings):
-        self.settings = {"devices": DEVICES, "rejoin_deadline_s": 0, "digest_every": 0} | settings
+        self.settings = {"devices": DEVICES, "codec": "fp32", "rejoin_deadline_s": 0, "digest_every": 0} | settings
 
     def __enter__(self):
         self._coordinator = embedded_coordinator()
