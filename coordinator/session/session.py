@@ -166,6 +166,9 @@ class Session:
             return
         self._decide(DeviceRemoved(device, Status.OK, "finished"))
         self._someone_finished = True
+        if len(self.members) < self.settings.required:
+            for other in self.step.senders & self.members.keys():
+                self.remove(other, self._goes_on_alone(other, self.step.number), now, Status.ABORTED)
         self._end_if_done(now)
         self._advance(now)
 
@@ -366,17 +369,20 @@ class Session:
         if not member.is_in_time(step, self.step.number):
             return None
         if self._someone_finished and len(self.members) < self.settings.required:
-            raise RefusedError(
-                Status.ABORTED,
-                f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must "
-                "take the same number of steps",
-            )
+            raise RefusedError(Status.ABORTED, self._goes_on_alone(device, step))
         member.claim(samples, step)
         self.step.begin(now)
         if member.standing is Standing.LAGGING:
             member.standing = Standing.ACTIVE
             self._decide(DeviceRecovered(device, step))
         return member
+
+    @staticmethod
+    def _goes_on_alone(device: str, step: int) -> str:
+        return (
+            f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must take "
+            "the same number of steps"
+        )
 
     def _check_batches(self, device: str, step: int, batches: int) -> None:
         if not 1 <= batches <= MAX_BATCHES:

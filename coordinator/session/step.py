@@ -74,6 +74,11 @@ class Step:
         return self._counted[device]
 
     @property
+    def senders(self) -> set[str]:
+        """Devices that have sent a slice."""
+        return set(self._sent_by)
+
+    @property
     def late(self) -> Collection[str]:
         """Devices of which a slice came after its result had left; those that it sent then are not in the results."""
         return self._is_late

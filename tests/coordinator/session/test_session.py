@@ -419,6 +419,18 @@ def test_a_device_that_leaves_while_gathering_can_come_back():
     assert session.phase is d.Phase.TRAINING
 
 
+def test_a_device_that_had_gone_on_before_another_finished_is_told_at_once():
+    session = begun("a", "b")
+    for device in ("a", "b"):
+        contribute(session, device)
+    contribute(session, "b", step=1)
+    session.take_decisions()
+    session.finish("a", 2.0)
+    removed = [x for x in session.take_decisions() if isinstance(x, d.DeviceRemoved)]
+    assert [(x.device, x.status) for x in removed] == [("a", Status.OK), ("b", Status.ABORTED)]
+    assert "device 'b' goes on with step 1, but others have finished" in removed[1].reason
+
+
 def test_finishing_never_aborts_but_others_cannot_go_on_alone():
     session = begun("a", "b")
     for device in ("a", "b"):
