@@ -41,7 +41,14 @@ def run(flower, settings, devices=DEVICES) -> tuple[int, str]:
 
 
 def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
-    settings = {"steps": 13, "rounds": 2, "curvature": "eva", "batch-size": 16, "output": tmp_path}
+    settings = {
+        "cadence": "every-batch",
+        "steps": 13,
+        "rounds": 2,
+        "curvature": "eva",
+        "batch-size": 16,
+        "output": tmp_path,
+    }
     code, output = run(flower, settings)
     assert code == 0, output
     assert "coordinator listens on 127.0.0.1:" in output

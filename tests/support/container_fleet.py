@@ -22,7 +22,7 @@ from edge_client.tasks.digits import DigitsTask
 DOCKER = Path(__file__).parents[2] / "docker"
 IMAGE = "edgenewton:latest"
 DEVICES = 4
-SETTINGS = "steps=40 rounds=1 seed=0 codec='bf16'"
+SETTINGS = "steps=40 rounds=1 seed=0 codec='bf16' cadence='every-batch'"
 DEADLINE_S = 600
 
 Action = Callable[[], object]
