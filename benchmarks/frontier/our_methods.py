@@ -60,9 +60,9 @@ def ours_local(codec: str, space: Space) -> Method:
         return OursRun(model, task, seed, CodecChoice(codec, topk_fraction=fraction), plan, _trusted(options))
 
     ours: Space = {
-        **space,
+        "share": Grid((_OWN, 0.2, 0.5), _OWN),
         "steps": Grid((2, 5, 10, 20, 40), 10),
-        "share": Grid((_OWN, 0.2, 0.5), 0.5),
+        **space,
         **_TRUST,
         "outer_lr": Grid((0.7, 1.0), 1.0),
         "outer_momentum": Grid((0.0, 0.3, 0.6), 0.0),
