@@ -8,6 +8,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.probe import Probe
+from edge_client.curvature.schedule import next_on_log_schedule
 from edge_client.curvature.whitening import Whitening
 from edge_client.exchange import Membership, StepResult
 from edge_client.sync.common_curvature import CommonCurvature
@@ -17,7 +18,7 @@ from edge_client.sync.scope import CurvatureScope, own_statistics
 
 
 class Probed(CurvatureScope):
-    """A new probe for each round.
+    """A new probe in the first round from each of the steps 0, 1, 2, 3, 5, 8, ... on: with time it changes ever less.
 
     Args:
         probe: the synthetic batch: see `CommonProbe`.
@@ -36,6 +37,12 @@ class Probed(CurvatureScope):
         self._whitens = whiten
         self._share = share
         self._of_round: dict[str, Statistics] = {}
+        """Of the last probe, which stays until the next one."""
+        self._first_step: int | None = None
+        """In which there was the first probe."""
+        self._probed_at = 0
+        self._is_new = False
+        """Whether the last probe is that of the round that is on."""
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -51,22 +58,25 @@ class Probed(CurvatureScope):
         self._common = CommonCurvature(subject)
 
     def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:
-        """In the first batch of a round, and as the schedule says, for the part that is the device's own."""
-        return (is_first or by_schedule) and (self._share < 1 or not self._of_round)
+        """With a new probe, and as the schedule says, for the part that is the device's own."""
+        is_due = by_schedule or (is_first and self._is_new) or not self._of_round
+        return is_due and (self._share < 1 or not self._of_round)
 
     def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
         """Return the probe's of this round, blended with those of the batch that is on."""
-        is_due = self._subject.updates_curvature(step)
-        if not (is_first or (is_due and self._share < 1)):
-            return {}
+        is_new = is_first and self._is_new
         if self._share == 1 and self._of_round:
-            return self._of_round
+            return self._of_round if is_new else {}
+        if not (is_new or self._subject.updates_curvature(step)):
+            return {}
         own = own_statistics(self._subject, step, loss_scale)
         return {name: self._blend(statistics, self._of_round.get(name)) for name, statistics in own.items()}
 
     def refreshes(self, *, is_first: bool) -> bool | None:
-        """Once a round, and for the part that is the device's own as the schedule says."""
-        return True if is_first else None if self._share < 1 else False
+        """With a new probe, and for the part that is the device's own as the schedule says."""
+        if is_first and self._is_new:
+            return True
+        return False if self._share == 1 and self._of_round else None
 
     @property
     def is_settled(self) -> bool:
@@ -74,10 +84,14 @@ class Probed(CurvatureScope):
         return self._probe.is_settled
 
     def begin_round(self, step: int) -> None:
-        """Probe the parameters that all devices share."""
+        """Probe the parameters that all devices share, if it is time."""
+        self._is_new = False
+        if self._first_step is not None and not self._is_due(step):
+            return
         statistics = self._probe.statistics(self._subject, step)
         if statistics is not None:
-            self._of_round = statistics
+            self._of_round, self._is_new, self._probed_at = statistics, True, step
+            self._first_step = step if self._first_step is None else self._first_step
             if self._whitens:
                 self._common.update(statistics)
 
@@ -100,7 +114,14 @@ class Probed(CurvatureScope):
     def state_dict(self) -> dict[str, Any]:
         """Return the probe's inputs, its curvature, and that of the round that is on."""
         of_round = {name: dict(statistics) for name, statistics in self._of_round.items()}
-        return {"probe": self._probe.state_dict(), "common": self._common.state_dict(), "of_round": of_round}
+        return {
+            "probe": self._probe.state_dict(),
+            "common": self._common.state_dict(),
+            "of_round": of_round,
+            "first_step": self._first_step,
+            "probed_at": self._probed_at,
+            "is_new": self._is_new,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
@@ -108,6 +129,13 @@ class Probed(CurvatureScope):
             self._probe.load_state_dict(state["probe"])
             self._common.load_state_dict(state["common"])
             self._of_round = dict(state["of_round"])
+            self._first_step, self._probed_at = state["first_step"], state["probed_at"]
+            self._is_new = state["is_new"]
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a scheduled step has come since the last probe."""
+        assert self._first_step is not None
+        return next_on_log_schedule(self._probed_at - self._first_step) <= step - self._first_step
 
     def _blend(self, own: Statistics, common: Statistics | None) -> Statistics:
         if common is None:
