@@ -18,7 +18,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
 from coordinator.session.beginning import Beginning
-from coordinator.session.cadence import Cadence, CadenceChoice
+from coordinator.session.cadence import FIRST, Cadence, CadenceChoice
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -67,7 +67,7 @@ class Session:
         self._left_out: list[str] = []
         self._someone_finished = False
         self._cadence = CadenceChoice()
-        self.batches: int | None = 1
+        self.batches: int | None = FIRST
         """Of the step that is on, if the session chooses that; None if only the devices know."""
         self._decisions: list[Decision] = []
 
@@ -413,7 +413,7 @@ class Session:
         step = self.step
         lagging = self.members.standing(Standing.LAGGING)
         cadence = self._next_cadence(step, now)
-        self.batches = step.batches if cadence is None else cadence.batches
+        self.batches = self.batches if cadence is None else cadence.batches
         self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence))
         self._left_out = []
         self._compare_digests(step)

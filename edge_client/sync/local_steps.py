@@ -49,8 +49,7 @@ class LocalSteps(SyncPlan):
 
     Args:
         exchange: the way to the other devices; None for one device alone.
-        every: batches between two exchanges; None to let the session choose them, from what its devices measure. It
-            begins with one.
+        every: batches between two exchanges; None to let the session choose them, from what its devices measure.
         outer: what is done with the mean of the devices' moves.
         scope: whose curvature the local steps use; None for each device's own.
         clip_grad_norm: bound on the norm of a batch's gradient over all parameters.

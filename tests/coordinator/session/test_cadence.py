@@ -29,7 +29,7 @@ def test_where_exchanges_are_cheap_there_is_one_after_every_batch():
 @pytest.mark.parametrize("agreement", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("exchange_s", [0.02, 0.2, 2.0, 20.0])
 def test_the_choice_is_within_a_tenth_of_the_best(exchange_s, agreement):
-    drift = max(0.03, 0.16 * (1 - agreement))
+    drift = max(0.02, 0.1 * (1 - agreement))
     times = {h: (1 + drift * (h - 1)) * (0.02 + exchange_s / h) for h in CHOICES}
     assert times[settled(0.02, exchange_s, agreement).batches] <= min(times.values()) / 0.9 + 1e-12
 
