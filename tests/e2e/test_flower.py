@@ -95,7 +95,14 @@ def test_a_run_with_identities(tmp_path, monkeypatch):
     authority.issue(Kind.COORDINATOR, "hub", day, hosts=["127.0.0.1"])
     operator = authority.issue(Kind.DEVICE, "boss", day, labels=["operator"])
     monkeypatch.setenv("EDGENEWTON_TLS", str(authority.issue(Kind.DEVICE, "gateway-7", day)))
-    settings = {"devices": 1, "steps": 3, "rounds": 1, "curvature": "eva", "output": tmp_path / "run"}
+    settings = {
+        "cadence": "every-batch",
+        "devices": 1,
+        "steps": 3,
+        "rounds": 1,
+        "curvature": "eva",
+        "output": tmp_path / "run",
+    }
     secured = {"server-tls": authority.folder, "tls": operator, "allow": "gateway-7"}
     with private_flower(tmp_path / "flower") as flower:
         _, output = run(flower, settings | secured, devices=1)
