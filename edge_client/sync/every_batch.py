@@ -110,14 +110,6 @@ class EveryBatch(SyncPlan):
         )
         self.replica.register("plan", self._shared_state, self._load_shared)
 
-    def check_extensible(self) -> None:
-        """Check that more parameters may be optimised: see `SyncPlan.check_extensible`."""
-        if self.is_joined and not self.is_alone:
-            raise RuntimeError(
-                "the devices agreed on the tensors that they exchange when they joined the session; unfreeze the "
-                "parameters before, or end the session and begin another with an optimizer of all of them"
-            )
-
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
         known = self._names

@@ -134,19 +134,11 @@ class LocalSteps(SyncPlan):
         self.replica = ModelReplica(
             subject.model,
             is_shared=True,
-            apply=self._apply_missed,
+            apply=self._take,
             before=lambda: self._anchor or subject.batch.buffers,
         )
         self.replica.register("round", self._shared_state, self._take_over)
         self._scope.attach(subject)
-
-    def check_extensible(self) -> None:
-        """Check that more parameters may be optimised: see `SyncPlan.check_extensible`."""
-        if self.is_joined and not self.is_alone:
-            raise RuntimeError(
-                "the devices agreed on the tensors that they exchange when they joined the session; unfreeze the "
-                "parameters before, or end the session and begin another with an optimizer of all of them"
-            )
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
@@ -329,9 +321,6 @@ class LocalSteps(SyncPlan):
             self._meter.agreement = together / moved if moved > 0 else 1.0
             self._take(result)
         return result
-
-    def _apply_missed(self, result: StepResult) -> None:
-        self._take(result)
 
     @torch.no_grad()
     def _take(self, result: StepResult) -> None:

@@ -111,7 +111,6 @@ class SyncPlan(ABC):
     def has_left(self) -> bool:
         """Whether gradients have left already that no step has been made of."""
 
-    @abstractmethod
     def check_extensible(self) -> None:
         """Check that more of the model's parameters may be optimised from now on.
 
@@ -119,6 +118,11 @@ class SyncPlan(ABC):
             RuntimeError: the other devices cannot follow.
 
         """
+        if self.is_joined and not self.is_alone:
+            raise RuntimeError(
+                "the devices agreed on the tensors that they exchange when they joined the session; unfreeze the "
+                "parameters before, or end the session and begin another with an optimizer of all of them"
+            )
 
     @abstractmethod
     def extend(self) -> None:
