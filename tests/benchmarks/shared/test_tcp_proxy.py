@@ -1,8 +1,12 @@
 import contextlib
 import gc
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from benchmarks.shared.ports import free_port
 from benchmarks.shared.tcp_proxy import TcpProxy
 
 DELAY_S = 0.1
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -101,3 +106,13 @@ def test_it_closes_in_the_middle_of_a_connection_and_leaves_nothing_behind(echo,
     del proxy
     gc.collect()
     assert caplog.records == [], "a task that was destroyed while it was pending is logged"
+
+
+def test_the_files_that_the_image_takes_of_it_run_alone(tmp_path):
+    (line,) = [line for line in (ROOT / "docker/Dockerfile").read_text().splitlines() if "tcp_proxy" in line]
+    *files, _ = line.removeprefix("COPY ").split()
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    command = [sys.executable, "-P", "-m", "benchmarks.shared.tcp_proxy", "--help"]
+    subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, timeout=60, check=True, stdout=subprocess.DEVNULL)
