@@ -38,10 +38,14 @@ class Factor:
         """Move the running mean towards a factor that is not packed."""
         self.value = value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay)
 
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of each block, `[blocks, n]`."""
+        return self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
+
     def mean_eigenvalue(self) -> Tensor:
         """Return the mean eigenvalue of each block, `[blocks]`, in float64: products of it must not overflow."""
-        diagonal = self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
-        return diagonal.double().mean(dim=-1)
+        return self.diagonal.double().mean(dim=-1)
 
     def inverse(self, damping: Tensor) -> Tensor:
         """Return (factor + damping I)^-1, `[blocks, n, n]` or its diagonal `[blocks, n]`.

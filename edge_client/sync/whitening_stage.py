@@ -1,4 +1,4 @@
-"""The stage that writes a layer's gradient or moves so that the curvature that all devices share is the unit matrix."""
+"""The stage that writes a layer's gradient so that the curvature that all devices share is the unit matrix."""
 
 from collections.abc import Callable, Sequence
 
