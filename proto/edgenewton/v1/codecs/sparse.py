@@ -1,7 +1,8 @@
 """The elements of largest magnitude, as in top-k, at a fraction of its bytes: coded gaps and few levels.
 
-Sattler et al. 2019, "Sparse Binary Compression" (https://arxiv.org/abs/1805.08768), codes the gaps, too. Sizes depend
-on the values: what the layout knows of them is their largest.
+Sattler et al. 2019, "Sparse Binary Compression" (https://arxiv.org/abs/1805.08768), codes the gaps, too, and of the
+values only their mean magnitude, but those of one sign alone. Sizes depend on the values: what the layout knows of them
+is their largest.
 """
 
 import math
@@ -14,6 +15,7 @@ from edgenewton.v1.codecs.blocks import BlockCodec
 from edgenewton.v1.codecs.int4 import Int4
 from edgenewton.v1.codecs.interface import Codec, Context, Data, Float32Array, Shape
 from edgenewton.v1.codecs.plain import WORTH_IT
+from edgenewton.v1.codecs.sign import Sign
 from edgenewton.v1.codecs.ternary import Ternary
 from edgenewton.v1.codecs.topk import kept
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -89,6 +91,14 @@ class Sparse2(Sparse):
     name = "sparse2"
     number = pb.CODEC_SPARSE_TERNARY
     values = Ternary()
+
+
+class Sparse1(Sparse):
+    """With the signs, and the mean magnitude of each block of sign."""
+
+    name = "sparse1"
+    number = pb.CODEC_SPARSE_SIGN
+    values = Sign()
 
 
 def _largest(x: Float32Array, k: int) -> rice.Positions:
