@@ -25,7 +25,7 @@ from edge_client.sync import LocalSteps, Outer, Own, Probed, Shared
 from edge_client.sync.replica import weights_digest
 
 DEVICES = 3
-CODECS = ("fp32", "int8", "int4", "ternary", "sign", "sparse4", "sparse2", "powersgd", "topk")
+CODECS = ("fp32", "int8", "int4", "ternary", "sign", "sparse4", "sparse2", "sparse1", "powersgd", "topk")
 
 
 def model(seed=0):
