@@ -61,7 +61,7 @@ def ours_local(codec: str, space: Space) -> Method:
 
     ours: Space = {
         "share": Grid((_OWN, 0.2, 0.5), _OWN),
-        "steps": Grid((2, 5, 10, 20, 40), 10),
+        "steps": Grid((2, 5, 10, 20, 40, 80), 10),
         **space,
         **_TRUST,
         "outer_lr": Grid((0.7, 1.0), 1.0),
@@ -77,9 +77,9 @@ def _trusted(options: Options) -> dict[str, Any]:
 
 def our_methods() -> list[Method]:
     """Return ours: gradients after every batch, and local steps, each with several codecs."""
-    sparse: Space = {"fraction": Grid((0.005, 0.01, 0.02, 0.05, 0.1), 0.05)}
+    sparse: Space = {"fraction": Grid((0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 0.05)}
     return [
         *[ours_every_batch(codec) for codec in ("int4", "ternary")],
         *[ours_local(codec, {}) for codec in ("int4", "ternary")],
-        *[ours_local(codec, sparse) for codec in ("sparse4", "sparse2")],
+        *[ours_local(codec, sparse) for codec in ("sparse4", "sparse2", "sparse1")],
     ]

@@ -30,6 +30,7 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_SPARSE_INT4: _ClassVar[Codec]
     CODEC_AUTO: _ClassVar[Codec]
     CODEC_SPARSE_TERNARY: _ClassVar[Codec]
+    CODEC_SPARSE_SIGN: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -70,6 +71,7 @@ CODEC_SIGN: Codec
 CODEC_SPARSE_INT4: Codec
 CODEC_AUTO: Codec
 CODEC_SPARSE_TERNARY: Codec
+CODEC_SPARSE_SIGN: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind

@@ -26,7 +26,7 @@ from edge_client.sync import moves as moves_module
 from edge_client.sync.replica import weights_digest
 
 DEVICES = 3
-CODECS = ("fp32", "int8", "int4", "ternary", "sign", "sparse4", "sparse2", "powersgd", "topk")
+CODECS = ("fp32", "int8", "int4", "ternary", "sign", "sparse4", "sparse2", "sparse1", "powersgd", "topk")
 
 
 def model(seed=0):

@@ -18,7 +18,7 @@ from edgenewton.v1.codecs.interface import Codec, Stage
 from edgenewton.v1.codecs.plain import WORTH_IT, Bf16, Fp16, Fp32
 from edgenewton.v1.codecs.powersgd import PowerSgd
 from edgenewton.v1.codecs.sign import Sign
-from edgenewton.v1.codecs.sparse import Sparse2, Sparse4
+from edgenewton.v1.codecs.sparse import Sparse1, Sparse2, Sparse4
 from edgenewton.v1.codecs.ternary import Ternary
 from edgenewton.v1.codecs.topk import TopK
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -173,6 +173,7 @@ CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
     "sign": lambda _: Sign(),
     "sparse4": lambda choice: Sparse4(choice.topk_fraction),
     "sparse2": lambda choice: Sparse2(choice.topk_fraction),
+    "sparse1": lambda choice: Sparse1(choice.topk_fraction),
 }
 """All codecs without their error feedback, by the name that users choose them by."""
 CODEC_NUMBERS: Mapping[str, pb.Codec] = {name: make(CodecChoice()).number for name, make in CODECS.items()}
