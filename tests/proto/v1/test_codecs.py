@@ -82,10 +82,10 @@ def test_size_is_what_the_codec_says(codec, values):
         ("int4", 3000 + 2 * 24),
         ("ternary", 1200 + 2 * 24),
         ("sign", 750 + 2 * 24),
-        # 600 values in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for every 8 elements left out
+        # 600 values, mostly in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for every 8 elements left out
         ("sparse4", 300 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
         ("sparse2", 120 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
-        ("sparse1", 75 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
+        ("sparse1", 75 + 2 + 225 + (600 + 5400 // 8 + 7) // 8),
     ],
 )
 def test_sizes_by_hand(name, size):
@@ -165,7 +165,12 @@ def test_kept_elements_come_as_those_of_the_values_codec(name, values):
     """All that it keeps, and not each block of the tensor, is what has blocks."""
     back, flat = round_trip(CODECS[name], values).ravel(), values.ravel()
     kept = np.sort(np.argsort(-np.abs(flat), kind="stable")[: CODECS[name].codec.kept(values.shape)])
-    assert (np.abs(back[kept] - flat[kept]) <= allowed_error(SPARSE[name], flat[kept])).all()
+    if name == "sparse1":  # as sign, but all in one block
+        size = np.abs(flat[kept]).astype(np.float64)
+        allowed = np.abs(size - size.mean()) + size.mean() * 2**-7 + 1e-37
+    else:
+        allowed = allowed_error(SPARSE[name], flat[kept])
+    assert (np.abs(back[kept] - flat[kept]) <= allowed).all()
     assert not np.delete(back, kept).any()
 
 
