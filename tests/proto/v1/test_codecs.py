@@ -82,7 +82,7 @@ def test_size_is_what_the_codec_says(codec, values):
         ("int4", 3000 + 2 * 24),
         ("ternary", 1200 + 2 * 24),
         ("sign", 750 + 2 * 24),
-        # 600 values, mostly in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for every 8 elements left out
+        # 600 values, mostly in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for 8 others
         ("sparse4", 300 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
         ("sparse2", 120 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
         ("sparse1", 75 + 2 + 225 + (600 + 5400 // 8 + 7) // 8),
