@@ -102,7 +102,6 @@ class LockstepExchange:
 class LockstepMembership:
     """A place among devices that are always in time."""
 
-    has_missed = False
     first_batches = None
 
     def __init__(self, meeting: Meeting, index: int, tensors: Sequence[TensorSpec], stages: Stages) -> None:
@@ -142,7 +141,11 @@ class LockstepMembership:
         """Note the end of the contribution."""
         self._loss, self._batches = loss, batches
 
-    def collect(self) -> StepResult:
+    def has_committed(self, step: int) -> bool:
+        """Return whether a step is over."""
+        return self.step > step
+
+    def collect(self, *, catches_up: bool = True) -> StepResult:  # noqa: ARG002
         """Meet the others."""
         means = self._meeting.meet(self._index, self.step, self._samples, self._sent)
         tensors = {}

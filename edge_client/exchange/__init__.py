@@ -4,10 +4,11 @@ from edgenewton.common.evaluation import Evaluation
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.in_process import InProcessExchange
-from edge_client.exchange.interface import Exchange, Membership, Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import Contributions, Exchange, Membership, Replica, StepResult, TensorKey, Traffic
 
 __all__ = [
     "Cause",
+    "Contributions",
     "Evaluation",
     "Exchange",
     "ExchangeError",

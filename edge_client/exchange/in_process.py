@@ -74,8 +74,11 @@ class InProcessMembership:
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
         self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 
-    has_missed = False
     first_batches = None
+
+    def has_committed(self, step: int) -> bool:
+        """Return whether a step is over."""
+        return self.step > step
 
     def complete(
         self,
@@ -96,7 +99,7 @@ class InProcessMembership:
             batches=batches,
         )
 
-    def collect(self) -> StepResult:
+    def collect(self, *, catches_up: bool = True) -> StepResult:  # noqa: ARG002
         """Return what was contributed."""
         self.step = self._result.next_step
         return self._result

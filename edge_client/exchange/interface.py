@@ -92,7 +92,14 @@ class Traffic:
     received: int = 0
 
 
-class Membership(Protocol):
+class Contributions(Protocol):
+    """Takes what a device tells the others in a step."""
+
+    def contribute(self, key: TensorKey, value: Tensor) -> None:
+        """Take one tensor."""
+
+
+class Membership(Contributions, Protocol):
     """A device's place among others: synchronises tensors with theirs, one step after the other.
 
     For every step `begin`, `contribute` for each tensor as it becomes known, `complete`, `collect`. All devices
@@ -155,15 +162,17 @@ class Membership(Protocol):
     def first_batches(self) -> int | None:
         """How many batches each device is to train in the first step, if the session chooses that and says it."""
 
-    @property
-    def has_missed(self) -> bool:
-        """Whether the step that is on has committed without this device: what it contributes from now on is late."""
+    def has_committed(self, step: int) -> bool:
+        """Whether a step has committed, with this device or without: what it contributes from now on is late."""
 
-    def collect(self) -> StepResult:
-        """Wait for the step to commit.
+    def collect(self, *, catches_up: bool = True) -> StepResult:
+        """Wait for the step to commit. Between `complete` and this a device may do what it likes.
 
         A device that fell behind applies, through its replica, all steps that it missed but the last, which is
         returned. One whose state is wrong loads that of a live member; `StepResult.is_healed` then says so.
+
+        Args:
+            catches_up: whether steps that have committed after this one are taken too, as missed ones.
 
         Raises:
             ExchangeError: the step cannot commit with this device; a deadline always ends the wait.

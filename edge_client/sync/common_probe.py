@@ -11,7 +11,7 @@ from torch import Tensor
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe, ProbeError
-from edge_client.exchange import Membership, StepResult
+from edge_client.exchange import Contributions, StepResult
 from edge_client.sync.plan import Subject
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class CommonProbe:
         moments = self._measured.moments if self._measured is not None else {}
         return [TensorSpec(_PREFIX + name, tuple(m.shape), kind="curvature") for name, m in moments.items()]
 
-    def contribute(self, place: Membership) -> None:
+    def contribute(self, place: Contributions) -> None:
         """Tell the moments until all know them."""
         if self._measured is not None and not self._measured.is_settled:
             for name, moment in self._measured.moments.items():

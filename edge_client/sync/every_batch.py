@@ -217,10 +217,11 @@ class EveryBatch(SyncPlan):
         return self._shared_state() | ({"unsent": unsent} if unsent else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at a step, unless a coordinator has set it; a round of local steps that is on has ended then."""
+        """Go on at a step, unless a coordinator has set it; rounds of local steps that are on have ended then."""
         of_round: Mapping[str, Any] = state.get("round", {})
+        of_sent: Mapping[str, Any] = state.get("sent", {})
         self._unsent = {} if of_round else state.get("unsent", {})
-        self._load_shared({**state, "step": state["step"] + of_round.get("batches", 0)})
+        self._load_shared({**state, "step": state["step"] + sum(r.get("batches", 0) for r in (of_round, of_sent))})
         if self._membership is not None:
             self._membership.load_state_dict(self._unsent)
 

@@ -3,11 +3,16 @@
 A round takes `every` batches. At its beginning all devices hold the same parameters, the anchor. Each takes steps of
 its own from there; at the end the mean of the devices' moves takes the anchor an outer step further, and all begin the
 next round from it.
+
+With `overlap` a device does not wait for the mean: it goes on from where it is, and takes the outer step a round later,
+before it sends what it has moved since. The anchors stay the same on all devices, and each is ahead of them by its own
+move (the overlapped outer step of Douillard et al. 2025, "Streaming DiLoCo", https://arxiv.org/abs/2501.18512).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ from edge_client.exchange import (
     StepResult,
 )
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.model_tensors import ModelTensors, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
 from edge_client.sync.outer import Outer, OuterStep
@@ -32,24 +38,11 @@ from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import parts_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
+from edge_client.sync.rounds import Lengths, Round, SentRound, Told
 from edge_client.sync.scope import CurvatureScope, Own
 
 LOCAL_STEPS = 10
 """Batches of a round, unless the user sets them."""
-
-
-@dataclass
-class _Round:
-    """What a device has done since the last exchange."""
-
-    batches: int = 0
-    samples: int = 0
-    loss: float = 0.0
-    """Summed over the samples."""
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / self.samples if self.samples else math.nan
 
 
 class LocalSteps(SyncPlan):
@@ -58,6 +51,7 @@ class LocalSteps(SyncPlan):
     Args:
         exchange: the way to the other devices; None for one device alone.
         every: batches between two exchanges; None to let the session choose them, from what its devices measure.
+        overlap: take the steps of the next round while the mean of one is on its way.
         outer: what is done with the mean of the devices' moves.
         scope: whose curvature the local steps use; None for each device's own.
         clip_grad_norm: bound on the norm of a batch's gradient over all parameters.
@@ -73,6 +67,7 @@ class LocalSteps(SyncPlan):
         exchange: Exchange | None = None,
         every: int | None = LOCAL_STEPS,
         *,
+        overlap: bool = False,
         outer: Outer | None = None,
         scope: CurvatureScope | None = None,
         clip_grad_norm: float | None = None,
@@ -81,9 +76,9 @@ class LocalSteps(SyncPlan):
         check_number("local_steps", every, at_least=1)
         check_number("clip_grad_norm", clip_grad_norm, above=0)
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
+        self._overlaps = overlap and not self._exchange.is_alone
         self._chosen = every
-        self._every = 1 if every is None else every
-        """Batches of the round that is on."""
+        self._lengths = Lengths(every, overlap=self._overlaps)
         self._meter = PaceMeter()
         self._evaluation: Evaluation | None = None
         """Of the anchor."""
@@ -94,11 +89,13 @@ class LocalSteps(SyncPlan):
         self._training_samples = training_samples
         self._membership: Membership | None = None
         self._first_step = 0
-        self._round = _Round()
+        self._round = Round()
         self._report = Report()
         """Of the last batch."""
+        self._sent: SentRound | None = None
+        """The round whose result is still to come; the one that is on began after it."""
         self._anchor: dict[str, Tensor] = {}
-        """The parameters and buffers that the round began with, by name."""
+        """The parameters and buffers after the last result, by name: what all devices have in common."""
         self._has_begun = False
         """Whether the scope knows of the round that is on."""
         self._unsent: Mapping[str, Any] = {}
@@ -115,6 +112,7 @@ class LocalSteps(SyncPlan):
         outer = self._outer_options
         return {
             "local_steps": "auto" if self._chosen is None else self._chosen,
+            "overlap": self._overlaps,
             "outer_lr": outer.outer_lr,
             "outer_momentum": outer.outer_momentum,
             **self._scope.options,
@@ -150,19 +148,17 @@ class LocalSteps(SyncPlan):
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._names: dict[Tensor, str] = {
-            p: name for name, p in self._subject.model.named_parameters() if p.requires_grad
-        }
-        self._moves: list[MoveVector] = move_vectors(parts_of(self._names, self._subject.layers))
+        self._tensors = ModelTensors(self._subject.model)
+        self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers))
         self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
-            self._anchor = self._copies() | self._anchor
+            self._anchor = copies(self._tensors.all) | self._anchor
 
     def specs(self) -> list[TensorSpec]:
         """Return the moves of all parameters, the buffers, and what the curvature's scope exchanges."""
         buffers = [
             TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), "parameter")
-            for name, buffer in self._buffers().items()
+            for name, buffer in self._tensors.buffers.items()
         ]
         return [*(vector.spec() for vector in self._moves), *buffers, *self._scope.specs()]
 
@@ -173,21 +169,29 @@ class LocalSteps(SyncPlan):
         )
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
-        if self._chosen is None:
-            self._every = self._membership.first_batches or self._every
+        # With overlap it knows better what it goes on from: the coordinator knows the round after that.
+        if self._chosen is None and not (self._overlaps and self._has_begun):
+            self._lengths.begin(self._membership.first_batches)
         if not self._has_begun:
             self._begin_round()
         elif not self._anchor:
-            self._anchor = self._copies()
+            self._anchor = copies(self._tensors.all)
+        self._send_again()
 
     @property
     def is_in_common(self) -> bool:
-        """Whether the round's first batch is on: the parameters are the anchor."""
+        """Whether the round's first batch is on."""
         return not self._round.batches
+
+    @contextmanager
+    def in_common(self) -> Iterator[None]:
+        """Let the model be the anchor for a while."""
+        with held(self._tensors.all, self._anchor):
+            yield
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the scope uses those of the batch that is on: see `SyncPlan.wants_statistics`."""
-        return self._scope.wants_batch(by_schedule=by_schedule, is_first=self._is_first)
+        return self._scope.wants_batch(by_schedule=by_schedule, is_first=self._round.is_first)
 
     def on_gradient(self, parameter: Tensor) -> None:
         """Nothing leaves before the round's end."""
@@ -202,9 +206,10 @@ class LocalSteps(SyncPlan):
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
         batch = self._subject.batch
         samples = batch.samples if report.samples is None else report.samples
-        bad = nonfinite_gradient(self._names)
+        bad = nonfinite_gradient(self._tensors.names)
         if report.is_skipped or bad is not None:
-            self._restore_buffers()
+            # The forward of a batch that does not count leaves nothing behind, such as a running mean of NaN.
+            put(self._tensors.all, batch.buffers)
         if bad is not None and not (report.is_skipped or self._subject.skips_nonfinite):
             batch.forget()
             raise NonFiniteGradientError(self._exchange.device, f"gradient of {bad!r}", self.step)
@@ -213,9 +218,9 @@ class LocalSteps(SyncPlan):
         result = StepResult(self.step, {}, count, devices=1, loss=math.nan if is_skipped else report.loss)
         update = Update(result, is_skipped=is_skipped)
         if not is_skipped:
-            scale = clip_scale(self._names, self._clip_grad_norm)
-            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in self._names if p.grad is not None}
-            is_first = self._is_first
+            scale = clip_scale(self._tensors.names, self._clip_grad_norm)
+            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in self._tensors.names if p.grad is not None}
+            is_first = self._round.is_first
             update = replace(
                 update,
                 gradients=gradients,
@@ -235,33 +240,43 @@ class LocalSteps(SyncPlan):
     def after_update(self) -> StepResult | None:
         """Exchange, if the round is over or has gone on without this device."""
         assert self._membership is not None
-        if self._round.batches < self._every and not self._membership.has_missed:
+        length = self._lengths.of_round(is_behind=self._sent is not None)
+        if self._round.batches < length and not self._membership.has_committed(self._round_step):
             return None
         return self._end_round()
 
     def average(self) -> Update | None:
-        """End the round that is on, if any batch of it was taken."""
-        return Update(self._end_round()) if self._round.batches else None
+        """End the round that is on, if any batch of it was taken, and take the results that are still to come."""
+        result = self._end_round() if self._round.batches else None
+        if self._sent is not None:
+            result = self._collect(self._sent)
+        return None if result is None else Update(result)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has still to send."""
         state = self._shared_state() | {"round": dict(vars(self._round))}
-        if self._round.batches:
+        if self._round.batches or self._sent is not None:
             state["anchor"] = dict(self._anchor)
             state["own"] = self._scope.own_state_dict()
+        if self._sent is not None:
+            return state | {"sent": self._sent.state_dict(), "unsent": self._sent.unsent}
         state["unsent"] = self._membership.state_dict() if self._membership is not None else self._unsent
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in a round: see `SyncPlan.load_state_dict`. That of another plan has a step, and nothing to send."""
         self._load_shared(state)
-        self._round = _Round(**state.get("round", {}))
+        self._round = Round(**state.get("round", {}))
+        self._sent = SentRound.from_state(state["sent"]) if "sent" in state else None
         self._anchor = {name: tensor.clone() for name, tensor in state.get("anchor", {}).items()}
         self._scope.load_own_state_dict(state.get("own", {}))
         self._unsent = state.get("unsent", {}) if "round" in state else {}
+        if self._sent is not None:
+            self._sent.unsent = self._unsent
         if self._membership is not None:
             self._membership.load_state_dict(self._unsent)
-            self._anchor = self._anchor or self._copies()
+            self._anchor = self._anchor or copies(self._tensors.all)
+            self._send_again()
 
     # ------------------------------------------------------------------ inner workings
 
@@ -270,91 +285,119 @@ class LocalSteps(SyncPlan):
         return self._scales.stages(spec)
 
     @property
-    def _round_step(self) -> int:
+    def _anchor_step(self) -> int:
         return self._membership.step if self._membership is not None else self._first_step
 
     @property
-    def _is_first(self) -> bool:
-        """Whether no batch of the round has counted yet."""
-        return not self._round.samples
-
-    @torch.no_grad()
-    def _restore_buffers(self) -> None:
-        """Let the forward of a batch that does not count leave nothing behind, such as a running mean of NaN."""
-        buffers = dict(self._subject.model.named_buffers())
-        for name, before in self._subject.batch.buffers.items():
-            if name in buffers:
-                buffers[name].copy_(before)
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
+    def _round_step(self) -> int:
+        return self._anchor_step + (0 if self._sent is None else self._sent.batches)
 
     @torch.no_grad()
     def _begin_round(self) -> None:
         """Begin a round with the model as it is."""
-        self._round, self._anchor = _Round(), self._copies()
-        self._scope.begin_round(self._round_step)
+        self._round, self._sent, self._anchor = Round(), None, copies(self._tensors.all)
+        self._scope.begin_round(self._anchor_step)
         self._has_begun = True
         self._meter.begin_round()
 
-    def _copies(self) -> dict[str, Tensor]:
-        """Return copies of the parameters and buffers as they are, by name."""
-        named = {name: p for p, name in self._names.items()} | dict(self._subject.model.named_buffers())
-        return {name: tensor.detach().clone() for name, tensor in named.items()}
+    def _end_round(self) -> StepResult | None:
+        """Take the result that is still to come, send the round that is on, and take its result unless with overlap."""
+        assert self._membership is not None
+        place, taken, result = self._membership, self._round, None
+        self._meter.end_batches(taken.batches)
+        if self._sent is not None:
+            result = self._collect_behind(self._sent)
+            if result.is_healed:
+                return result
+        is_missed = place.has_committed(place.step)
+        sent = self._send(taken)
+        if not self._overlaps or is_missed:
+            return self._collect(sent)
+        self._sent, self._round = sent, Round()
+        return result
 
     @torch.no_grad()
-    def _end_round(self) -> StepResult:
-        """Exchange what the parameters were moved by, and take the outer step."""
+    def _send(self, taken: Round) -> SentRound:
+        """Send a round: what the parameters were moved by since the anchor, the buffers, and what the scope tells."""
         assert self._membership is not None
-        place, taken, report = self._membership, self._round, self._report
-        self._meter.end_batches(taken.batches)
-        place.begin(taken.samples)
-        before = {parameter: self._anchor[name] for parameter, name in self._names.items()}
-        moved = 0.0
+        told = Told({("parameter", name): buffer for name, buffer in copies(self._tensors.buffers).items()})
+        self._scope.contribute(told)
+        loss, hyperparameters = taken.mean_loss, self._report.hyperparameters
+        parameters = copies(self._tensors.parameters) if self._overlaps else {}
+        sent = SentRound(taken.batches, taken.samples, loss, hyperparameters, told, parameters)
+        self._hand_over(sent, self._evaluation)
+        return sent
+
+    def _send_again(self) -> None:
+        """Send the round whose result a saved state still waited for; of what has come already nothing counts twice."""
+        if self._sent is not None:
+            with held(self._tensors.parameters, self._sent.parameters):
+                self._hand_over(self._sent)
+
+    @torch.no_grad()
+    def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None) -> None:
+        """Give the exchange a round, with the parameters as they are."""
+        assert self._membership is not None
+        place = self._membership
+        sent.unsent = place.state_dict() if self._overlaps else {}
+        sent.moved = 0.0
+        place.begin(sent.samples)
+        before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
         for vector in self._moves:
             move = vector.gather(before)
-            moved += float(move.square().sum())
+            sent.moved += float(move.square().sum())
             place.contribute(vector.key, move)
-        for name, buffer in self._buffers().items():
-            place.contribute(("parameter", name), buffer)
-        self._scope.contribute(place)
+        for key, value in sent.told.items():
+            place.contribute(key, value)
         pace = self._meter.pace if self._chosen is None else None
-        place.complete(taken.mean_loss, self._evaluation, report.hyperparameters, taken.batches, pace)
+        place.complete(sent.loss, evaluation, sent.hyperparameters, sent.batches, pace)
         self._meter.complete()
-        result = place.collect()
+
+    def _collect(self, sent: SentRound, *, catches_up: bool = True) -> StepResult:
+        """Wait for the result of a round, and begin the next one from it."""
+        assert self._membership is not None
+        result = self._membership.collect(catches_up=catches_up)
         self._meter.arrive()
         if not result.is_healed:
-            together = sum(float(mean.square().sum()) for (kind, _), mean in result.tensors.items() if kind == "delta")
-            self._meter.agreement = together / moved if moved > 0 else 1.0
+            self._meter.agreement = sent.agreement_with(result.tensors)
             self._take(result)
+        return result
+
+    @torch.no_grad()
+    def _collect_behind(self, sent: SentRound) -> StepResult:
+        """Do so while a round is on: what the device has moved since it sent stays, and so do its own buffers."""
+        moves = {name: parameter - sent.parameters[name] for name, parameter in self._tensors.parameters.items()}
+        buffers = copies(self._tensors.buffers)
+        # The round that is on is to be sent in its step, even if that is over.
+        result = self._collect(sent, catches_up=False)
+        if not result.is_healed:
+            for name, parameter in self._tensors.parameters.items():
+                parameter.add_(moves[name])
+            put(self._tensors.buffers, buffers)
         return result
 
     @torch.no_grad()
     def _take(self, result: StepResult) -> None:
         """Take the outer step of a round, from the anchor; what this device did since is in what it has sent."""
-        tensors = dict(self._subject.model.named_parameters()) | self._buffers()
-        for name, tensor in self._anchor.items():
-            if name in tensors:
-                tensors[name].copy_(tensor)
+        put(dict(self._subject.model.named_parameters()) | self._tensors.buffers, self._anchor)
         if result.samples:
             for vector in self._moves:
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
-                        self._outer.move(self._names[parameter], parameter, mean)
-            for name, buffer in self._buffers().items():
+                        self._outer.move(self._tensors.names[parameter], parameter, mean)
+            for name, buffer in self._tensors.buffers.items():
                 if ("parameter", name) in result.tensors:
                     buffer.copy_(result.tensors["parameter", name])
         self._scope.receive(result)
-        if self._chosen is None and result.next_batches is not None:
-            self._every = result.next_batches
+        self._lengths.end_round(result.next_batches)
         self._first_step = result.next_step
         self._begin_round()
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what is equal on all devices between two rounds."""
         return {
-            "step": self._round_step,
-            "every": self._every,
+            "step": self._anchor_step,
+            "lengths": self._lengths.state(),
             "outer": self._outer.state_dict(),
             "scope": self._scope.state_dict(),
         }
@@ -365,8 +408,7 @@ class LocalSteps(SyncPlan):
             self._membership.resume_at(state["step"])
         else:
             self._first_step = self.replica.next_step = state["step"]
-        if self._chosen is None:
-            self._every = state.get("every", 1)
+        self._lengths.load(state.get("lengths", [state.get("every", 1)]))
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))
@@ -376,4 +418,4 @@ class LocalSteps(SyncPlan):
         self._load_shared(state)
         self._scope.load_own_state_dict({})
         self._unsent = {}
-        self._round, self._anchor = _Round(), self._copies()
+        self._round, self._sent, self._anchor = Round(), None, copies(self._tensors.all)

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +149,11 @@ class SyncPlan(ABC):
     def is_in_common(self) -> bool:
         """Whether the parameters are now those of all devices, as far as the plan keeps them equal."""
         return True
+
+    @contextmanager
+    def in_common(self) -> Iterator[None]:
+        """Let the model be, for a while, what all devices have in common; to try it, not to train it."""
+        yield
 
     def wants_statistics(self, *, by_schedule: bool) -> bool:
         """Whether the curvature statistics of the batch that is on are used, if the optimizer's schedule wants them."""

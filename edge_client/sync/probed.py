@@ -9,7 +9,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.probe import Probe
 from edge_client.curvature.schedule import next_on_log_schedule
-from edge_client.exchange import Membership, StepResult
+from edge_client.exchange import Contributions, StepResult
 from edge_client.sync.common_probe import CommonProbe
 from edge_client.sync.plan import Subject
 from edge_client.sync.scope import CurvatureScope, own_statistics
@@ -90,7 +90,7 @@ class Probed(CurvatureScope):
         """Return what the probe's inputs are drawn by."""
         return self._probe.specs()
 
-    def contribute(self, place: Membership) -> None:
+    def contribute(self, place: Contributions) -> None:
         """Tell it once."""
         self._probe.contribute(place)
 

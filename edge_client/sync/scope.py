@@ -8,7 +8,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
-from edge_client.exchange import Membership, StepResult
+from edge_client.exchange import Contributions, StepResult
 from edge_client.sync.plan import Subject
 
 
@@ -54,7 +54,7 @@ class CurvatureScope(ABC):
         """Return what the devices tell each other."""
         return []
 
-    def contribute(self, place: Membership) -> None:  # noqa: B027
+    def contribute(self, place: Contributions) -> None:  # noqa: B027
         """Tell it, in a step in which it is due."""
 
     def receive(self, result: StepResult) -> None:  # noqa: B027

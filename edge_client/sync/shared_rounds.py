@@ -8,7 +8,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.schedule import is_on_log_schedule
-from edge_client.exchange import Membership, StepResult
+from edge_client.exchange import Contributions, StepResult
 from edge_client.sync.plan import Subject
 from edge_client.sync.scope import CurvatureScope, own_statistics
 
@@ -23,6 +23,8 @@ class Shared(CurvatureScope):
         """Of the last round that had them."""
         self._is_new = False
         """Whether no step has used the mean yet."""
+        self._is_told = False
+        """Whether this device has told its part of the round whose mean comes next, and is in the round after it."""
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -35,11 +37,11 @@ class Shared(CurvatureScope):
 
     def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:  # noqa: ARG002
         """In the first batch of a round in which the devices tell each other."""
-        return is_first and is_on_log_schedule(self._rounds)
+        return is_first and is_on_log_schedule(self._round)
 
     def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
         """Return the mean that came with the last round; those of the batch that is on are told at the round's end."""
-        if is_first and is_on_log_schedule(self._rounds):
+        if is_first and is_on_log_schedule(self._round):
             self._own = own_statistics(self._subject, step, loss_scale)
         is_new, self._is_new = self._is_new, False
         return self._mean if is_new else {}
@@ -61,8 +63,9 @@ class Shared(CurvatureScope):
             for name, shape in state.estimator.statistic_shapes.items()
         ]
 
-    def contribute(self, place: Membership) -> None:
+    def contribute(self, place: Contributions) -> None:
         """Tell the statistics in the rounds in which they are due; zeros if every batch was skipped."""
+        self._is_told = True
         if not is_on_log_schedule(self._rounds):
             return
         for state in self._subject.layers:
@@ -84,6 +87,12 @@ class Shared(CurvatureScope):
             }
             self._is_new = True
         self._rounds += 1
+        self._is_told = False
+
+    @property
+    def _round(self) -> int:
+        """Number of the round that is on."""
+        return self._rounds + self._is_told
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mean, and whether it is new."""
@@ -97,9 +106,10 @@ class Shared(CurvatureScope):
             self._mean, self._is_new = dict(state["mean"]), state["is_new"]
 
     def own_state_dict(self) -> dict[str, Any]:
-        """Return the statistics that are still to be told."""
-        return {name: dict(statistics) for name, statistics in self._own.items()}
+        """Return the statistics that are still to be told, and which round is on."""
+        own = {name: dict(statistics) for name, statistics in self._own.items()}
+        return {"statistics": own, "is_told": self._is_told}
 
     def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `own_state_dict` gave."""
-        self._own = dict(state)
+        self._own, self._is_told = dict(state.get("statistics", {})), state.get("is_told", False)

@@ -137,7 +137,7 @@ class GrpcMembership:
         flat = _to_numpy(value)
         self._check_finite(self._specs[index], flat)  # all of it, before any of it leaves
         self._contributed.add(index)
-        is_late = self.has_missed  # the step went on without this device
+        is_late = self.has_committed(self.step)  # the step went on without this device
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
             if is_late:
@@ -169,12 +169,11 @@ class GrpcMembership:
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer, self._loss = None, loss
 
-    @property
-    def has_missed(self) -> bool:
-        """Whether the step that is on went on without this device."""
-        return self._link.has_committed(self.step)
+    def has_committed(self, step: int) -> bool:
+        """Whether a step went on, with or without this device."""
+        return self._link.has_committed(step)
 
-    def collect(self) -> StepResult:
+    def collect(self, *, catches_up: bool = True) -> StepResult:
         """Wait for the commit: see `Membership.collect`."""
         step = self._wait_for_step()
         if step is None:
@@ -182,7 +181,7 @@ class GrpcMembership:
         self._check_complete(step)
         result = self._result(step)
         # Whoever fell behind applies at once what it missed, but for the last step: the caller applies that.
-        while (later := self._link.take_step(self.step)) is not None:
+        while catches_up and (later := self._link.take_step(self.step)) is not None:
             self._replica.apply(result)
             result = self._result(later)
         failpoint("before-apply", result.step)

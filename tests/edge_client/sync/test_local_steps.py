@@ -367,7 +367,7 @@ def test_a_device_that_repeats_a_round_in_which_it_counted_does_not_count_twice(
         again.optimizer.join()
         place = again.plan._membership
         with place._link._changed:
-            assert place._link._changed.wait_for(lambda: place.has_missed, 30)
+            assert place._link._changed.wait_for(lambda: place.has_committed(place.step), 30)
         take(again.optimizer, 2)
         error = left_over(again)
         assert again.optimizer.current_step == 4

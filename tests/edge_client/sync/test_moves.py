@@ -32,9 +32,9 @@ def taken(estimator="kfac", batches=3):
 def test_a_vector_has_every_move_once_and_gives_it_back():
     plan = taken()
     (vector,) = plan._moves
-    before = {parameter: torch.zeros_like(parameter) for parameter in plan._names}
+    before = {parameter: torch.zeros_like(parameter) for parameter in plan._tensors.names}
     flat = vector.gather(before)
-    assert flat.shape == vector.spec().shape == (sum(p.numel() for p in plan._names),)
+    assert flat.shape == vector.spec().shape == (sum(p.numel() for p in plan._tensors.names),)
     assert [part.name for part in vector.spec().parts] == ["0", "1", "3"]
     for parameter, move in vector.scatter(flat).items():
         assert torch.equal(move.view_as(parameter), parameter)
