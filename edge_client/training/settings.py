@@ -90,6 +90,9 @@ class TrainSettings(BaseModel):
     parameters by, after as many batches as you say ("local-steps") or as the session chooses ("auto")."""
     local_steps: Annotated[int, Field(ge=1)] = LOCAL_STEPS
     """Batches between two exchanges, with the cadence "local-steps"."""
+    overlap: bool = False
+    """Whether a device takes the steps of the next round while the mean of its last one is on its way; not with an
+    exchange after every batch."""
     outer: Outer = Outer()
     curvature_scope: Scope | Auto = None
     """Whose curvature a device uses: the average of all devices' ("shared"), its own ("local"), that of a common
@@ -136,9 +139,12 @@ class TrainSettings(BaseModel):
             )
         if self.whiten and cadence != "every-batch":
             raise SettingsError("setting 'whiten' is for gradients: that needs the cadence 'every-batch'")
+        if self.overlap and self.cadence == "every-batch":
+            raise SettingsError("setting 'overlap' is for rounds of local steps: the cadence is 'every-batch'")
         if cadence != "every-batch":
             every = self.local_steps if cadence == "local-steps" else None
-            return LocalSteps(exchange, every, outer=self.outer, scope=self._scope(scope, probe), **options)
+            options |= {"overlap": self.overlap, "outer": self.outer}
+            return LocalSteps(exchange, every, scope=self._scope(scope, probe), **options)
         if scope == "blend":
             raise SettingsError("setting 'curvature-scope' is 'blend': an exchange after every batch knows no blend")
         if scope == "local":
