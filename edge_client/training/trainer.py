@@ -89,13 +89,16 @@ class Trainer:
         losses: list[float] = []
         target = self.optimizer.current_step + steps
         self.model.train()
-        while self.optimizer.current_step < target:
-            taken = self.train_batch()
-            losses.append(taken.loss)
-            if on_step is not None:
-                on_step(taken)
-        if self.optimizer.current_step == target:  # else it healed with a state that came after this
-            self.optimizer.synchronise()
+        is_done = False
+        while not is_done:
+            while self.optimizer.current_step < target:
+                taken = self.train_batch()
+                losses.append(taken.loss)
+                if on_step is not None:
+                    on_step(taken)
+            if self.optimizer.current_step == target:  # else it healed with a state that came after this
+                self.optimizer.synchronise()
+            is_done = self.optimizer.current_step >= target  # else it healed with one that came before
         return TrainingReport(
             steps=len(losses),
             step=self.optimizer.current_step,
@@ -116,7 +119,10 @@ class Trainer:
         """
         self.join()
         step = self.optimizer.current_step
-        evaluation = self.evaluate() if self._is_evaluation_due(step) else None
+        evaluation = None
+        if self._is_evaluation_due(step):
+            with self.plan.in_common():
+                evaluation = self.evaluate()
         batch = torch.from_numpy(self._batches.indices(step))
         inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
         self.optimizer.zero_grad()
