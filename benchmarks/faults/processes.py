@@ -15,7 +15,7 @@ from edgenewton.common.failpoints import arm
 
 from coordinator.cli import app as coordinator_app
 from edge_client.exchange.remote import GradientExchange
-from edge_client.sync.replica import parameters_digest, weights_digest
+from edge_client.sync.replica import weights_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import check_settings
 from edge_client.training.trainer import Trainer
@@ -81,9 +81,10 @@ def run_device(job: DeviceJob) -> None:
                 applied = trainer.optimizer.current_step
                 if applied % job.save_every == 0:
                     DeviceCheckpoint(job.session, trainer.model.state_dict(), trainer.state_dict()).save(state_path)
-                # Whatever is noted here must never be lost.
-                if settings.cadence == "every-batch" or step.devices != 1:  # after a local step it is its own
-                    trace.write(f"{applied - 1} {parameters_digest(trainer.model).hex()}\n")
+                # Whatever is noted here must never be lost: what all have in common, after the last result.
+                result = trainer.optimizer.last_result
+                if result is not None and (settings.cadence == "every-batch" or step.devices != 1):  # no local step
+                    trace.write(f"{result.next_step - 1} {trainer.plan.replica.digest().hex()}\n")
                 if job.slow_steps[0] <= applied < job.slow_steps[1]:
                     time.sleep(_SLOW_S)
                 if applied == job.diverge_at:

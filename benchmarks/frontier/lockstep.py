@@ -114,7 +114,7 @@ class LockstepMembership:
         self._stages = DeviceStages(meeting.choice, stages)
         self._writer = SliceWriter(self._layout, self._stages.policy)
 
-    def begin(self, samples: int) -> None:
+    def begin(self, samples: int, *, is_repeated: bool = False) -> None:  # noqa: ARG002
         """Begin the next step."""
         self._samples = samples
         self._sent: list[tuple[Slice, Data]] = []

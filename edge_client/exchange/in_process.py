@@ -53,7 +53,7 @@ class InProcessMembership:
         self._tensors: dict[TensorKey, Tensor] = {}
         self._result = StepResult(step, {}, samples=0, devices=0, loss=math.nan, batches=0)
 
-    def begin(self, samples: int) -> None:
+    def begin(self, samples: int, *, is_repeated: bool = False) -> None:  # noqa: ARG002
         """Begin the next step with a batch of `samples`."""
         self._samples = samples
         self._tensors = {}

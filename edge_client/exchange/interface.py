@@ -111,8 +111,15 @@ class Membership(Contributions, Protocol):
     def step(self) -> int:
         """Number of the step that is on, or comes next."""
 
-    def begin(self, samples: int) -> None:
-        """Begin the next step with a batch of `samples`; with 0 it is skipped from the beginning: see `skip`."""
+    def begin(self, samples: int, *, is_repeated: bool = False) -> None:
+        """Begin the next step.
+
+        Args:
+            samples: in the batch; with 0 it is skipped from the beginning: see `skip`.
+            is_repeated: whether this device contributed to the step already, before it was restarted from the state of
+                that time: if that has arrived, it is what counts, and nothing is late.
+
+        """
 
     def skip(self) -> None:
         """Skip what is left of this step's batch, because it cannot be used.

@@ -10,14 +10,13 @@ move (the overlapped outer step of Douillard et al. 2025, "Streaming DiLoCo", ht
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from edgenewton.common.options import check_number
-from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
@@ -164,9 +163,8 @@ class LocalSteps(SyncPlan):
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        self._membership = self._exchange.join(
-            self.specs(), options, self.replica, self._training_samples, self._stages
-        )
+        stages = self._scales.stages
+        self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples, stages)
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
         # With overlap it knows better what it goes on from: the coordinator knows the round after that.
@@ -280,10 +278,6 @@ class LocalSteps(SyncPlan):
 
     # ------------------------------------------------------------------ inner workings
 
-    def _stages(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
-        """Return what is done to a tensor before it is written."""
-        return self._scales.stages(spec)
-
     @property
     def _anchor_step(self) -> int:
         return self._membership.step if self._membership is not None else self._first_step
@@ -329,19 +323,19 @@ class LocalSteps(SyncPlan):
         return sent
 
     def _send_again(self) -> None:
-        """Send the round whose result a saved state still waited for; of what has come already nothing counts twice."""
+        """Send the round whose result a saved state waited for, by the same bytes; what has arrived counts once."""
         if self._sent is not None:
             with held(self._tensors.parameters, self._sent.parameters):
-                self._hand_over(self._sent)
+                self._hand_over(self._sent, is_repeated=True)
 
     @torch.no_grad()
-    def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None) -> None:
+    def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None, *, is_repeated: bool = False) -> None:
         """Give the exchange a round, with the parameters as they are."""
         assert self._membership is not None
         place = self._membership
         sent.unsent = place.state_dict() if self._overlaps else {}
         sent.moved = 0.0
-        place.begin(sent.samples)
+        place.begin(sent.samples, is_repeated=is_repeated)
         before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
         for vector in self._moves:
             move = vector.gather(before)

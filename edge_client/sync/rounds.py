@@ -47,7 +47,7 @@ class Lengths:
 
     def of_round(self, *, is_behind: bool) -> int:
         """Return that of the round that is on, which may be the one after that whose result comes next."""
-        return self._of[is_behind]
+        return self._of[-1 if is_behind else 0]
 
     def begin(self, batches: int | None) -> None:
         """Take note of what the session says of its first round."""

@@ -1,5 +1,7 @@
 """Real processes that are killed at named points: nothing is lost, and all devices end with the same bits."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.faults.fleet import Fault, Fleet, FleetSettings
@@ -22,7 +24,8 @@ def test_a_fault_loses_no_step(tmp_path, fault):
 
 
 LOCAL_STEPS = FleetSettings(
-    steps=21,  # the first batch, after which all know the probe's inputs, and four rounds
+    steps=21,  # four rounds, and a batch
+    save_every=3,  # in the midst of a round
     codec="int4",
     training={"cadence": "local-steps", "local-steps": "5", "curvature-scope": "blend"},
 )
@@ -30,8 +33,26 @@ LOCAL_STEPS = FleetSettings(
 
 def test_faults_in_rounds_of_local_steps_lose_none(tmp_path):
     """A device dies with a state of the midst of its round, and then the coordinator while it tells of the next."""
-    fault = Fault("local steps", device_failpoint="before-apply@6", coordinator_failpoint="mid-broadcast@15")
+    fault = Fault("local steps", device_failpoint="before-apply@5", coordinator_failpoint="mid-broadcast@14")
     outcome = Fleet(tmp_path, LOCAL_STEPS, fault).run(deadline_s=120)
+    assert outcome.survived, outcome.problem
+    assert outcome.bit_identical
+    assert outcome.steps_lost == 0
+    assert outcome.restarts == 2
+
+
+OVERLAP = replace(LOCAL_STEPS, training=LOCAL_STEPS.training | {"overlap": "true"})
+OVERLAP_CASES = [
+    # A device dies when it has a result, in the midst of the round after; then the coordinator, while it tells of one.
+    Fault("in the midst", device_failpoint="before-apply@5", coordinator_failpoint="mid-broadcast@14"),
+    # A device dies when it has sent a round, and comes back with a state from before or after that.
+    Fault("once sent", device_failpoint="after-send@5", coordinator_failpoint="before-commit@10", save_every=1),
+]
+
+
+@pytest.mark.parametrize("fault", OVERLAP_CASES, ids=lambda fault: fault.name)
+def test_faults_while_rounds_are_on_their_way_lose_none(tmp_path, fault):
+    outcome = Fleet(tmp_path, OVERLAP, fault).run(deadline_s=120)
     assert outcome.survived, outcome.problem
     assert outcome.bit_identical
     assert outcome.steps_lost == 0

@@ -81,6 +81,7 @@ class GrpcMembership:
         self._writer = SliceWriter(layout, stages.policy)
         self._packer: FramePacker | None = None
         self._contributed: set[int] = set()
+        self._is_repeated = False
         self._sent = SentSlices(self._writer)
         self._loss = math.nan
 
@@ -110,7 +111,7 @@ class GrpcMembership:
                     Cause.TIMEOUT,
                 )
 
-    def begin(self, samples: int) -> None:
+    def begin(self, samples: int, *, is_repeated: bool = False) -> None:
         """Begin the next step: see `Membership.begin`."""
         failpoint("after-apply", self.step - 1)
         if self._link.take_wish():
@@ -118,6 +119,7 @@ class GrpcMembership:
         self._packer = FramePacker(self.step, samples, self._layout.frame_bytes, is_skipped=not samples)
         self._contributed = set()
         self._sent = SentSlices(self._writer)
+        self._is_repeated = is_repeated
         self._link.begin_step(self.step)
 
     def skip(self) -> None:
@@ -137,7 +139,8 @@ class GrpcMembership:
         flat = _to_numpy(value)
         self._check_finite(self._specs[index], flat)  # all of it, before any of it leaves
         self._contributed.add(index)
-        is_late = self.has_committed(self.step)  # the step went on without this device
+        # The step went on without this device; of a repeated one the commit says whether it did.
+        is_late = self.has_committed(self.step) and not self._is_repeated
         for piece in self._layout.slices(index):
             values = flat[piece.key.offset : piece.key.offset + piece.length]
             if is_late:
