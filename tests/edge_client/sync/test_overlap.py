@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -26,10 +27,12 @@ from local_devices import (
 
 from coordinator.session import session as session_module
 from coordinator.session.cadence import Cadence, CadenceChoice
-from edge_client import EveryBatch, NewtonOptimizer
+from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.exchange import ExchangeError
 from edge_client.sync import LocalSteps, Outer
 from edge_client.sync.replica import tensors_digest, weights_digest
+from edge_client.training.run import train_in_session
+from edge_client.training.settings import TrainSettings
 
 TOTAL = sum(map(samples_of, range(DEVICES)))
 WAIT_S = 30
@@ -201,6 +204,67 @@ def test_what_is_in_common_is_the_anchor():
         for device, weights in zip(devices, ahead, strict=True):
             assert_close(of_weights(device.model), weights, rtol=0, atol=0)
         session.all(end)
+
+
+def test_a_training_ends_with_what_all_have_in_common():
+    settings = TrainSettings(steps=7, cadence="local-steps", local_steps=2, overlap=True, evaluate_every=2)
+    with Session(devices=2) as session:
+        told = []
+        complete = session.coordinator.directory.find("s").session.complete
+
+        def recorded(device, step, contribution, now):
+            told.append((device, step, contribution.evaluation is not None))
+            complete(device, step, contribution, now)
+
+        session.coordinator.directory.find("s").session.complete = recorded
+
+        def train(number):
+            return train_in_session(
+                "s",
+                settings,
+                number,
+                2,
+                until_step=settings.steps,
+                connect=lambda: GradientExchange.connect(session.coordinator.address, session="s", device=f"d{number}"),
+            )
+
+        outcomes = list(session.pool.map(train, range(2)))
+        assert {outcome.report.step for outcome in outcomes} == {7}
+        assert len({outcome.report.weights_digest for outcome in outcomes}) == 1
+        assert "sent" not in outcomes[0].state.optimizer["sync"]
+        assert outcomes[0].state.step == 7
+        assert all(is_evaluated for _, _, is_evaluated in told)
+        assert sorted({step for _, step, _ in told}) == [0, 2, 4, 6]
+
+
+def test_what_is_told_of_an_exchange_is_what_was_not_hidden():
+    """Every result takes a while; in one round the batches take longer than that."""
+    link_s, paces, sent_at = 0.4, [], 0.0
+    with Session(devices=1) as session:
+        (device,) = devices_of(session, 1, every=None)
+        device.optimizer.join()
+        place = device.plan._membership
+        complete, collect = place.complete, place.collect
+
+        def recorded(*contribution):
+            nonlocal sent_at
+            complete(*contribution)
+            paces.append(contribution[-1])
+            sent_at = time.perf_counter()
+
+        def slow(**options):
+            time.sleep(max(0.0, sent_at + link_s - time.perf_counter()))
+            return collect(**options)
+
+        place.complete, place.collect = recorded, slow
+        device.train(11)
+        time.sleep(1.2 * link_s)
+        device.train(15)
+        device.optimizer.synchronise()
+    assert paces[0] is None
+    assert 0.5 * link_s < paces[1].exchange_s < 1.1 * link_s
+    assert paces[2].batch_s > link_s / 5
+    assert paces[2].exchange_s < 0.2 * link_s
 
 
 # ---------------------------------------------------------------- batches that cannot be used

@@ -27,6 +27,9 @@ def probe(samples: int) -> Probe:
         ({"cadence": "local-steps", "local-steps": 7}, LocalSteps, {"local_steps": 7, "curvature_scope": "blend"}),
         ({"cadence": "local-steps", "outer-lr": 0.7, "outer-momentum": 0.6}, LocalSteps, {"outer_lr": 0.7}),
         ({"cadence": "local-steps", "curvature-scope": "shared"}, LocalSteps, {"curvature_scope": "shared"}),
+        ({"cadence": "local-steps"}, LocalSteps, {"overlap": False}),
+        ({"cadence": "local-steps", "overlap": True}, LocalSteps, {"overlap": True}),
+        ({"overlap": True}, LocalSteps, {"local_steps": "auto", "overlap": True}),
         ({"cadence": "every-batch", "whiten": True}, EveryBatch, {"whiten": True}),
         ({"cadence": "local-steps", "curvature-scope": "probe"}, LocalSteps, {"curvature_scope": "probe"}),
         ({"cadence": "every-batch"}, EveryBatch, {"curvature_scope": "shared"}),
@@ -42,6 +45,7 @@ def test_settings_make_a_plan_that_tells_all_devices_what_it_is(values, plan, to
 
 def test_a_device_alone_has_nobody_to_wait_for():
     assert type(check_settings({}).plan()) is EveryBatch
+    assert type(check_settings({"overlap": True}).plan()) is EveryBatch
 
 
 @pytest.mark.parametrize(
@@ -65,5 +69,7 @@ def test_settings_that_do_not_suit_each_other_are_named():
         check_settings({"cadence": "every-batch", "curvature-scope": "blend"}).plan(Elsewhere(), 0, probe)
     with pytest.raises(SettingsError, match="'whiten' is for gradients: that needs the cadence 'every-batch'"):
         check_settings({"cadence": "local-steps", "whiten": True}).plan(Elsewhere(), 0, probe)
+    with pytest.raises(SettingsError, match="'overlap' is for rounds of local steps: the cadence is 'every-batch'"):
+        check_settings({"cadence": "every-batch", "overlap": True}).plan(Elsewhere(), 0, probe)
     with pytest.raises(SettingsError, match="'curvature-scope' is 'probe': that needs a task"):
         check_settings({"cadence": "local-steps", "curvature-scope": "probe"}).plan(Elsewhere())
