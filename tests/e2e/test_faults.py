@@ -22,7 +22,7 @@ def test_a_fault_loses_no_step(tmp_path, fault):
 
 
 LOCAL_STEPS = FleetSettings(
-    steps=21,  # the first batch, after which all know the probe's inputs, and four rounds
+    steps=20,  # four rounds; after the first, all know the probe's inputs
     codec="int4",
     training={"cadence": "local-steps", "local-steps": "5", "curvature-scope": "blend"},
 )
@@ -30,7 +30,7 @@ LOCAL_STEPS = FleetSettings(
 
 def test_faults_in_rounds_of_local_steps_lose_none(tmp_path):
     """A device dies with a state of the midst of its round, and then the coordinator while it tells of the next."""
-    fault = Fault("local steps", device_failpoint="before-apply@6", coordinator_failpoint="mid-broadcast@15")
+    fault = Fault("local steps", device_failpoint="before-apply@5", coordinator_failpoint="mid-broadcast@10")
     outcome = Fleet(tmp_path, LOCAL_STEPS, fault).run(deadline_s=120)
     assert outcome.survived, outcome.problem
     assert outcome.bit_identical
