@@ -30,7 +30,7 @@ LOCAL_STEPS = FleetSettings(
 
 def test_faults_in_rounds_of_local_steps_lose_none(tmp_path):
     """A device dies with a state of the midst of its round, and then the coordinator while it tells of the next."""
-    fault = Fault("local steps", device_failpoint="before-apply@5", coordinator_failpoint="mid-broadcast@10")
+    fault = Fault("local steps", device_failpoint="before-apply@5", coordinator_failpoint="mid-broadcast@14")
     outcome = Fleet(tmp_path, LOCAL_STEPS, fault).run(deadline_s=120)
     assert outcome.survived, outcome.problem
     assert outcome.bit_identical
