@@ -217,9 +217,7 @@ class Batch:
         gradient = state.layer.weight.grad
         if gradient is None or state.is_doubted or not state.estimator.statistic_shapes:
             return
-        explained, rounding = capture.explained_gradient()
-        # A gradient may be nothing but rounding, as that of a scale is before another normalisation.
-        if float((explained - gradient).norm()) > _UNEXPLAINED * float(gradient.norm()) + rounding:
+        if not capture.explains(gradient, _UNEXPLAINED):
             _give_up(
                 state, "its gradient has a part that no call of the layer explains (is its weight used by itself?)"
             )
