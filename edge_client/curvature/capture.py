@@ -164,11 +164,15 @@ class LayerCapture:
         return self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG002
-        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if x is None or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if x is None:
+                return
         is_unbatched = x.dim() == self.layer.sample_dims
-        rows = 1 if is_unbatched else len(x)
+        rows = 1 if is_unbatched else x.shape[0]
         forward_pass = self._current_pass()
         if forward_pass is None:
             return

@@ -1,5 +1,6 @@
 """Convolutions: each position of the output is a use of the same matrix on a patch of the input."""
 
+from functools import cached_property
 from math import prod
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class ConvolutionLayer(Layer):
         """One image without a batch has its channels first."""
         return 1 + len(self.module.kernel_size)
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """A block for each group; a depthwise convolution has one for each channel."""
         groups = self.module.groups

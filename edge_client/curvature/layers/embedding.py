@@ -1,6 +1,7 @@
 """Embeddings: a matrix product with inputs that are one-hot, so the input factor is diagonal."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class EmbeddingLayer(Layer):
         """A number alone is one sample."""
         return 0
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """One block: a column for each entry of the dictionary."""
         return MatrixShape(1, self.module.embedding_dim, self.module.num_embeddings, one_hot=True)
