@@ -32,7 +32,10 @@ class Factor:
 
     def update(self, packed: Tensor, decay: float) -> None:
         """Move the running mean towards a batch's factor; `decay` is the weight of the past."""
-        self.move(packed if self.is_diagonal else unpack_symmetric(packed, self.size), decay)
+        if self.is_diagonal or not self.value.numel():
+            self.move(packed if self.is_diagonal else unpack_symmetric(packed, self.size), decay)
+        else:
+            self.value = unpack_symmetric(packed, self.size).lerp_(self.value, decay)  # no more memory
 
     def move(self, value: Tensor, decay: float) -> None:
         """Move the running mean towards a factor that is not packed."""

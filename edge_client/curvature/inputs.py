@@ -65,12 +65,12 @@ class DenseInputs(Inputs):
     def second_moment(self, sharing: WeightSharing) -> Tensor:
         """Return the factor A, `[blocks, in, in]`: see `Inputs.second_moment`."""
         rows = self.rows.mean(dim=2, keepdim=True) if sharing == "reduce" else self.rows
-        products, samples = products_of(rows, rows), rows.shape[1]
+        blocks, samples, _, features = rows.shape
+        size = features + self.has_bias
+        moment = rows.new_empty(blocks, size, size)
+        _set_to_products(moment[:, :features, :features], rows, 1 / samples)
         if not self.has_bias:
-            return products.div_(samples)
-        blocks, features = products.shape[:2]
-        moment = products.new_empty(blocks, features + 1, features + 1)
-        torch.div(products, samples, out=moment[:, :-1, :-1])
+            return moment
         moment[:, :-1, -1] = moment[:, -1, :-1] = rows.sum(dim=(1, 2)) / samples
         moment[:, -1, -1] = rows.shape[2]
         return moment
@@ -184,4 +184,17 @@ def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:
 
     """
     rows = g.sum(dim=2, keepdim=True) if sharing == "reduce" else g
-    return products_of(rows, rows).div_(rows.shape[1] * rows.shape[2])
+    blocks, samples, shared, features = rows.shape
+    moment = rows.new_empty(blocks, features, features)
+    _set_to_products(moment, rows, 1 / (samples * shared))
+    return moment
+
+
+def _set_to_products(moment: Tensor, rows: Tensor, scale: float) -> None:
+    """Set a part of a matrix to the scaled sum of a a^T over rows `[blocks, batch, shared, features]`."""
+    if rows.shape[-1] == 1:
+        torch.mul(products_of(rows, rows), scale, out=moment)
+    else:
+        uses = as_uses(rows)
+        # With a weight of 0 it does not matter what was there.
+        moment.baddbmm_(uses.mT, uses, beta=0, alpha=scale)

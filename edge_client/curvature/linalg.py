@@ -106,14 +106,18 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
         CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
 
     """
-    damped = matrix.clone()
-    damped.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1).to(matrix.dtype))
-    inverse = _climb(damped, _cholesky_inverse, is_finite)
-    return inverse.to(matrix.dtype)
+    if not is_finite(damping):
+        raise CurvatureError("the damping is not finite")
+    return _climb(matrix, lambda candidate: _damped_inverse(candidate, damping), is_finite).to(matrix.dtype)
 
 
-def _cholesky_inverse(matrix: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+def _damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
+    # In one place, with columns one after the other as LAPACK wants them: new memory for each step of a large matrix
+    # takes a third of the time.
+    inverse = matrix.clone(memory_format=torch.contiguous_format).mT
+    inverse.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1).to(matrix.dtype))
+    torch.linalg.cholesky(inverse, out=inverse)
+    return torch.cholesky_inverse(inverse, out=inverse).mT
 
 
 def _climb(matrix: Tensor, attempt: Callable[[Tensor], T], is_good: Callable[[T], bool]) -> T:
@@ -131,7 +135,7 @@ def _climb(matrix: Tensor, attempt: Callable[[Tensor], T], is_good: Callable[[T]
 
 
 def _ladder(matrix: Tensor) -> Iterator[Tensor]:
-    yield matrix  # of which all decompositions read the lower triangle alone
+    yield matrix  # of which all decompositions read one triangle alone
     double = matrix.double()
     double = (double + double.mT) / 2
     yield double
