@@ -25,6 +25,8 @@ class Factor:
         self.packed_shape = (blocks, size if is_diagonal else packed_size(size))
         self.value = torch.zeros(0)
         """The running mean; empty before the first update."""
+        self._mean: Tensor | None = None
+        """Its mean eigenvalue, once that was asked for."""
 
     def pack(self, value: Tensor) -> Tensor:
         """Return a batch's factor as it is exchanged, of shape `packed_shape`."""
@@ -35,16 +37,18 @@ class Factor:
         if self.is_diagonal or not self.value.numel():
             self.move(packed if self.is_diagonal else unpack_symmetric(packed, self.size), decay)
         else:
-            self.value = unpack_symmetric(packed, self.size).lerp_(self.value, decay)  # no more memory
+            self._set(unpack_symmetric(packed, self.size).lerp_(self.value, decay))  # no more memory
 
     def move(self, value: Tensor, decay: float) -> None:
         """Move the running mean towards a factor that is not packed."""
-        self.value = value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay)
+        self._set(value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay))
 
     def mean_eigenvalue(self) -> Tensor:
         """Return the mean eigenvalue of each block, `[blocks]`, in float64: products of it must not overflow."""
-        diagonal = self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
-        return diagonal.double().mean(dim=-1)
+        if self._mean is None:
+            diagonal = self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
+            self._mean = diagonal.double().mean(dim=-1)
+        return self._mean
 
     def inverse(self, damping: Tensor) -> Tensor:
         """Return (factor + damping I)^-1, `[blocks, n, n]` or its diagonal `[blocks, n]`.
@@ -76,7 +80,10 @@ class Factor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
-        self.value = state["value"]
+        self._set(state["value"])
+
+    def _set(self, value: Tensor) -> None:
+        self.value, self._mean = value, None
 
 
 def multiply_right(matrix: Tensor, factor: Tensor | None) -> Tensor:
