@@ -30,7 +30,9 @@ class ConvolutionLayer(Layer):
         """Return the patches as `[groups, batch, positions, in]`."""
         conv = self.module
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        x = F.pad(x.to(self.weight.dtype), conv._reversed_padding_repeated_twice, mode=mode)
+        x = x.to(self.weight.dtype)
+        if any(conv._reversed_padding_repeated_twice):
+            x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
         for dim, (size, dilation, stride) in enumerate(
             zip(conv.kernel_size, conv.dilation, conv.stride, strict=True), start=2
         ):
