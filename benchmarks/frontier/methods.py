@@ -21,7 +21,7 @@ Inner = Callable[[nn.Module, Options], Optimizers]
 Outer = Callable[[nn.Module, Options], torch.optim.Optimizer]
 
 _RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-_STEPS = (5, 10, 20, 40)
+_STEPS = (5, 10, 20, 40, 80)
 
 
 def _rate(start: float) -> Grid:
@@ -34,8 +34,8 @@ def _steps(start: float = 20) -> Grid:
 
 _RANKS = Grid((1, 2, 4), 1)
 _MOMENTA = Grid((0.8, 0.9, 0.95), 0.9)
-_FRACTIONS = Grid((0.005, 0.01, 0.02, 0.05, 0.1), 0.05)
-_DECAYS = Grid((0.9, 0.95, 1.0), 0.95)
+_FRACTIONS = Grid((0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 0.05)
+_DECAYS = Grid((0.7, 0.9, 0.95, 1.0), 0.95)
 
 
 # ---------------------------------------------------------------- what steps
@@ -174,10 +174,13 @@ def _low_communication() -> list[Method]:
     return [
         *[local("DiLoCo", _adamw, _nesterov, codec, {**adamw, **_outer(0.6)}) for codec in ("fp32", "int4")],
         *[local("MuLoCo", _muon, _nesterov, codec, {**muon_inside, **_outer(0.6)}) for codec in ("int4", "ternary")],
-        local("SparseLoCo", _adamw, _average, "sparse2", {**adamw, **sparse, **summed}),
+        *[
+            local("SparseLoCo", _adamw, _average, codec, {**adamw, **sparse, **summed})
+            for codec in ("sparse2", "sparse1")
+        ],
         *[
             local("Muon SparseLoCo", _muon, _nesterov, codec, {**muon_inside, **sparse, **both})
-            for codec in ("sparse2", "sparse4")
+            for codec in ("sparse2", "sparse4", "sparse1")
         ],
     ]
 
@@ -186,7 +189,7 @@ def _second_order() -> list[Method]:
     """Return local K-FAC steps with plain averages of the parameters, as in LocalNewton and FedPM."""
     space: Space = {
         "update_clip": Grid((0.0125, 0.025, 0.05, 0.1, 0.2, 0.4), 0.1),
-        "steps": Grid((2, 5, 10, 20, 40), 10),
+        "steps": Grid((2, 5, 10, 20, 40, 80), 10),
         "kl_clip": Grid((0.0001, 0.0003, 0.001, 0.003, 0.01), 0.003),
         "momentum": Grid((0.0, 0.5, 0.7, 0.9), 0.7),
     }

@@ -3,8 +3,6 @@
 The frontier benchmark searches a baseline's options for the fewest bytes, and keeps all that it tried. What is best for
 time depends on the links, so that each cell takes from all trials, those of all baselines together, what would reach
 the target first there.
-
-A session's sparse codecs forget errors at one rate, whatever the rate in the trial was.
 """
 
 import json

@@ -12,6 +12,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401
 import torch
 import torch._dynamo  # torch imports it when the first optimizer is made, and imports do not count
+from edgenewton.v1.codecs.sparse import Sparse
 
 from benchmarks.convergence.learning_tasks import DEVICES, LearningTask
 from benchmarks.convergence.trials import learning_task
@@ -49,6 +50,7 @@ class DeviceJob:
 
 def run_coordinator(what: Configuration, told: Connection) -> None:
     """Hold one session, tell its address, and go on until the other end of the connection closes."""
+    _decay_errors(what)
     codec = what.codec
     settings = SessionSettings(
         devices=DEVICES,
@@ -106,6 +108,11 @@ def make_device(job: DeviceJob, task: LearningTask) -> Device:
     return baseline(model, task, batches, RECIPES[job.what.method], job.what.options)
 
 
+def _decay_errors(what: Configuration) -> None:
+    """Let this process's sparse codecs keep as much of an error as the trial did, where that was searched."""
+    Sparse.error_decay = what.options.get("error_decay", Sparse.error_decay)
+
+
 def _tell(told: Connection, job: DeviceJob, error: Exception) -> None:
     end: End = "diverged" if isinstance(error, _DIVERGED) else "failed"
     told.send((f"device {job.index}: {type(error).__name__}: {error}", end))
@@ -113,6 +120,7 @@ def _tell(told: Connection, job: DeviceJob, error: Exception) -> None:
 
 def _train(job: DeviceJob, ready: Barrier, began: Any, handed_in: Connection | None, told: Connection) -> None:
     torch.set_num_threads(1)
+    _decay_errors(job.what)
     task = learning_task(job.task)
     device = make_device(job, task)
     _warm_up(device, task, job)

@@ -58,7 +58,7 @@ def serve(
     ] = _SETTINGS.codec,
     powersgd_rank: Annotated[int, typer.Option(help="Rank of the powersgd codec.")] = _SETTINGS.powersgd_rank,
     topk_fraction: Annotated[
-        float, typer.Option(help="Part of the elements that topk, sparse4 and sparse2 keep.")
+        float, typer.Option(help="Part of the elements that topk, sparse4, sparse2 and sparse1 keep.")
     ] = _SETTINGS.topk_fraction,
     frame_bytes: Annotated[
         int, typer.Option(help="A frame leaves when its data reaches this size.")

@@ -10,7 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_DEVICES = 10_000
 
 CodecName = Literal[
-    "auto", "fp32", "bf16", "fp16", "int8", "powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2"
+    "auto",
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    "powersgd",
+    "topk",
+    "int4",
+    "ternary",
+    "sign",
+    "sparse4",
+    "sparse2",
+    "sparse1",
 ]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -32,7 +44,7 @@ class SessionSettings(BaseModel):
     powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = CodecChoice.powersgd_rank
     """Rank of the powersgd codec."""
     topk_fraction: Annotated[float, Field(gt=0, le=1)] = CodecChoice.topk_fraction
-    """Part of the elements that the codecs topk, sparse4 and sparse2 keep."""
+    """Part of the elements that the codecs topk, sparse4, sparse2 and sparse1 keep."""
     aggregator: Literal["mean"] = "mean"
     """How the devices' contributions to a slice become one: `coordinator.session.aggregation`."""
     release: Literal["slice", "step"] = "slice"

@@ -43,11 +43,15 @@ class Factor:
         """Move the running mean towards a factor that is not packed."""
         self._set(value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay))
 
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of each block, `[blocks, n]`."""
+        return self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
+
     def mean_eigenvalue(self) -> Tensor:
         """Return the mean eigenvalue of each block, `[blocks]`, in float64: products of it must not overflow."""
         if self._mean is None:
-            diagonal = self.value if self.is_diagonal else self.value.diagonal(dim1=-2, dim2=-1)
-            self._mean = diagonal.double().mean(dim=-1)
+            self._mean = self.diagonal.double().mean(dim=-1)
         return self._mean
 
     def inverse(self, damping: Tensor) -> Tensor:

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from edgenewton.common.options import OptionError
 from torch import Tensor
 
 from edge_client.curvature.probe_inputs import GaussianInputs, TokenInputs
+
+_CELLS = 8
+"""Rows and columns that the moments of an image's channel are told in: a probe needs no finer ones."""
 
 
 class MeasuredInputs:
@@ -24,7 +28,7 @@ class MeasuredInputs:
     def __init__(self, samples: Tensor, tokens: int | None = None) -> None:
         self._shape = tuple(samples.shape[1:])
         if samples.is_floating_point():
-            moments = GaussianInputs.measure(samples)
+            moments = {name: _coarse(moment) for name, moment in GaussianInputs.measure(samples).items()}
         elif tokens is None:
             raise OptionError("tokens", tokens, "integer inputs need the number of tokens that there are")
         else:
@@ -46,7 +50,8 @@ class MeasuredInputs:
         if "frequencies" in averaged:
             self._inputs = TokenInputs.of_moments(self.averaged, self._shape)
         else:
-            self._inputs = GaussianInputs.of_moments(self.averaged)
+            fine = {name: _fine(moment, self._shape) for name, moment in self.averaged.items()}
+            self._inputs = GaussianInputs.of_moments(fine)
 
     def __call__(self, generator: torch.Generator, n: int) -> Tensor:
         """Return `n` inputs, `[n, *input_shape]`.
@@ -58,3 +63,19 @@ class MeasuredInputs:
         if self._inputs is None:
             raise RuntimeError("the moments of the devices' inputs are not known yet")
         return self._inputs(generator, n)
+
+
+def _coarse(moment: Tensor) -> Tensor:
+    """Return what is told of the moments of an input: their means over cells of what has rows and columns."""
+    if moment.dim() < 3:
+        return moment
+    cells = min(moment.shape[-2], _CELLS), min(moment.shape[-1], _CELLS)
+    return F.adaptive_avg_pool2d(moment.reshape(1, -1, *moment.shape[-2:]), cells).view(*moment.shape[:-2], *cells)
+
+
+def _fine(moment: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo `_coarse` as far as that goes: every element is told to be as its cell is."""
+    if moment.shape == shape:
+        return moment
+    flat = moment.reshape(1, -1, *moment.shape[-2:])
+    return F.interpolate(flat, size=shape[-2:], mode="nearest").view(shape)

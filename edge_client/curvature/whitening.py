@@ -1,8 +1,8 @@
 """Coordinates in which a layer's curvature is the unit matrix, up to a constant.
 
-With the curvature H = A ⊗ G, A^-1 = M_A M_A^T and G^-1 = M_G M_G^T, a gradient D becomes M_G^T D M_A, and a step
-P = H^-1 D, or any change of the weights, becomes M_G^-1 P M_A^-T: the same matrix, whose squared norm is the step's
-curvature <P, H P>. An error of it counts as much in every direction, in units of what the loss notices.
+With the curvature H = A ⊗ G, A^-1 = M_A M_A^T and G^-1 = M_G M_G^T, a gradient D becomes M_G^T D M_A, whose squared
+norm is the curvature <P, H P> of the step P = H^-1 D. An error of it counts as much in every direction, in units of
+what the loss notices.
 """
 
 from typing import NamedTuple, Self
@@ -59,45 +59,19 @@ def root_in_basis(basis: Tensor | None, values: Tensor) -> Tensor:
 
 def whiten_gradient(gradient: Tensor, by: Whitening) -> Tensor:
     """Return M_G^T D M_A for a gradient D `[blocks, out, in]`."""
-    return multiply_right(multiply_left(_transposed(by.G), gradient), by.A)
+    return multiply_right(multiply_left(by.G if by.G.dim() == 2 else by.G.mT, gradient), by.A)
 
 
 def restore_gradient(white: Tensor, by: Whitening) -> Tensor:
     """Undo `whiten_gradient`: return M_G^-T W M_A^-1."""
-    return _solve_right(_solve_left(by.G, white, transposed=True), by.A, transposed=False)
-
-
-def whiten_step(step: Tensor, by: Whitening) -> Tensor:
-    """Return M_G^-1 P M_A^-T for a change P of the weights, `[blocks, out, in]`."""
-    return _solve_right(_solve_left(by.G, step, transposed=False), by.A, transposed=True)
-
-
-def restore_step(white: Tensor, by: Whitening) -> Tensor:
-    """Undo `whiten_step`: return M_G W M_A^T."""
-    return multiply_right(multiply_left(by.G, white), _transposed(by.A))
+    is_diagonal = by.G.dim() == 2
+    left = white / by.G.unsqueeze(-1) if is_diagonal else torch.linalg.solve_triangular(by.G.mT, white, upper=True)
+    if by.A.dim() == 2:
+        return left / by.A.unsqueeze(-2)
+    restored: Tensor = torch.linalg.solve_triangular(by.A, left, upper=False, left=False)
+    return restored
 
 
 def _normalised(root: Tensor) -> Tensor:
     diagonal = root if root.dim() == 2 else root.diagonal(dim1=-2, dim2=-1)
     return root / diagonal.double().square().mean().sqrt().to(root.dtype)
-
-
-def _transposed(root: Tensor) -> Tensor:
-    return root if root.dim() == 2 else root.mT
-
-
-def _solve_left(root: Tensor, matrix: Tensor, *, transposed: bool) -> Tensor:
-    """Return M^-1 X, or M^-T X."""
-    if root.dim() == 2:
-        return matrix / root.unsqueeze(-1)
-    solved: Tensor = torch.linalg.solve_triangular(root.mT if transposed else root, matrix, upper=transposed)
-    return solved
-
-
-def _solve_right(matrix: Tensor, root: Tensor, *, transposed: bool) -> Tensor:
-    """Return X M^-1, or X M^-T."""
-    if root.dim() == 2:
-        return matrix / root.unsqueeze(-2)
-    right = root.mT if transposed else root
-    solved: Tensor = torch.linalg.solve_triangular(right, matrix, upper=transposed, left=False)
-    return solved

@@ -16,15 +16,23 @@ from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
-from edge_client.exchange import Evaluation, Exchange, InProcessExchange, Membership, NonFiniteGradientError, StepResult
+from edge_client.exchange import (
+    Evaluation,
+    Exchange,
+    InProcessExchange,
+    Membership,
+    NonFiniteGradientError,
+    StepResult,
+)
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.move_scaling import MoveScales
+from edge_client.sync.moves import MoveVector, move_vectors
 from edge_client.sync.outer import Outer, OuterStep
 from edge_client.sync.pace import PaceMeter
-from edge_client.sync.parts import Part, difference, parts_of
+from edge_client.sync.parts import parts_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.scope import CurvatureScope, Own
-from edge_client.sync.whitening_stage import whitening_stages
 
 LOCAL_STEPS = 10
 """Batches of a round, unless the user sets them."""
@@ -145,7 +153,8 @@ class LocalSteps(SyncPlan):
         self._names: dict[Tensor, str] = {
             p: name for name, p in self._subject.model.named_parameters() if p.requires_grad
         }
-        self._parts: list[Part] = parts_of(self._names, self._subject.layers)
+        self._moves: list[MoveVector] = move_vectors(parts_of(self._names, self._subject.layers))
+        self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
             self._anchor = self._copies() | self._anchor
 
@@ -155,7 +164,7 @@ class LocalSteps(SyncPlan):
             TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), "parameter")
             for name, buffer in self._buffers().items()
         ]
-        return [*(part.spec("delta") for part in self._parts), *buffers, *self._scope.specs()]
+        return [*(vector.spec() for vector in self._moves), *buffers, *self._scope.specs()]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
@@ -226,9 +235,7 @@ class LocalSteps(SyncPlan):
     def after_update(self) -> StepResult | None:
         """Exchange, if the round is over or has gone on without this device."""
         assert self._membership is not None
-        # What the devices tell each other first is not to wait for a whole round.
-        every = self._every if self._scope.is_settled else 1
-        if self._round.batches < every and not self._membership.has_missed:
+        if self._round.batches < self._every and not self._membership.has_missed:
             return None
         return self._end_round()
 
@@ -260,7 +267,7 @@ class LocalSteps(SyncPlan):
 
     def _stages(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
         """Return what is done to a tensor before it is written."""
-        return whitening_stages(spec, self._parts, self._scope.whitening)
+        return self._scales.stages(spec)
 
     @property
     def _round_step(self) -> int:
@@ -304,10 +311,10 @@ class LocalSteps(SyncPlan):
         place.begin(taken.samples)
         before = {parameter: self._anchor[name] for parameter, name in self._names.items()}
         moved = 0.0
-        for part in reversed(self._parts):
-            move = difference(part, before)
+        for vector in self._moves:
+            move = vector.gather(before)
             moved += float(move.square().sum())
-            place.contribute(("delta", part.name), move)
+            place.contribute(vector.key, move)
         for name, buffer in self._buffers().items():
             place.contribute(("parameter", name), buffer)
         self._scope.contribute(place)
@@ -330,9 +337,9 @@ class LocalSteps(SyncPlan):
             if name in tensors:
                 tensors[name].copy_(tensor)
         if result.samples:
-            for part in self._parts:
-                if ("delta", part.name) in result.tensors:
-                    for parameter, mean in part.scatter(result.tensors["delta", part.name]).items():
+            for vector in self._moves:
+                if vector.key in result.tensors:
+                    for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
                         self._outer.move(self._names[parameter], parameter, mean)
             for name, buffer in self._buffers().items():
                 if ("parameter", name) in result.tensors:

@@ -3,6 +3,7 @@
 A layer's weight and bias travel as one matrix `[blocks, out, in]`, because its curvature is that of both together.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class Part:
     def shape(self) -> tuple[int, ...]:
         """Of the tensor."""
         return self.layer.shape.of_gradient if self.layer is not None else tuple(self.parameters[0].shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
     def spec(self, kind: str) -> TensorSpec:
         """Return what describes the tensor to the exchange."""

@@ -9,9 +9,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.probe import Probe
 from edge_client.curvature.schedule import next_on_log_schedule
-from edge_client.curvature.whitening import Whitening
 from edge_client.exchange import Membership, StepResult
-from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.common_probe import CommonProbe
 from edge_client.sync.plan import Subject
 from edge_client.sync.scope import CurvatureScope, own_statistics
@@ -23,18 +21,15 @@ class Probed(CurvatureScope):
     Args:
         probe: the synthetic batch: see `CommonProbe`.
         share: of the probe in the curvature, above 0; the rest is the device's own.
-        whiten: write each layer's moves in the coordinates in which the probe's curvature is the unit matrix, where the
-            session's codec keeps few bits.
 
     Raises:
         OptionError: the share is impossible.
 
     """
 
-    def __init__(self, probe: Probe, share: float = 1.0, *, whiten: bool = False) -> None:
+    def __init__(self, probe: Probe, share: float = 1.0) -> None:
         check_number("probe_share", share, above=0, at_most=1)
         self._probe = CommonProbe(probe)
-        self._whitens = whiten
         self._share = share
         self._of_round: dict[str, Statistics] = {}
         """Of the last probe, which stays until the next one."""
@@ -46,20 +41,18 @@ class Probed(CurvatureScope):
 
     @property
     def options(self) -> Mapping[str, object]:
-        """Whose curvature is used, which probe, and whether moves are written in its coordinates."""
-        probe = {**self._probe.options, "whiten": self._whitens}
+        """Whose curvature is used, and which probe."""
         if self._share == 1:
-            return {"curvature_scope": "probe", **probe}
-        return {"curvature_scope": "blend", "probe_share": self._share, **probe}
+            return {"curvature_scope": "probe", **self._probe.options}
+        return {"curvature_scope": "blend", "probe_share": self._share, **self._probe.options}
 
     def attach(self, subject: Subject) -> None:
         """Take what is trained."""
         self._subject = subject
-        self._common = CommonCurvature(subject)
 
     def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:
         """With a new probe, and as the schedule says, for the part that is the device's own."""
-        is_due = by_schedule or (is_first and self._is_new) or not self._of_round
+        is_due = by_schedule or (is_first and self._is_new)
         return is_due and (self._share < 1 or not self._of_round)
 
     def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
@@ -78,11 +71,6 @@ class Probed(CurvatureScope):
             return True
         return False if self._share == 1 and self._of_round else None
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether the probe's inputs can be drawn."""
-        return self._probe.is_settled
-
     def begin_round(self, step: int) -> None:
         """Probe the parameters that all devices share, if it is time."""
         self._is_new = False
@@ -92,12 +80,11 @@ class Probed(CurvatureScope):
         if statistics is not None:
             self._of_round, self._is_new, self._probed_at = statistics, True, step
             self._first_step = step if self._first_step is None else self._first_step
-            if self._whitens:
-                self._common.update(statistics)
 
-    def whitening(self, layer: str) -> Whitening | None:
-        """Return a layer's coordinates."""
-        return self._common.whitening(layer)
+    @property
+    def in_common(self) -> Mapping[str, Statistics]:
+        """The probe's."""
+        return self._of_round
 
     def specs(self) -> list[TensorSpec]:
         """Return what the probe's inputs are drawn by."""
@@ -116,7 +103,6 @@ class Probed(CurvatureScope):
         of_round = {name: dict(statistics) for name, statistics in self._of_round.items()}
         return {
             "probe": self._probe.state_dict(),
-            "common": self._common.state_dict(),
             "of_round": of_round,
             "first_step": self._first_step,
             "probed_at": self._probed_at,
@@ -127,7 +113,6 @@ class Probed(CurvatureScope):
         """Go on from a state that `state_dict` gave."""
         if state:
             self._probe.load_state_dict(state["probe"])
-            self._common.load_state_dict(state["common"])
             self._of_round = dict(state["of_round"])
             self._first_step, self._probed_at = state["first_step"], state["probed_at"]
             self._is_new = state["is_new"]

@@ -8,7 +8,6 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
-from edge_client.curvature.whitening import Whitening
 from edge_client.exchange import Membership, StepResult
 from edge_client.sync.plan import Subject
 
@@ -43,17 +42,13 @@ class CurvatureScope(ABC):
     def refreshes(self, *, is_first: bool) -> bool | None:
         """Whether the curvature is inverted anew; None for as the optimizer's schedule says."""
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether all is known that the devices must tell each other first."""
-        return True
-
     def begin_round(self, step: int) -> None:  # noqa: B027
         """Take note that a round begins, with the parameters that all devices share."""
 
-    def whitening(self, layer: str) -> Whitening | None:  # noqa: ARG002
-        """Return the coordinates that a layer's moves are written in, in this round; None for those that they have."""
-        return None
+    @property
+    def in_common(self) -> Mapping[str, Statistics]:
+        """Statistics of layers that all devices know, in this round; the same object for as long as they stay."""
+        return {}
 
     def specs(self) -> list[TensorSpec]:
         """Return what the devices tell each other."""
@@ -81,7 +76,7 @@ class CurvatureScope(ABC):
 
 
 class Own(CurvatureScope):
-    """The curvature of the device's own batches: none leaves it, and devices have no coordinates in common."""
+    """The curvature of the device's own batches: none leaves it, and devices know none in common."""
 
     @property
     def options(self) -> Mapping[str, object]:

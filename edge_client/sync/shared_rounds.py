@@ -8,36 +8,30 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.schedule import is_on_log_schedule
-from edge_client.curvature.whitening import Whitening
 from edge_client.exchange import Membership, StepResult
-from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.plan import Subject
 from edge_client.sync.scope import CurvatureScope, own_statistics
 
 
 class Shared(CurvatureScope):
-    """Statistics of each device's first batch in the rounds 0, 1, 2, 3, 5, 8, ..., used from the next round on.
+    """Statistics of each device's first batch in the rounds 0, 1, 2, 3, 5, 8, ..., used from the next round on."""
 
-    Args:
-        whiten: see `Probed`.
-
-    """
-
-    def __init__(self, *, whiten: bool = False) -> None:
-        self._whitens = whiten
+    def __init__(self) -> None:
         self._rounds = 0
         self._own: dict[str, Statistics] = {}
         self._mean: dict[str, Statistics] = {}
+        """Of the last round that had them."""
+        self._is_new = False
+        """Whether no step has used the mean yet."""
 
     @property
     def options(self) -> Mapping[str, object]:
-        """Whose curvature is used, and whether moves are written in its coordinates."""
-        return {"curvature_scope": "shared", "whiten": self._whitens}
+        """Whose curvature is used."""
+        return {"curvature_scope": "shared"}
 
     def attach(self, subject: Subject) -> None:
         """Take what is trained."""
         self._subject = subject
-        self._common = CommonCurvature(subject)
 
     def wants_batch(self, *, by_schedule: bool, is_first: bool) -> bool:  # noqa: ARG002
         """In the first batch of a round in which the devices tell each other."""
@@ -47,16 +41,17 @@ class Shared(CurvatureScope):
         """Return the mean that came with the last round; those of the batch that is on are told at the round's end."""
         if is_first and is_on_log_schedule(self._rounds):
             self._own = own_statistics(self._subject, step, loss_scale)
-        mean, self._mean = self._mean, {}
-        return mean
+        is_new, self._is_new = self._is_new, False
+        return self._mean if is_new else {}
 
     def refreshes(self, *, is_first: bool) -> bool | None:
         """Once the curvature has changed."""
         return is_first and is_on_log_schedule(self._rounds - 1)
 
-    def whitening(self, layer: str) -> Whitening | None:
-        """Return a layer's coordinates."""
-        return self._common.whitening(layer)
+    @property
+    def in_common(self) -> Mapping[str, Statistics]:
+        """The mean of all devices'."""
+        return self._mean
 
     def specs(self) -> list[TensorSpec]:
         """Return the statistics of all layers."""
@@ -87,21 +82,19 @@ class Shared(CurvatureScope):
                 }
                 for state in self._subject.layers
             }
-            if self._whitens:
-                self._common.update(self._mean)
+            self._is_new = True
         self._rounds += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the common curvature, and what of it is new."""
+        """Return the mean, and whether it is new."""
         mean = {name: dict(statistics) for name, statistics in self._mean.items()}
-        return {"rounds": self._rounds, "common": self._common.state_dict(), "mean": mean}
+        return {"rounds": self._rounds, "mean": mean, "is_new": self._is_new}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
         if state:
             self._rounds = state["rounds"]
-            self._common.load_state_dict(state["common"])
-            self._mean = dict(state["mean"])
+            self._mean, self._is_new = dict(state["mean"]), state["is_new"]
 
     def own_state_dict(self) -> dict[str, Any]:
         """Return the statistics that are still to be told."""

@@ -1,4 +1,4 @@
-"""The stage that writes a layer's gradient or moves so that the curvature that all devices share is the unit matrix."""
+"""The stage that writes a layer's gradient so that the curvature that all devices share is the unit matrix."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,27 +7,14 @@ from edgenewton.v1.stage import Context, Float32Array, Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
-from edge_client.curvature.whitening import (
-    Whitening,
-    restore_gradient,
-    restore_step,
-    whiten_gradient,
-    whiten_step,
-)
+from edge_client.curvature.whitening import Whitening, restore_gradient, whiten_gradient
 from edge_client.sync.parts import Part
-
-Mapped = Callable[[Tensor, Whitening], Tensor]
-_WAYS: dict[str, tuple[Mapped, Mapped]] = {
-    "gradient": (whiten_gradient, restore_gradient),
-    "delta": (whiten_step, restore_step),
-}
 
 
 class WhiteningStage(Stage[Float32Array, Float32Array]):
     """Linear, and the same on all devices, so that the mean of what they send is that of what they mean.
 
     Args:
-        kind: of the tensor: a gradient and a step take opposite ways.
         whitening: gives the layer's coordinates; None for those of the parameters themselves.
 
     """
@@ -35,19 +22,20 @@ class WhiteningStage(Stage[Float32Array, Float32Array]):
     name = "whitening"
     takes_whole_tensors = True
 
-    def __init__(self, kind: str, whitening: Callable[[], Whitening | None]) -> None:
-        self._there, self._back = _WAYS[kind]
+    def __init__(self, whitening: Callable[[], Whitening | None]) -> None:
         self._whitening = whitening
 
     def encode(self, x: Float32Array, context: Context) -> Float32Array:
         """Return the matrices `[blocks, out, in]`, flat, in the layer's coordinates."""
-        return self._mapped(self._there, x, context)
+        return self._mapped(whiten_gradient, x, context)
 
     def decode(self, data: Float32Array, context: Context) -> Float32Array:
         """Undo `encode`."""
-        return self._mapped(self._back, data, context)
+        return self._mapped(restore_gradient, data, context)
 
-    def _mapped(self, function: Mapped, x: Float32Array, context: Context) -> Float32Array:
+    def _mapped(
+        self, function: Callable[[Tensor, Whitening], Tensor], x: Float32Array, context: Context
+    ) -> Float32Array:
         by = self._whitening()
         if by is None:
             return x
@@ -60,8 +48,8 @@ class WhiteningStage(Stage[Float32Array, Float32Array]):
 def whitening_stages(
     spec: TensorSpec, parts: Sequence[Part], whitening: Callable[[str], Whitening | None]
 ) -> Sequence[Stage[Float32Array, Float32Array]]:
-    """Return the stages before the codec of a tensor: for the gradient or the moves of a layer, its whitening."""
+    """Return the stages before the codec of a tensor: for the gradient of a layer, its whitening."""
     is_layer = any(part.name == spec.name and part.layer is not None for part in parts)
-    if spec.kind not in _WAYS or not is_layer:
+    if spec.kind != "gradient" or not is_layer:
         return ()
-    return (WhiteningStage(spec.kind, lambda: whitening(spec.name)),)
+    return (WhiteningStage(lambda: whitening(spec.name)),)

@@ -96,8 +96,8 @@ class TrainSettings(BaseModel):
     synthetic batch ("probe"), or the last two together ("blend"). "auto" is shared with an exchange after every batch,
     which knows no blend, and else a blend."""
     whiten: bool = False
-    """Whether gradients or moves are written in the coordinates in which the shared or the synthetic batch's curvature
-    is the unit matrix; it matters for codecs of few bits."""
+    """Whether the gradients of every batch are written in the coordinates in which the shared or the synthetic batch's
+    curvature is the unit matrix; it matters for codecs of few bits."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
     """Steps between two averages of the parameters in local scope, with an exchange after every batch."""
     probe_samples: Annotated[int, Field(ge=1)] = PROBE_SAMPLES
@@ -134,6 +134,8 @@ class TrainSettings(BaseModel):
             raise SettingsError(
                 f"setting 'curvature-scope' is {scope!r}: that needs a task, which has a synthetic batch"
             )
+        if self.whiten and cadence != "every-batch":
+            raise SettingsError("setting 'whiten' is for gradients: that needs the cadence 'every-batch'")
         if cadence != "every-batch":
             every = self.local_steps if cadence == "local-steps" else None
             return LocalSteps(exchange, every, outer=self.outer, scope=self._scope(scope, probe), **options)
@@ -153,8 +155,8 @@ class TrainSettings(BaseModel):
         if probe is None or scope == "local":
             return Own()
         if scope == "shared":
-            return Shared(whiten=self.whiten)
-        return Probed(probe(self.probe_samples), 1.0 if scope == "probe" else self.probe_share, whiten=self.whiten)
+            return Shared()
+        return Probed(probe(self.probe_samples), 1.0 if scope == "probe" else self.probe_share)
 
     def flat(self) -> dict[str, Any]:
         """Return the settings as texts and numbers by one name each, as `check_settings` takes them.

@@ -121,6 +121,13 @@ class Estimator(ABC):
         `refresh` must have succeeded once.
         """
 
+    def diagonal(self) -> Tensor | None:
+        """Return the diagonal of the running estimate, as a matrix that broadcasts to `[blocks, out, in]`.
+
+        None before the first update, and from an estimator that knows none.
+        """
+        return None
+
     def whitening(self) -> Whitening | None:
         """Return roots of the inverse that `precondition` applies, up to its scale.
 

@@ -49,6 +49,10 @@ class Foof(Estimator):
             return 0.0
         return float(self.A.mean_eigenvalue().sum()) * self.shape.in_features * self.shape.out_features
 
+    def diagonal(self) -> Tensor | None:
+        """Return the diagonal of A ⊗ I, `[blocks, 1, in]`."""
+        return self.A.diagonal.unsqueeze(-2) if self.updates else None
+
     def refresh(self, damping: float) -> None:
         """Invert anew: see `Estimator.refresh`."""
         self._inverse = self.A.inverse(torch.full((self.shape.blocks,), damping, device=self.A.value.device))

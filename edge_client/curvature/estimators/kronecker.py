@@ -102,6 +102,10 @@ class KroneckerEstimator(Estimator):
         of_blocks = self.A.mean_eigenvalue() * self.G.mean_eigenvalue()
         return float(of_blocks.sum()) * self.shape.in_features * self.shape.out_features
 
+    def diagonal(self) -> Tensor | None:
+        """Return the diagonal of A ⊗ G, `[blocks, out, in]`."""
+        return self.G.diagonal.unsqueeze(-1) * self.A.diagonal.unsqueeze(-2) if self.updates else None
+
     def refresh(self, damping: float) -> None:
         """Invert anew: see `Estimator.refresh`."""
         self._inverse = self._inverse_type.of(self.A, self.G, damping)

@@ -41,4 +41,4 @@ class DeviceStages:
 
     def _of(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
         wanted = self._stages(spec)
-        return wanted if wanted and self._choice.takes_whole(spec) else ()
+        return wanted if wanted and self._choice.takes_stages(spec) else ()

@@ -30,6 +30,7 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_SPARSE_INT4: _ClassVar[Codec]
     CODEC_AUTO: _ClassVar[Codec]
     CODEC_SPARSE_TERNARY: _ClassVar[Codec]
+    CODEC_SPARSE_SIGN: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -70,6 +71,7 @@ CODEC_SIGN: Codec
 CODEC_SPARSE_INT4: Codec
 CODEC_AUTO: Codec
 CODEC_SPARSE_TERNARY: Codec
+CODEC_SPARSE_SIGN: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
@@ -85,16 +87,18 @@ PHASE_ENDED: Phase
 PHASE_ABORTED: Phase
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "shape", "dtype", "kind")
+    __slots__ = ("name", "shape", "dtype", "kind", "parts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: DType
     kind: TensorKind
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token")

@@ -1,6 +1,7 @@
 """The model fingerprint: names, shapes, dtypes and kinds of the tensors that a session exchanges."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -27,16 +28,35 @@ MAX_ELEMENTS = 1 << 34
 
 def spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
     """Return the message for the wire."""
-    return pb.TensorSpec(name=spec.name, shape=spec.shape, dtype=DTYPES[spec.dtype], kind=KINDS[spec.kind])
+    return pb.TensorSpec(
+        name=spec.name,
+        shape=spec.shape,
+        dtype=DTYPES[spec.dtype],
+        kind=KINDS[spec.kind],
+        parts=[spec_to_proto(part) for part in spec.parts],
+    )
 
 
 def spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
     """Return the spec in a message.
 
     Raises:
-        ValueError: dtype or kind is unknown, or the shape is absurd; the text names the tensor.
+        ValueError: dtype or kind is unknown, the shape is absurd, or it is not what its parts make up; the text names
+            the tensor.
 
     """
+    spec = _bare_spec(message)
+    if not message.parts:
+        return spec
+    parts = tuple(_bare_spec(part) for part in message.parts)
+    if any(part.kind != spec.kind for part in parts) or any(part.parts for part in message.parts):
+        raise ValueError(f"a part of the {spec} has parts of its own, or is of another kind")
+    if (sum(part.size for part in parts),) != spec.shape:
+        raise ValueError(f"the {spec} is no vector of the {sum(part.size for part in parts)} elements of its parts")
+    return replace(spec, parts=parts)
+
+
+def _bare_spec(message: pb.TensorSpec) -> TensorSpec:
     if message.dtype not in _DTYPE_NAMES or message.kind not in _KIND_NAMES:
         raise ValueError(
             f"tensor {message.name!r} has dtype {message.dtype} and kind {message.kind}; "
@@ -67,10 +87,11 @@ def fingerprint_from_proto(messages: Iterable[pb.TensorSpec]) -> tuple[TensorSpe
 
 
 def first_difference(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> str | None:
-    """Return a phrase that names the first tensor in which `theirs` differs from `ours`, or None."""
+    """Return a phrase that names the first tensor, or part of one, in which `theirs` differs from `ours`, or None."""
     for mine, other in zip(ours, theirs, strict=False):
         if mine != other:
-            return f"the session has the {mine} where this device has the {other}"
+            of_parts = first_difference(mine.parts, other.parts) if mine.parts and other.parts else None
+            return of_parts or f"the session has the {mine} where this device has the {other}"
     if len(ours) > len(theirs):
         return f"the session has the {ours[len(theirs)]}, which this device lacks"
     if len(theirs) > len(ours):

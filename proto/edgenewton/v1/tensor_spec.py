@@ -14,6 +14,8 @@ class TensorSpec:
     """As torch names it, without "torch."."""
     kind: str = "gradient"
     """gradient, parameter, curvature or delta."""
+    parts: "tuple[TensorSpec, ...]" = ()
+    """Of what it consists, one after the other, if it is a vector of several tensors of its kind."""
 
     @property
     def size(self) -> int:

@@ -41,6 +41,19 @@ def test_what_is_left_out_is_sent_later(codec):
         assert (total[name] / 100 - tensor).norm() < 0.4 * tensor.norm()
 
 
+@pytest.mark.parametrize("codec", ["sparse4", "sparse2", "sparse1"])
+@pytest.mark.parametrize("decay", [0.7, 0.95, 1.0])
+def test_errors_decay_as_the_search_says_and_not_as_the_codec_does(codec, decay):
+    compression = Compression(codec, fraction=0.05, decay=decay)
+    sender, sent = Sender(compression), {"weight": tensors(0)["weight"]}
+    first, _ = sender.send(sent)
+
+    second, _ = sender.send({"weight": torch.zeros(64, 40)})
+
+    expected, _ = Sender(compression).send({"weight": decay * (sent["weight"] - first["weight"])})
+    assert torch.equal(second["weight"], expected["weight"])
+
+
 def test_int8_sends_no_more_than_a_byte_an_element_and_the_scales():
     _, size = Sender(Compression("int8")).send(tensors(0))
 

@@ -31,6 +31,26 @@ def test_features_have_the_mean_and_deviation_of_all_devices_together():
     assert torch.equal(drawn, devices[1](torch.Generator().manual_seed(1), 50_000))
 
 
+def test_of_images_only_the_moments_of_cells_are_told():
+    generator = torch.Generator().manual_seed(0)
+    of_pixels = torch.linspace(-3, 3, 3 * 40 * 50).view(3, 40, 50)
+    images = of_pixels + torch.randn(200, 3, 40, 50, generator=generator)
+    device = MeasuredInputs(images)
+    assert {moment.shape for moment in device.moments.values()} == {(3, 8, 8)}
+    device.settle(device.moments)
+    drawn = device(torch.Generator().manual_seed(1), 500)
+    assert drawn.shape == (500, 3, 40, 50)
+    for channel in range(3):
+        torch.testing.assert_close(drawn[:, channel].mean(), images[:, channel].mean(), atol=0.02, rtol=0)
+        torch.testing.assert_close(drawn[:, channel].std(), images[:, channel].std(), atol=0, rtol=0.05)
+
+
+def test_the_moments_of_small_images_are_told_as_they_are():
+    images = torch.randn(20, 1, 8, 5, generator=torch.Generator().manual_seed(0))
+    device = MeasuredInputs(images)
+    torch.testing.assert_close(device.moments["mean"], images.mean(0))
+
+
 def test_tokens_are_as_frequent_as_on_all_devices_together():
     devices = [MeasuredInputs(torch.zeros(30, 4, dtype=torch.long), 3), MeasuredInputs(torch.full((10, 4), 2), 3)]
     devices[0].settle(averaged(devices, [30, 10]))

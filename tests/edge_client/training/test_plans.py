@@ -26,7 +26,8 @@ def probe(samples: int) -> Probe:
         ({"cadence": "auto", "curvature-scope": "local"}, LocalSteps, {"curvature_scope": "local"}),
         ({"cadence": "local-steps", "local-steps": 7}, LocalSteps, {"local_steps": 7, "curvature_scope": "blend"}),
         ({"cadence": "local-steps", "outer-lr": 0.7, "outer-momentum": 0.6}, LocalSteps, {"outer_lr": 0.7}),
-        ({"cadence": "local-steps", "curvature-scope": "shared", "whiten": True}, LocalSteps, {"whiten": True}),
+        ({"cadence": "local-steps", "curvature-scope": "shared"}, LocalSteps, {"curvature_scope": "shared"}),
+        ({"cadence": "every-batch", "whiten": True}, EveryBatch, {"whiten": True}),
         ({"cadence": "local-steps", "curvature-scope": "probe"}, LocalSteps, {"curvature_scope": "probe"}),
         ({"cadence": "every-batch"}, EveryBatch, {"curvature_scope": "shared"}),
         ({"cadence": "every-batch", "curvature-scope": "local"}, LocalCurvature, {"sync_every": 10}),
@@ -62,5 +63,7 @@ def test_impossible_settings_are_named(values, text):
 def test_settings_that_do_not_suit_each_other_are_named():
     with pytest.raises(SettingsError, match="'blend': an exchange after every batch knows no blend"):
         check_settings({"cadence": "every-batch", "curvature-scope": "blend"}).plan(Elsewhere(), 0, probe)
+    with pytest.raises(SettingsError, match="'whiten' is for gradients: that needs the cadence 'every-batch'"):
+        check_settings({"cadence": "local-steps", "whiten": True}).plan(Elsewhere(), 0, probe)
     with pytest.raises(SettingsError, match="'curvature-scope' is 'probe': that needs a task"):
         check_settings({"cadence": "local-steps", "curvature-scope": "probe"}).plan(Elsewhere())

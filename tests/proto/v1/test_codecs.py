@@ -23,7 +23,8 @@ with_feedback = pytest.mark.parametrize(
     "codec", [codec for codec in CODECS.values() if codec.keeps_errors], ids=lambda c: c.name
 )
 BLOCKS = ["int4", "ternary", "sign"]
-SPARSE = ["sparse4", "sparse2"]
+SPARSE = {"sparse4": "int4", "sparse2": "ternary", "sparse1": "sign"}
+"""And the codecs that their values take."""
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 20))
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -32,6 +33,11 @@ ordinary = st.floats(-1e4, 1e4, width=32).map(lambda x: x if abs(x) > 2**-14 els
 
 def arrays(elements):
     return shapes.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=elements))
+
+
+def normal(seed: int) -> np.ndarray:
+    """Return a matrix of which a tenth has several blocks."""
+    return np.random.default_rng(seed).normal(size=(60, 100)).astype(np.float32)
 
 
 def context(shape: tuple[int, ...], step: int = 0) -> Context:
@@ -76,9 +82,10 @@ def test_size_is_what_the_codec_says(codec, values):
         ("int4", 3000 + 2 * 24),
         ("ternary", 1200 + 2 * 24),
         ("sign", 750 + 2 * 24),
-        # 600 values in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for every 8 elements left out
+        # 600 values, mostly in 3 blocks; 3 bits of remainder each; in unary a bit each, and one for 8 others
         ("sparse4", 300 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
         ("sparse2", 120 + 2 * 3 + 225 + (600 + 5400 // 8 + 7) // 8),
+        ("sparse1", 75 + 2 + 225 + (600 + 5400 // 8 + 7) // 8),
     ],
 )
 def test_sizes_by_hand(name, size):
@@ -150,6 +157,34 @@ def test_topk_keeps_the_largest_elements(name, values):
         assert np.allclose(np.sort(np.abs(back), axis=None)[-k:], largest, rtol=2**-8)
     else:
         assert (np.abs(values[back != 0]) >= largest[0]).all()
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@given(values=arrays(ordinary) | st.integers(0, 99).map(normal))
+def test_kept_elements_come_as_those_of_the_values_codec(name, values):
+    """All that it keeps, and not each block of the tensor, is what has blocks."""
+    back, flat = round_trip(CODECS[name], values).ravel(), values.ravel()
+    kept = np.sort(np.argsort(-np.abs(flat), kind="stable")[: CODECS[name].codec.kept(values.shape)])
+    if name == "sparse1":  # as sign, but all in one block
+        size = np.abs(flat[kept]).astype(np.float64)
+        allowed = np.abs(size - size.mean()) + size.mean() * 2**-7 + 1e-37
+    else:
+        allowed = allowed_error(SPARSE[name], flat[kept])
+    assert (np.abs(back[kept] - flat[kept]) <= allowed).all()
+    assert not np.delete(back, kept).any()
+
+
+def test_the_bytes_of_signs_and_their_positions_by_hand():
+    """A scale of 2 and a byte of signs; gaps 0 1 6 2 0 16 9 22, as remainders of four and, in unary, quotients."""
+    values = np.full(64, 0.5, np.float32)
+    positions = [0, 2, 9, 12, 13, 30, 40, 63]
+    values[positions] = [1, -2, -3, 1, 2, 3, 1, -3]
+    codec = CodecChoice("sparse1", topk_fraction=1 / 8).codec()
+    data = codec.encode(values, context((64,)))
+    assert bytes(data).hex(" ") == "00 40 86 42 8c 3b 24 08"
+    back = decode(codec, data, (64,))
+    assert np.array_equal(np.flatnonzero(back), positions)
+    assert np.array_equal(back[positions], [2, -2, -2, 2, 2, 2, 2, -2])
 
 
 @given(
@@ -302,6 +337,7 @@ def test_levels_that_do_not_exist_are_refused(name, level, message):
         decode(CODECS[name], bytes(2) + bytes([level]) * (CODECS[name].encoded_size((255,)) - 2), (255,))
 
 
+@pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
@@ -311,11 +347,12 @@ def test_levels_that_do_not_exist_are_refused(name, level, message):
         (b"\0\0\xff", "position 71 came of 64 elements"),
     ],
 )
-def test_coded_positions_that_lie_are_refused(rest, message):
+def test_coded_positions_that_lie_are_refused(name, rest, message):
     """Eight of 64 elements: 2 bits of remainder each, then at most 8 + 56 // 4 bits in unary."""
-    codec = CodecChoice("sparse4", topk_fraction=1 / 8).codec()
-    with pytest.raises(ValueError, match=f"positions of sparse4 are wrong: {message}"):
-        decode(codec, bytes(2) + b"\x88" * 4 + bytes(2) + rest, (64,))
+    codec = CodecChoice(name, topk_fraction=1 / 8).codec()
+    values = bytes(encode(CODECS[SPARSE[name]], np.zeros(8, np.float32)))
+    with pytest.raises(ValueError, match=f"positions of {name} are wrong: {message}"):
+        decode(codec, values + bytes(2) + rest, (64,))
 
 
 @codecs
@@ -357,7 +394,7 @@ def test_tensors_take_a_codec_that_is_safe_for_them(spec, name, codec):
     ("spec", "name", "is_whole"),
     [
         (TensorSpec("w", (100, 100)), "int4", True),
-        (TensorSpec("w", (100, 100)), "sparse2", True),
+        *((TensorSpec("w", (100, 100)), name, True) for name in SPARSE),
         (TensorSpec("w", (100, 100)), "powersgd", True),
         (TensorSpec("w", (100, 100)), "topk", False),
         (TensorSpec("w", (100, 100)), "int8", False),
@@ -368,7 +405,7 @@ def test_tensors_take_a_codec_that_is_safe_for_them(spec, name, codec):
         (TensorSpec("w", (1 << 21,), kind="delta"), "int4", True),
         (TensorSpec("w", (1 << 23,)), "int4", False),
         (TensorSpec("w", (1 << 24,)), "sign", True),
-        (TensorSpec("w", (1 << 25,)), "sparse2", False),  # few bytes, but many elements
+        *((TensorSpec("w", (1 << 25,)), name, False) for name in SPARSE),  # few bytes, but many elements
     ],
 )
 def test_which_tensors_are_one_slice_follows_from_spec_and_choice(spec, name, is_whole):

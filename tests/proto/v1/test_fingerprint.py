@@ -5,6 +5,7 @@ from edgenewton.v1.fingerprint import (
     fingerprint_from_proto,
     first_difference,
     first_option_difference,
+    spec_from_proto,
     spec_to_proto,
 )
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -55,3 +56,41 @@ def test_the_first_difference_is_named_with_both_shapes():
     assert first_option_difference({"lr": "0.1", "x": "1"}, {"lr": "0.2", "x": "1"}) == (
         "option 'lr' is 0.1 in the session but 0.2 on this device"
     )
+
+
+def vector(*parts, size=None):
+    elements = sum(part.size for part in parts) if size is None else size
+    return TensorSpec("a to b", (elements,), kind="delta", parts=parts)
+
+
+def delta(name, *shape):
+    return TensorSpec(name, shape, kind="delta")
+
+
+def test_a_vector_keeps_its_parts():
+    spec = vector(delta("a", 1, 3, 2), delta("b", 4))
+    assert spec_from_proto(spec_to_proto(spec)) == spec
+
+
+def test_the_part_that_differs_is_named():
+    ours, theirs = vector(delta("a", 1, 3, 2), delta("b", 4)), vector(delta("a", 1, 2, 3), delta("b", 4))
+    assert first_difference([ours], [theirs]) == (
+        "the session has the delta of 'a', 1 x 3 x 2 float32 where this device has the delta of 'a', 1 x 2 x 3 float32"
+    )
+    fewer = vector(delta("a", 1, 3, 2))
+    assert "the delta of 'b', 4 float32, which this device lacks" in first_difference([ours], [fewer])
+    renamed = TensorSpec("a to c", ours.shape, kind="delta", parts=ours.parts)
+    assert "'a to c'" in first_difference([ours], [renamed])
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (vector(delta("a", 3), delta("b", 4), size=8), "no vector of the 7 elements of its parts"),
+        (vector(delta("a", 3), TensorSpec("b", (4,))), "of another kind"),
+        (vector(vector(delta("a", 3), delta("b", 4))), "parts of its own"),
+    ],
+)
+def test_a_vector_that_is_none_is_refused(spec, text):
+    with pytest.raises(ValueError, match=text):
+        spec_from_proto(spec_to_proto(spec))

@@ -96,7 +96,7 @@ def test_only_stages_with_a_memory_have_a_state():
         if writer.state_dict():
             assert all(key.tensor == 0 for key in writer.state_dict()), "only the large gradient is compressed"
             has_state.add(name)
-    assert has_state == {"powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2"}
+    assert has_state == {"powersgd", "topk", "int4", "ternary", "sign", "sparse4", "sparse2", "sparse1"}
 
 
 def test_a_state_of_other_stages_is_refused():
@@ -106,8 +106,8 @@ def test_a_state_of_other_stages_is_refused():
         SliceWriter(layout_of("bf16")).load_state_dict(writer.state_dict())
 
 
-@pytest.mark.parametrize("old", ["powersgd", "int4", "ternary", "sign", "sparse4", "sparse2"])
-@pytest.mark.parametrize("new", ["powersgd", "int4", "sparse2"])
+@pytest.mark.parametrize("old", ["powersgd", "int4", "ternary", "sign", "sparse4", "sparse2", "sparse1"])
+@pytest.mark.parametrize("new", ["powersgd", "int4", "sparse2", "sparse1"])
 def test_an_error_goes_on_in_another_codec(old, new):
     """All these take the tensor whole. What is sent in all, by both, and what is left are what was to be sent."""
     wanted = np.zeros(2400)

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs.by_part import ByPart
 from edgenewton.v1.codecs.chain import Chain
 from edgenewton.v1.codecs.feedback import ErrorFeedback
 from edgenewton.v1.codecs.int4 import Int4
@@ -17,7 +18,7 @@ from edgenewton.v1.codecs.interface import Codec, Stage
 from edgenewton.v1.codecs.plain import WORTH_IT, Bf16, Fp16, Fp32
 from edgenewton.v1.codecs.powersgd import PowerSgd
 from edgenewton.v1.codecs.sign import Sign
-from edgenewton.v1.codecs.sparse import Sparse2, Sparse4
+from edgenewton.v1.codecs.sparse import Sparse1, Sparse2, Sparse4
 from edgenewton.v1.codecs.ternary import Ternary
 from edgenewton.v1.codecs.topk import TopK
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -96,6 +97,10 @@ class CodecChoice:
         fits = spec.size <= MAX_WHOLE_ELEMENTS and codec.encoded_size(spec.shape) <= MAX_MESSAGE_BYTES // 2
         return is_wanted and fits
 
+    def takes_stages(self, spec: TensorSpec) -> bool:
+        """Tell whether a device's own stages are worth it, and possible: for tensors in one piece that lose much."""
+        return self._bare_for(spec).needs_feedback and self.takes_whole(spec)
+
     def policy(self, stages: Stages = lambda _spec: ()) -> Policy:
         """Return which tensors the codec is safe for, and what the others take.
 
@@ -133,6 +138,8 @@ class CodecChoice:
         codec = CODECS[self.name](self)
         if isinstance(codec, Auto):
             codec = Int4() if spec.kind == "delta" else Fp32()
+        if codec.takes_whole_tensors and spec.parts:
+            return ByPart(codec, [(part, self._bare_for(part)) for part in spec.parts])
         if codec.suits(spec):
             return codec
         if spec.kind == "delta" and spec.size >= _FEW and codec.is_quantised:
@@ -166,6 +173,7 @@ CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
     "sign": lambda _: Sign(),
     "sparse4": lambda choice: Sparse4(choice.topk_fraction),
     "sparse2": lambda choice: Sparse2(choice.topk_fraction),
+    "sparse1": lambda choice: Sparse1(choice.topk_fraction),
 }
 """All codecs without their error feedback, by the name that users choose them by."""
 CODEC_NUMBERS: Mapping[str, pb.Codec] = {name: make(CodecChoice()).number for name, make in CODECS.items()}

@@ -39,7 +39,7 @@ def train(
 
 
 @pytest.mark.parametrize("devices", [4, 6])
-@pytest.mark.parametrize("codec", ["fp32", "topk", "ternary", "sparse4"])
+@pytest.mark.parametrize("codec", ["fp32", "topk", "ternary", "sparse4", "sparse1"])
 def test_two_trainings_end_with_the_same_bits(devices, codec):
     runs = []
     with embedded_coordinator() as coordinator:
