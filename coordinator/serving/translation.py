@@ -89,4 +89,6 @@ def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Co
 def pace_from_proto(message: pb.Pace) -> Pace:
     """Return what a device has measured."""
     form = form_from_proto(message.form)
-    return Pace(message.batch_s, message.exchange_s, message.round_s, message.agreement, form)
+    return Pace(
+        message.batch_s, message.exchange_s, message.round_s, message.agreement, form, round_trip_s=message.round_trip_s
+    )

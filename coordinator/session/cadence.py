@@ -40,11 +40,13 @@ class Pace:
     agreement: float
     form: Form | None = None
     """Of the moves in the contribution that it comes with, if the device says it."""
+    round_trip_s: float = 0.0
+    """What a message of a few bytes takes to the coordinator and back."""
 
     @property
     def is_sound(self) -> bool:
         """Whether the numbers are possible."""
-        seconds = (self.batch_s, self.exchange_s, self.round_s)
+        seconds = (self.batch_s, self.exchange_s, self.round_s, self.round_trip_s)
         return all(math.isfinite(s) and 0 <= s < 1e6 for s in seconds) and 0 <= self.agreement <= 1e6
 
 
@@ -99,7 +101,8 @@ class CadenceChoice:
             return Cadence(batches, "nothing is measured yet", form)
         slowest = max(links, key=lambda device: links[device])
         measured = None if form is None else forms.get(slowest, form)
-        self._exchange.measure(measured, links[slowest], sound[slowest].round_s)
+        fixed_s = sound[slowest].round_s + sound[slowest].round_trip_s
+        self._exchange.measure(measured, links[slowest], fixed_s)
         self._batch_s.add(max(pace.batch_s for pace in sound.values()))
         agreements = [min(1.0, pace.agreement) for device, pace in sound.items() if device in links]
         # What few elements have in common says little of the moves that they are of.

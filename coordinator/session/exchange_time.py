@@ -1,8 +1,8 @@
 """What an exchange takes with each form of the moves, when only one of them is in use.
 
-An exchange takes a part that does not depend on bytes (latency, and what the device computes) and one that grows with
-them. While one form alone was in use the first part is not known but for what is computed: the other form then looks
-as cheap as it can be. Once both were measured, one after the other, their difference tells the two parts.
+An exchange takes a part that does not depend on bytes (latency, and what is computed) and one that grows with them.
+While one form alone was in use no more is known of the first part than what devices measure of it: the other form then
+looks as cheap as it can be. Once both were measured, one after the other, their difference tells the two parts.
 """
 
 from collections.abc import Mapping
@@ -32,22 +32,23 @@ class ExchangeTime:
         """With the form in use."""
         self._before: tuple[Form, float] | None = None
         """The form in use before it, and what an exchange took at the end."""
-        self._computed = RunningMean()
+        self._known = RunningMean()
+        """What devices measure of the part that does not depend on bytes."""
         self._fixed_s = 0.0
-        """The part that does not depend on bytes, as far as forms were compared."""
+        """That part, as far as forms were compared."""
 
     @property
     def is_settled(self) -> bool:
         """Whether enough exchanges were measured with the form in use."""
         return self._mean.count >= SETTLED
 
-    def measure(self, form: Form | None, seconds: float, computed_s: float) -> None:
+    def measure(self, form: Form | None, seconds: float, fixed_s: float) -> None:
         """Take in an exchange.
 
         Args:
             form: of its moves; None where there is no choice.
             seconds: that it took.
-            computed_s: how many of these the device computed.
+            fixed_s: how many of these do not depend on bytes, as far as the device knows.
 
         """
         if form is not self._form:
@@ -55,7 +56,7 @@ class ExchangeTime:
                 self._before = self._form, self._mean.value
             self._form, self._mean = form, RunningMean()
         self._mean.add(seconds)
-        self._computed.add(computed_s)
+        self._known.add(fixed_s)
         if form is not None and self._before is not None and self._mean.count <= _COMPARED:
             self._compare(form, *self._before)
 
@@ -64,7 +65,7 @@ class ExchangeTime:
         measured = self._mean.value
         if form is None or self._form is None or form is self._form:
             return measured
-        fixed = min(measured, max(self._fixed_s, self._computed.value))
+        fixed = min(measured, max(self._fixed_s, self._known.value))
         return fixed + (measured - fixed) * self._sizes[form] / self._sizes[self._form]
 
     def _compare(self, form: Form, other: Form, others: float) -> None:

@@ -171,7 +171,7 @@ class GrpcMembership:
             weights_digest=self._digest_if_due(batches),
             hyperparameters=hyperparameters,
             batches=batches,
-            pace=None if pace is None else pb.Pace(**(vars(pace) | {"form": form_to_proto(pace.form)})),
+            pace=None if pace is None else self._to_proto(pace),
         )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer, self._loss = None, loss
@@ -312,6 +312,10 @@ class GrpcMembership:
                 f"{self._specs[min(missing)]}",
                 Cause.INVALID,
             )
+
+    def _to_proto(self, pace: Pace) -> pb.Pace:
+        form = form_to_proto(pace.form)
+        return pb.Pace(**(vars(pace) | {"form": form, "round_trip_s": self._link.round_trip.seconds}))
 
     def _digest_if_due(self, batches: int) -> bytes:
         every = self._settings.digest_every

@@ -257,18 +257,20 @@ class Contribution(_message.Message):
     def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
 
 class Pace(_message.Message):
-    __slots__ = ("batch_s", "exchange_s", "round_s", "agreement", "form")
+    __slots__ = ("batch_s", "exchange_s", "round_s", "agreement", "form", "round_trip_s")
     BATCH_S_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_S_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     FORM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
     batch_s: float
     exchange_s: float
     round_s: float
     agreement: float
     form: Codec
-    def __init__(self, batch_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., round_s: _Optional[float] = ..., agreement: _Optional[float] = ..., form: _Optional[_Union[Codec, str]] = ...) -> None: ...
+    round_trip_s: float
+    def __init__(self, batch_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., round_s: _Optional[float] = ..., agreement: _Optional[float] = ..., form: _Optional[_Union[Codec, str]] = ..., round_trip_s: _Optional[float] = ...) -> None: ...
 
 class Cadence(_message.Message):
     __slots__ = ("batches", "reason", "form")

@@ -20,7 +20,10 @@ BATCH_S = 0.02
 class Fleet:
     """Three devices on links of one kind, and what their session chooses."""
 
-    def __init__(self, latency_s, bytes_per_s, wavering=0.0, agreement=0.5, computed_s=0.0, sizes=SIZES):
+    def __init__(
+        self, latency_s, bytes_per_s, wavering=0.0, agreement=0.5, computed_s=0.0, round_trip_s=0.0, sizes=SIZES
+    ):
+        self.round_trip_s = round_trip_s
         self.latency_s, self.bytes_per_s, self.wavering = latency_s, bytes_per_s, wavering
         self.agreement, self.computed_s = agreement, computed_s
         self.choice = CadenceChoice(sizes)
@@ -36,7 +39,10 @@ class Fleet:
         for _ in range(times):
             took = self.exchange_s(self._before) * (1 + self.wavering * self._random.uniform(-1, 1))
             self._before = self.cadence.form
-            paces = {f"d{i}": Pace(BATCH_S, took, self.computed_s, self.agreement, self.cadence.form) for i in range(3)}
+            paces = {
+                f"d{i}": Pace(BATCH_S, took, self.computed_s, self.agreement, self.cadence.form, self.round_trip_s)
+                for i in range(3)
+            }
             paces |= extra or {}
             waited = dict.fromkeys(paces, 0.0)
             self.cadence = self.choice.choose(self.cadence.batches, paces, waited, self.cadence.form)
@@ -86,7 +92,12 @@ def test_the_form_is_the_faster_one_unless_both_are_about_as_fast(latency_s, byt
     assert fleet.changes <= 2  # there, and back where latency was taken for bytes
 
 
-def test_latency_is_not_taken_for_bytes_twice():
+def test_a_round_trip_that_devices_measured_is_not_taken_for_bytes():
+    assert Fleet(2.0, 1e8, round_trip_s=1.9).step(100).changes == 0
+    assert Fleet(2.0, 1e5, round_trip_s=1.9).step(100).cadence.form is Form.SPARSE1
+
+
+def test_latency_that_nobody_measured_is_not_taken_for_bytes_twice():
     """The other form is tried once: what it took is remembered."""
     fleet = Fleet(2.0, 1e8).step(200)
     assert fleet.cadence.form is Form.INT4
@@ -152,11 +163,11 @@ def test_a_session_that_does_not_know_the_form_takes_that_of_its_devices():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 1e300])
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 5])
 def test_impossible_numbers_do_not_change_the_form(place, bad):
-    numbers = [BATCH_S, 1e5, 0.0, 0.5]
+    numbers = [BATCH_S, 1e5, 0.0, 0.5, Form.INT4, 0.0]
     numbers[place] = bad
-    fleet = Fleet(0.002, 1e9).step(30, extra={"liar": Pace(*numbers, Form.INT4)})
+    fleet = Fleet(0.002, 1e9).step(30, extra={"liar": Pace(*numbers)})
     assert fleet.changes == 0
 
 
