@@ -15,6 +15,7 @@ from edgenewton.v1.framing import parse_frame
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import CoordinatorServer, embedded_coordinator
 from coordinator.session.cadence import Cadence
 from coordinator.session.settings import SessionSettings
@@ -837,6 +838,25 @@ def test_a_coordinator_that_is_restarted_learns_the_form_from_the_devices(tmp_pa
         for device in devices:
             device.close()
         second.suspend()
+
+
+def test_behind_thin_links_moves_become_sparse():
+    """Nothing is scripted here."""
+    with Session(devices=2, codec="auto") as session:
+        address = session.coordinator.address
+        with TcpProxy(address, 0.01, 500_000) as one, TcpProxy(address, 0.01, 500_000) as other:
+            for number, proxy in enumerate((one, other)):
+                torch.manual_seed(0)
+                trained = nn.Sequential(nn.Linear(6, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
+                session.devices.append(Device(proxy.address, number, every=None, trained=trained, curvature="eva"))
+            session.all(lambda device: device.train(300))
+            assert_equal(session.devices)
+            statistics = session.coordinator.directory.find("s").chronicle.statistics
+            assert statistics.form == "sparse1"
+            told = [incident.text for incident in statistics.incidents if incident.kind == "cadence"]
+            assert any(text.startswith("exchanges in sparse1 after every") for text in told)
+            for device in session.devices:
+                device.exchange.close()
 
 
 def test_with_a_fixed_number_of_batches_or_another_codec_the_form_stays():
