@@ -23,6 +23,7 @@ _FORM_WORTH_IT = 0.8
 FIRST = 10
 """Batches before anything is measured: fewer would spend slow exchanges on little."""
 FIRST_FORM = Form.INT4
+"""What devices write in until they are told otherwise."""
 _BATCHES_NEEDED = {Form.INT4: 1.0, Form.SPARSE1: 1.6}
 """To the same accuracy. Measured on three tasks."""
 _DRIFT = 0.1
