@@ -4,13 +4,22 @@ from edgenewton.common.evaluation import Evaluation
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.in_process import InProcessExchange
-from edge_client.exchange.interface import Exchange, Membership, Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import (
+    Exchange,
+    FormedMembership,
+    Membership,
+    Replica,
+    StepResult,
+    TensorKey,
+    Traffic,
+)
 
 __all__ = [
     "Cause",
     "Evaluation",
     "Exchange",
     "ExchangeError",
+    "FormedMembership",
     "InProcessExchange",
     "Membership",
     "NonFiniteGradientError",

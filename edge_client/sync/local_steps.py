@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from edgenewton.common.options import check_number
+from edgenewton.v1.forms import Form
 from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from edge_client.exchange import (
     Evaluation,
     Exchange,
+    FormedMembership,
     InProcessExchange,
     Membership,
     NonFiniteGradientError,
@@ -84,6 +86,8 @@ class LocalSteps(SyncPlan):
         self._chosen = every
         self._every = 1 if every is None else every
         """Batches of the round that is on."""
+        self._form: Form | None = None
+        """In which its moves will be written; None until a session says so, and where it does not choose."""
         self._meter = PaceMeter()
         self._evaluation: Evaluation | None = None
         """Of the anchor."""
@@ -175,6 +179,8 @@ class LocalSteps(SyncPlan):
         self._unsent = {}
         if self._chosen is None:
             self._every = self._membership.first_batches or self._every
+            if isinstance(self._membership, FormedMembership):
+                self._form = self._membership.first_form or self._form
         if not self._has_begun:
             self._begin_round()
         elif not self._anchor:
@@ -307,6 +313,8 @@ class LocalSteps(SyncPlan):
         """Exchange what the parameters were moved by, and take the outer step."""
         assert self._membership is not None
         place, taken, report = self._membership, self._round, self._report
+        if self._form is not None and isinstance(place, FormedMembership):
+            place.write_as(self._form)
         self._meter.end_batches(taken.batches)
         place.begin(taken.samples)
         before = {parameter: self._anchor[name] for parameter, name in self._names.items()}
@@ -319,6 +327,7 @@ class LocalSteps(SyncPlan):
             place.contribute(("parameter", name), buffer)
         self._scope.contribute(place)
         pace = self._meter.pace if self._chosen is None else None
+        pace = pace and replace(pace, form=self._form)
         place.complete(taken.mean_loss, self._evaluation, report.hyperparameters, taken.batches, pace)
         self._meter.complete()
         result = place.collect()
@@ -347,6 +356,7 @@ class LocalSteps(SyncPlan):
         self._scope.receive(result)
         if self._chosen is None and result.next_batches is not None:
             self._every = result.next_batches
+            self._form = result.next_form or self._form
         self._first_step = result.next_step
         self._begin_round()
 
@@ -355,6 +365,7 @@ class LocalSteps(SyncPlan):
         return {
             "step": self._round_step,
             "every": self._every,
+            "form": self._form and self._form.value,
             "outer": self._outer.state_dict(),
             "scope": self._scope.state_dict(),
         }
@@ -367,6 +378,7 @@ class LocalSteps(SyncPlan):
             self._first_step = self.replica.next_step = state["step"]
         if self._chosen is None:
             self._every = state.get("every", 1)
+            self._form = Form(state["form"]) if state.get("form") else None
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))
