@@ -60,9 +60,10 @@ def ours_local(codec: str, space: Space) -> Method:
         return OursRun(model, task, seed, CodecChoice(codec, topk_fraction=fraction), plan, _trusted(options))
 
     ours: Space = {
-        "steps": Grid((2, 5, 10, 20, 40, 80), 20),
         **space,
-        **_TRUST,
+        "update_clip": _TRUST["update_clip"],
+        "steps": Grid((2, 5, 10, 20, 40, 80), 20),
+        "kl_clip": _TRUST["kl_clip"],
         "share": Grid((_OWN, 0.2, 0.5), 0.5),
         "outer_lr": Grid((0.7, 1.0, 1.3), 1.0),
         "outer_momentum": Grid((0.0, 0.3, 0.6), 0.0),
@@ -77,7 +78,7 @@ def _trusted(options: Options) -> dict[str, Any]:
 
 def our_methods() -> list[Method]:
     """Return ours: gradients after every batch, and local steps, each with several codecs."""
-    sparse: Space = {"fraction": Grid((0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 0.05)}
+    sparse: Space = {"fraction": Grid((0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2), 0.02)}
     return [
         *[ours_every_batch(codec) for codec in ("int4", "ternary")],
         ours_local("int4", {}),

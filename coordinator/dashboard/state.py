@@ -42,6 +42,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "steps": statistics.steps,
         "every": statistics.every,
         "cadence": statistics.cadence,
+        "form": statistics.form,
         "steps_per_s": statistics.steps_per_s(now),
         "samples": statistics.samples,
         "loss": statistics.curves.loss.last,

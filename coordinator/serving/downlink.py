@@ -73,6 +73,7 @@ class Broadcast:
         packer = self._packing(ready.step)
         piece = self._layout.slice_of(ready.key)
         check_values(piece.spec, ready.values)
+        self._writer.write_as(ready.form)
         data = self._writer.encode(piece, ready.values, ready.step)
         self._saved += saved_bytes(piece, data)
         for frame in packer.add(piece, data):

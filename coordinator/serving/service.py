@@ -11,6 +11,7 @@ import grpc
 from edgenewton.common.identity import Identity
 from edgenewton.v1 import PROTOCOL_VERSION, TOKEN_METADATA_KEY, exchange_pb2_grpc
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import form_to_proto
 
 from coordinator.serving.directory import Directory
 from coordinator.serving.outboxes import Outbox
@@ -53,6 +54,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             protocol_version=PROTOCOL_VERSION,
             first_step=room.session.step.number if member.joining.next_step is None else member.joining.next_step,
             batches=room.session.batches or 0,
+            form=form_to_proto(room.session.form),
             settings=room.session.settings.to_proto(),
             token=member.token,
             snapshot=SNAPSHOT_ACTIONS[member.standing],

@@ -2,6 +2,7 @@
 
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import form_from_proto
 from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
 
@@ -87,4 +88,7 @@ def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Co
 
 def pace_from_proto(message: pb.Pace) -> Pace:
     """Return what a device has measured."""
-    return Pace(message.batch_s, message.exchange_s, message.round_s, message.agreement)
+    form = form_from_proto(message.form)
+    return Pace(
+        message.batch_s, message.exchange_s, message.round_s, message.agreement, form, round_trip_s=message.round_trip_s
+    )

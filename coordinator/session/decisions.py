@@ -8,6 +8,7 @@ from typing import Self
 
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.session.cadence import Cadence
@@ -32,6 +33,8 @@ class SliceReady:
     step: int
     key: SliceKey
     values: Float32Array
+    form: Form
+    """Of moves, where the codec has several: that of the step, in which the devices sent theirs."""
 
 
 @dataclass(frozen=True)

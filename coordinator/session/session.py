@@ -10,15 +10,17 @@ A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standin
 """
 
 from dataclasses import replace
+from functools import cached_property
 
 from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
 from coordinator.session.beginning import Beginning
-from coordinator.session.cadence import FIRST, Cadence, CadenceChoice
+from coordinator.session.cadence import FIRST, FIRST_FORM, Cadence, CadenceChoice
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -66,9 +68,10 @@ class Session:
         self._short_since: float | None = None
         self._left_out: list[str] = []
         self._someone_finished = False
-        self._cadence = CadenceChoice()
         self.batches: int | None = FIRST
         """Of the step that is on, if the session chooses that; None if only the devices know."""
+        self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
+        """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
         self._decisions: list[Decision] = []
 
     @property
@@ -80,6 +83,10 @@ class Session:
     def fingerprint(self) -> tuple[TensorSpec, ...]:
         """The tensors that are exchanged."""
         return self.admission.fingerprint
+
+    @cached_property
+    def _cadence(self) -> CadenceChoice:
+        return CadenceChoice(self.settings.codec_choice.form_sizes(self.fingerprint))
 
     def take_decisions(self) -> list[Decision]:
         """Return what is to be carried out since the last call, in order."""
@@ -93,7 +100,7 @@ class Session:
         self.admission = admission
         self.step = self._new_step(step)
         self._is_resumed = True
-        self.batches = None
+        self.batches = self.form = None
         self._recorded = devices
         self._expected = max(self.settings.required, len(devices))
 
@@ -402,7 +409,8 @@ class Session:
         is_complete = bool(active) and self.step.is_complete(active)
         is_closing = is_complete and len(self.step.contributions) >= self.settings.required
         for key, values in self.step.ready(active, is_closing=is_closing):
-            self._decide(SliceReady(self.step.number, key, values))
+            # While only the devices know the form, for a step, the means of it are in the first one.
+            self._decide(SliceReady(self.step.number, key, values, self.form or FIRST_FORM))
         if is_closing:
             self._commit(now)
 
@@ -413,7 +421,8 @@ class Session:
         step = self.step
         lagging = self.members.standing(Standing.LAGGING)
         cadence = self._next_cadence(step, now)
-        self.batches = self.batches if cadence is None else cadence.batches
+        if cadence is not None:
+            self.batches, self.form = cadence.batches, cadence.form or self.form
         self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence))
         self._left_out = []
         self._compare_digests(step)
@@ -425,7 +434,7 @@ class Session:
         paces = {device: c.pace for device, c in step.contributions.items() if c.pace is not None}
         if not paces:
             return None
-        return self._cadence.choose(step.batches, paces, step.waited_s(now))
+        return self._cadence.choose(step.batches, paces, step.waited_s(now), self.form)
 
     def _compare_digests(self, step: Step) -> None:
         """Send those to heal whose weights are not those of most."""
@@ -472,7 +481,7 @@ class Session:
             self._finish(Phase.ABORTED, "no device has the session's state any more")
             return
         self.step = self._new_step(furthest.joining.next_step or 0)
-        self.batches = None
+        self.batches = self.form = None
         furthest.standing = Standing.LAGGING
         self._decide(StepSet(self.step.number))
 

@@ -40,7 +40,7 @@ class SessionSettings(BaseModel):
     max_devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = None
     """So many devices may take part at once, those that join later included; None means `devices`."""
     codec: CodecName = "auto"
-    """How gradients and moves are written on the wire; "auto" for gradients in fp32, and moves in four bits."""
+    """How gradients and moves are written; "auto" for fp32, and moves in a form that the session chooses."""
     powersgd_rank: Annotated[int, Field(ge=1, le=1_024)] = CodecChoice.powersgd_rank
     """Rank of the powersgd codec."""
     topk_fraction: Annotated[float, Field(gt=0, le=1)] = CodecChoice.topk_fraction

@@ -3,9 +3,11 @@
 import time
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import form_to_proto
 from edgenewton.v1.evaluation import evaluation_to_proto
 
 from coordinator.session import decisions as d
+from coordinator.session.cadence import Cadence
 from coordinator.session.session import Session
 from coordinator.session.step import Contribution
 from coordinator.telemetry.link_use import LinkUse
@@ -89,8 +91,12 @@ def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
         loss=decision.loss,
         batches=decision.batches,
         counted_slices=decision.counted_slices,
-        cadence=None if decision.cadence is None else pb.Cadence(**vars(decision.cadence)),
+        cadence=None if decision.cadence is None else _cadence_to_proto(decision.cadence),
     )
+
+
+def _cadence_to_proto(cadence: Cadence) -> pb.Cadence:
+    return pb.Cadence(batches=cadence.batches, reason=cadence.reason, form=form_to_proto(cadence.form))
 
 
 def _contribution_to_proto(contribution: Contribution) -> pb.Contribution:

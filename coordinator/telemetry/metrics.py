@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Protocol
 
+from edgenewton.v1.forms import Form
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -81,6 +82,9 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     skipped = CounterMetricFamily(_PREFIX + "skipped", "Batches that devices skipped as unusable", labels=labels)
     step = GaugeMetricFamily(_PREFIX + "step", "Number of the last committed step", labels=labels)
     every = GaugeMetricFamily(_PREFIX + "batches_per_step", "Batches of each device in the last step", labels=labels)
+    form = GaugeMetricFamily(
+        _PREFIX + "move_form", "1 for the form that a session has chosen for moves", labels=["session", "form"]
+    )
     loss = GaugeMetricFamily(_PREFIX + "loss", "Mean loss over the batches of the last step", labels=labels)
     accuracy = GaugeMetricFamily(_PREFIX + "accuracy", "Part of the held-out samples recognised", labels=labels)
     for room in rooms:
@@ -94,10 +98,12 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         skipped.add_metric(name, statistics.skipped)
         curves = statistics.curves
         every.add_metric(name, statistics.every)
+        for chosen in Form if statistics.form else ():
+            form.add_metric([*name, chosen], statistics.form == chosen)
         for gauge, value in ((step, statistics.step), (loss, curves.loss.last), (accuracy, curves.accuracy.last)):
             if value is not None:
                 gauge.add_metric(name, value)
-    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, loss, accuracy)
+    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, form, loss, accuracy)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:

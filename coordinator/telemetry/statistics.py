@@ -9,7 +9,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import form_from_proto
 
+from coordinator.session.cadence import FIRST_FORM
 from coordinator.telemetry.announcement import PHASES
 from coordinator.telemetry.curve import Curve
 
@@ -148,6 +150,8 @@ class SessionStatistics:
     """Batches of each device in the last step."""
     cadence: str = ""
     """Why there are to be so many batches in the next step, if the session chooses that."""
+    form: str = ""
+    """In which form moves are written from the next step on, if the session chooses that."""
     samples: int = 0
     left_out: int = 0
     skipped: int = 0
@@ -263,10 +267,13 @@ class SessionStatistics:
     def _apply_cadence(self, commit: pb.Commit, now: float) -> None:
         self.every = commit.batches or 1
         self.cadence = commit.cadence.reason[:MAX_TEXT]
-        chosen = commit.cadence.batches
-        if chosen and chosen != self.every:
+        chosen, form = commit.cadence.batches, form_from_proto(commit.cadence.form)
+        is_other_form = form is not None and form != (self.form or FIRST_FORM)
+        if chosen and (chosen != self.every or is_other_form):
             batches = "batch" if chosen == 1 else f"{chosen} batches"
-            self._happened(now, "cadence", "", f"exchanges after every {batches} from now on: {self.cadence}")
+            how = f" in {form}" if is_other_form else ""
+            self._happened(now, "cadence", "", f"exchanges{how} after every {batches} from now on: {self.cadence}")
+        self.form = form or self.form
 
     def _apply_left(self, left: pb.DeviceLeft, now: float) -> None:
         device = self._device(left.device)

@@ -21,6 +21,7 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "steps": statistics.steps,
             "every": statistics.every,
             "cadence": statistics.cadence,
+            "form": statistics.form,
             "samples": statistics.samples,
             "left_out": statistics.left_out,
             "skipped": statistics.skipped,
@@ -59,6 +60,7 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             steps=totals["steps"],
             every=totals.get("every", 1),  # older records have none
             cadence=totals.get("cadence", ""),
+            form=totals.get("form", ""),
             samples=totals["samples"],
             left_out=totals["left_out"],
             skipped=totals.get("skipped", 0),  # older records have none

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs import form_from_proto
+from edgenewton.v1.forms import Form
 
 from coordinator.telemetry.events import EventLog
 from coordinator.telemetry.statistics import SessionStatistics
@@ -148,6 +150,9 @@ def _scalars(step: pb.StepCommitted, statistics: SessionStatistics) -> Iterator[
     yield "step/samples", step.commit.samples
     yield "step/devices", step.commit.devices
     yield "step/batches", step.commit.batches or 1
+    form = form_from_proto(step.commit.cadence.form)
+    if form is not None:
+        yield f"step/moves in {Form.SPARSE1}", form is Form.SPARSE1
     yield "step/left out", len(step.commit.left_out)
     yield "wire/bytes received", statistics.received
     yield "wire/bytes sent", statistics.sent

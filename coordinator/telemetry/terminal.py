@@ -48,6 +48,7 @@ class TerminalView:
             f"  step {statistics.step or 0}  loss {loss:.4f}  ",
             f"accuracy {accuracy:.1%}" if accuracy is not None else "accuracy -",
             f"  {statistics.every} batches an exchange" if statistics.every > 1 else "",
+            f"  moves in {statistics.form}" if statistics.form else "",
             f"  saved by {statistics.codec} {megabytes(statistics.saved)}" if statistics.saved > 0 else "",
         )
 

@@ -56,6 +56,7 @@ class Batch:
         self.buffers: dict[str, Tensor] = {}
         """The model's buffers as they were before the batch: a forward may change them."""
         self._model = model
+        self._modules = list(model.modules())  # walking over them takes longer than looking into each
         self._before = before
         self._is_captured = is_captured
         self._samples_fisher = samples_fisher
@@ -78,7 +79,7 @@ class Batch:
             model.register_forward_hook(Hook(self._after_forward), always_call=True),
             *(
                 module.register_forward_pre_hook(Hook(self._begin))
-                for module in model.modules()
+                for module in self._modules
                 if module is not model and module._buffers
             ),
             *(
@@ -217,9 +218,7 @@ class Batch:
         gradient = state.layer.weight.grad
         if gradient is None or state.is_doubted or not state.estimator.statistic_shapes:
             return
-        explained, rounding = capture.explained_gradient()
-        # A gradient may be nothing but rounding, as that of a scale is before another normalisation.
-        if float((explained - gradient).norm()) > _UNEXPLAINED * float(gradient.norm()) + rounding:
+        if not capture.explains(gradient, _UNEXPLAINED):
             _give_up(
                 state, "its gradient has a part that no call of the layer explains (is its weight used by itself?)"
             )
@@ -231,9 +230,10 @@ class Batch:
         """
         if self._is_paused:
             return None
-        self._begin()
-        is_backward = current_backward() != NONE  # activation checkpointing computes a part again
-        if not (self._is_running or self._pass.goes_on or is_backward):
+        if not self._has_begun:
+            self._begin()
+        # Activation checkpointing computes a part again, in the backward.
+        if not (self._is_running or self._pass.goes_on or current_backward() != NONE):
             self._pass = ForwardPass(self._note_gradient)
         return self._pass
 
@@ -245,7 +245,8 @@ class Batch:
             return
         self._before()
         self._has_begun = True
-        self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        if any(module._buffers for module in self._modules):
+            self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
 
     def _count_use(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:  # noqa: ARG002
         """Count the rows of a module that has parameters and no curvature."""

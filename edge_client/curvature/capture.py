@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,8 +13,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from edge_client.curvature.backward import NONE, current_backward
 from edge_client.curvature.forward_pass import ForwardPass
 from edge_client.curvature.hooks import Hook
-from edge_client.curvature.inputs import Inputs, join_uses, regroup
+from edge_client.curvature.inputs import Inputs, join_uses, products_of, regroup
 from edge_client.curvature.layers import Layer
+
+_DIRECTIONS = 8
+"""Along which gradients are compared."""
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Use:
     gradient: Tensor | None = None
     backward: int = NONE
     """In which it came."""
+    inputs: Inputs | None = None
+    """What the layer's input is in the common format, once it is known; patches take long to form."""
 
 
 @dataclass(frozen=True)
@@ -85,27 +90,32 @@ class LayerCapture:
         for forward_pass in passes:
             together = [use for use in uses if use.forward_pass is forward_pass]
             a = join_uses([self._inputs(use) for use in together])
-            g = torch.cat([self._gradients(use, total) for use in together], dim=2)
+            gradients = [self._gradients(use, total) for use in together]
+            g = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=2)
             captured.append(Captured(a, g, forward_pass.samples, forward_pass))
         for use in uses:
-            use.gradient = None  # a graph that is kept may bring another
+            use.gradient = use.inputs = None  # a graph that is kept may bring another
         return captured
 
     def keep_only(self, backward: int) -> None:
         """Forget what another backward has brought: it did not reach the layer's weight."""
         self._uses = [use for use in self._uses if use.backward == backward]
 
-    def explained_gradient(self) -> tuple[Tensor, float]:
-        """Return the gradient of the layer's weight that what was captured gives, and how far it may be rounded."""
-        weight = self.layer.weight
-        gradient = torch.zeros(self.layer.shape.of_gradient, dtype=weight.dtype, device=weight.device)
-        rounding = 0.0
+    def explains(self, gradient: Tensor, tolerance: float) -> bool:
+        """Whether what was captured gives the gradient of the layer's weight, up to a part of its norm and rounding.
+
+        Both are multiplied with a few fixed directions, at a fraction of what the gradient takes: their difference
+        keeps its expected norm (Freivalds 1977; Johnson & Lindenstrauss 1984).
+        """
+        weights = self.layer.weight_matrix(gradient)
+        directions = self.layer.reaching(_directions(weights.shape[-1], weights.dtype, weights.device))
+        difference = weights @ directions
         for use in self._uses:
-            inputs, g = self.layer.inputs(use.x), self._output_gradient(use)
-            gradient += inputs.gradient(g)
-            computed_in = g.dtype if use.gradient is None else use.gradient.dtype
-            rounding += torch.finfo(computed_in).eps * inputs.norm() * float(g.norm())
-        return self.layer.reaching(self.layer.from_matrix(gradient)["weight"]), rounding
+            difference -= products_of(self._output_gradient(use), self._common_inputs(use).along(directions))
+        beyond = float(difference.norm()) - tolerance * float(weights.norm())
+        # A gradient may be nothing but rounding, as that of a scale is before another normalisation. What is not finite
+        # is found elsewhere.
+        return not (beyond > 0 and beyond > sum(map(self._rounding, self._uses)))
 
     @property
     def is_missing_sample(self) -> bool:
@@ -127,8 +137,19 @@ class LayerCapture:
         """Stop capturing."""
         self._handle.remove()
 
+    def _common_inputs(self, use: Use) -> Inputs:
+        if use.inputs is None:
+            use.inputs = self.layer.inputs(use.x)
+        return use.inputs
+
+    def _rounding(self, use: Use) -> float:
+        """Return how far the gradient of a use may be rounded."""
+        g = self._output_gradient(use)
+        computed_in = g.dtype if use.gradient is None else use.gradient.dtype
+        return torch.finfo(computed_in).eps * self._common_inputs(use).norm() * float(g.norm())
+
     def _inputs(self, use: Use) -> Inputs:
-        return self.layer.inputs(use.x).regrouped(_samples_in(use))
+        return self._common_inputs(use).regrouped(_samples_in(use))
 
     def _gradients(self, use: Use, total: int) -> Tensor:
         samples = _samples_in(use)
@@ -143,11 +164,15 @@ class LayerCapture:
         return self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG002
-        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if x is None or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
+        if not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            if x is None:
+                return
         is_unbatched = x.dim() == self.layer.sample_dims
-        rows = 1 if is_unbatched else len(x)
+        rows = 1 if is_unbatched else x.shape[0]
         forward_pass = self._current_pass()
         if forward_pass is None:
             return
@@ -189,3 +214,12 @@ def _samples_in(use: Use) -> int:
     """
     samples = use.forward_pass.samples
     return samples if samples and len(use.x) % samples == 0 else 1
+
+
+@lru_cache(maxsize=64)
+def _directions(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return directions `[size, n]`: random signs, the same every time, or the unit matrix if that is no larger."""
+    if size <= _DIRECTIONS:
+        return torch.eye(size, dtype=dtype, device=device)
+    signs = torch.randint(2, (size, _DIRECTIONS), generator=torch.Generator().manual_seed(size)) * 2 - 1
+    return (signs / math.sqrt(_DIRECTIONS)).to(device, dtype)

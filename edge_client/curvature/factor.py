@@ -25,6 +25,8 @@ class Factor:
         self.packed_shape = (blocks, size if is_diagonal else packed_size(size))
         self.value = torch.zeros(0)
         """The running mean; empty before the first update."""
+        self._mean: Tensor | None = None
+        """Its mean eigenvalue, once that was asked for."""
 
     def pack(self, value: Tensor) -> Tensor:
         """Return a batch's factor as it is exchanged, of shape `packed_shape`."""
@@ -32,11 +34,14 @@ class Factor:
 
     def update(self, packed: Tensor, decay: float) -> None:
         """Move the running mean towards a batch's factor; `decay` is the weight of the past."""
-        self.move(packed if self.is_diagonal else unpack_symmetric(packed, self.size), decay)
+        if self.is_diagonal or not self.value.numel():
+            self.move(packed if self.is_diagonal else unpack_symmetric(packed, self.size), decay)
+        else:
+            self._set(unpack_symmetric(packed, self.size).lerp_(self.value, decay))  # no more memory
 
     def move(self, value: Tensor, decay: float) -> None:
         """Move the running mean towards a factor that is not packed."""
-        self.value = value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay)
+        self._set(value.clone() if not self.value.numel() else torch.lerp(value, self.value, decay))
 
     @property
     def diagonal(self) -> Tensor:
@@ -45,7 +50,9 @@ class Factor:
 
     def mean_eigenvalue(self) -> Tensor:
         """Return the mean eigenvalue of each block, `[blocks]`, in float64: products of it must not overflow."""
-        return self.diagonal.double().mean(dim=-1)
+        if self._mean is None:
+            self._mean = self.diagonal.double().mean(dim=-1)
+        return self._mean
 
     def inverse(self, damping: Tensor) -> Tensor:
         """Return (factor + damping I)^-1, `[blocks, n, n]` or its diagonal `[blocks, n]`.
@@ -77,7 +84,10 @@ class Factor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` gave."""
-        self.value = state["value"]
+        self._set(state["value"])
+
+    def _set(self, value: Tensor) -> None:
+        self.value, self._mean = value, None
 
 
 def multiply_right(matrix: Tensor, factor: Tensor | None) -> Tensor:

@@ -37,12 +37,10 @@ class Inputs(ABC):
         """Return the mean over samples and shared positions, `[blocks, in]`."""
 
     @abstractmethod
-    def gradient(self, g: Tensor) -> Tensor:
-        """Return the sum over samples and shared positions of g a^T, `[blocks, out, in]`: the layer's gradient.
+    def along(self, directions: Tensor) -> Tensor:
+        """Return each use's inner products with directions `[in, n]`, `[blocks, batch, shared, n]`.
 
-        Args:
-            g: gradients of the pre-activations, `[blocks, batch, shared, out]`.
-
+        The bias's constant input has no part in them, and no row in the directions.
         """
 
     @abstractmethod
@@ -66,25 +64,28 @@ class DenseInputs(Inputs):
 
     def second_moment(self, sharing: WeightSharing) -> Tensor:
         """Return the factor A, `[blocks, in, in]`: see `Inputs.second_moment`."""
-        rows = self.rows.mean(dim=2) if sharing == "reduce" else self.rows.flatten(1, 2)
-        moment = rows.mT @ rows
-        if self.has_bias:
-            sums = rows.sum(dim=1)
-            count = sums.new_full((len(sums), 1), rows.shape[1])
-            moment = torch.cat([moment, sums.unsqueeze(1)], dim=1)
-            moment = torch.cat([moment, torch.cat([sums, count], dim=1).unsqueeze(2)], dim=2)
-        return moment / self.rows.shape[1]
+        rows = self.rows.mean(dim=2, keepdim=True) if sharing == "reduce" else self.rows
+        blocks, samples, _, features = rows.shape
+        size = features + self.has_bias
+        moment = rows.new_empty(blocks, size, size)
+        _set_to_products(moment[:, :features, :features], rows, 1 / samples)
+        if not self.has_bias:
+            return moment
+        moment[:, :-1, -1] = moment[:, -1, :-1] = rows.sum(dim=(1, 2)) / samples
+        moment[:, -1, -1] = rows.shape[2]
+        return moment
 
     def mean(self) -> Tensor:
         """Return the mean over samples and shared positions, `[blocks, in]`."""
         mean = self.rows.mean(dim=(1, 2))
         return torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1) if self.has_bias else mean
 
-    def gradient(self, g: Tensor) -> Tensor:
-        """Return the layer's gradient, `[blocks, out, in]`: see `Inputs.gradient`."""
-        g = g.flatten(1, 2)
-        gradient = g.mT @ self.rows.flatten(1, 2)
-        return torch.cat([gradient, g.sum(dim=1).unsqueeze(2)], dim=2) if self.has_bias else gradient
+    def along(self, directions: Tensor) -> Tensor:
+        """Return the uses' inner products with directions: see `Inputs.along`."""
+        blocks, samples, shared, features = self.rows.shape
+        if features == 1:
+            return self.rows * directions
+        return (as_uses(self.rows) @ directions).view(blocks, samples, shared, -1)
 
     def norm(self) -> float:
         """Return the norm of all inputs: see `Inputs.norm`."""
@@ -115,11 +116,9 @@ class OneHotInputs(Inputs):
         """Return how often each column is picked, `[1, in]`."""
         return self._counts() / max(self.indices.numel(), 1)
 
-    def gradient(self, g: Tensor) -> Tensor:
-        """Return the layer's gradient, `[1, out, in]`: see `Inputs.gradient`."""
-        columns = g.new_zeros(self.size, g.shape[-1])
-        columns.index_add_(0, self.indices.flatten(), g.reshape(-1, g.shape[-1]))
-        return columns.mT.unsqueeze(0)
+    def along(self, directions: Tensor) -> Tensor:
+        """Return the uses' inner products with directions: see `Inputs.along`."""
+        return directions[self.indices].unsqueeze(0)
 
     def norm(self) -> float:
         """Return the norm of all inputs: see `Inputs.norm`."""
@@ -131,6 +130,28 @@ class OneHotInputs(Inputs):
 
     def _counts(self) -> Tensor:
         return torch.bincount(self.indices.flatten(), minlength=self.size).to(self._dtype).unsqueeze(0)
+
+
+def as_uses(rows: Tensor) -> Tensor:
+    """Return rows `[blocks, batch, shared, features]` as `[blocks, batch * shared, features]`.
+
+    Rows that stand feature by feature in memory, as those of a convolution, still do so afterwards: to copy them row by
+    row would take much longer.
+    """
+    return rows.permute(0, 3, 1, 2).flatten(2).mT if rows.stride(-1) > 1 else rows.flatten(1, 2)
+
+
+def products_of(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum over uses of a b^T, `[blocks, features of a, features of b]`.
+
+    Args:
+        a: `[blocks, batch, shared, features]`.
+        b: the same, with other features.
+
+    """
+    if a.shape[-1] == b.shape[-1] == 1:  # of a normalisation, whose many blocks would be a matrix product each
+        return (a * b).sum(dim=(1, 2)).unsqueeze(-1)
+    return as_uses(a).mT @ as_uses(b)
 
 
 def regroup(rows: Tensor, samples: int) -> Tensor:
@@ -162,5 +183,18 @@ def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:
         sharing: how a shared weight counts.
 
     """
-    rows = g.sum(dim=2) if sharing == "reduce" else g.flatten(1, 2)
-    return rows.mT @ rows / rows.shape[1]
+    rows = g.sum(dim=2, keepdim=True) if sharing == "reduce" else g
+    blocks, samples, shared, features = rows.shape
+    moment = rows.new_empty(blocks, features, features)
+    _set_to_products(moment, rows, 1 / (samples * shared))
+    return moment
+
+
+def _set_to_products(moment: Tensor, rows: Tensor, scale: float) -> None:
+    """Set a part of a matrix to the scaled sum of a a^T over rows `[blocks, batch, shared, features]`."""
+    if rows.shape[-1] == 1:
+        torch.mul(products_of(rows, rows), scale, out=moment)
+    else:
+        uses = as_uses(rows)
+        # With a weight of 0 it does not matter what was there.
+        moment.baddbmm_(uses.mT, uses, beta=0, alpha=scale)

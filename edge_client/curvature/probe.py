@@ -46,7 +46,7 @@ class Probe:
     """The model's loss, given outputs and targets: a mean over the batch."""
     likelihood: Likelihood = "categorical"
     """The distribution whose negative logarithm the loss is."""
-    samples: int = 64
+    samples: int = 32
     seed: int = 0
     """The same on all devices."""
 

@@ -4,7 +4,16 @@ from edgenewton.common.evaluation import Evaluation
 
 from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientError
 from edge_client.exchange.in_process import InProcessExchange
-from edge_client.exchange.interface import Contributions, Exchange, Membership, Replica, StepResult, TensorKey, Traffic
+from edge_client.exchange.interface import (
+    Contributions,
+    Exchange,
+    FormedMembership,
+    Membership,
+    Replica,
+    StepResult,
+    TensorKey,
+    Traffic,
+)
 
 __all__ = [
     "Cause",
@@ -12,6 +21,7 @@ __all__ = [
     "Evaluation",
     "Exchange",
     "ExchangeError",
+    "FormedMembership",
     "InProcessExchange",
     "Membership",
     "NonFiniteGradientError",

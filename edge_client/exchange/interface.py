@@ -5,9 +5,10 @@ An `Exchange` is a way to the other devices; joining gives a `Membership`, with 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from edgenewton.common.evaluation import Evaluation
+from edgenewton.v1.forms import Form
 from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
@@ -33,6 +34,8 @@ class Pace:
     exchange_s: float
     round_s: float
     agreement: float
+    form: Form | None = None
+    """Of the moves in the contribution that it comes with, if the session chooses that."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class StepResult:
     """Batches that each device trained in it; `step` is the number of the first."""
     next_batches: int | None = None
     """How many batches each device is to train in the next step, if the session chooses that."""
+    next_form: Form | None = None
+    """In which form moves are to be written in the next step, if the session chooses that."""
     left_out: tuple[str, ...] = ()
     """Devices whose contributions are not, or only in part, behind the means."""
     is_healed: bool = False
@@ -199,6 +204,18 @@ class Membership(Contributions, Protocol):
             ValueError: it does not suit the exchange's stages.
 
         """
+
+
+@runtime_checkable
+class FormedMembership(Protocol):
+    """A membership in whose session the form of the moves may change; in others they are written as its codec does."""
+
+    @property
+    def first_form(self) -> Form | None:
+        """In which form moves are to be written in the first step, if the session chooses that and says it."""
+
+    def write_as(self, form: Form) -> None:
+        """Write moves in this form from now on; call it between two steps, because all of one are to be alike."""
 
 
 class Exchange(Protocol):

@@ -118,6 +118,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Whether gradients were set to nothing since the last step."""
         self._gradients: dict[Tensor, Tensor] = {}
         """Each parameter's, as its last backward left it."""
+        self._is_captured: bool | None = None
+        """Whether the batch's curvature statistics are used; None until a layer asks."""
         self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
         self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
@@ -177,6 +179,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._sync.discard()
         self._loss_scale.forget()
         self._gradients = {}
+        self._is_captured = None
         self._is_fresh = True
         self._take_in_unfrozen()
         super().zero_grad(set_to_none)
@@ -202,7 +205,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def _take_in_unfrozen(self) -> None:
         """Optimise parameters of a group that were frozen when it was made."""
-        if any(parameter.requires_grad and parameter not in self._handles for parameter in self._groups()):
+        if any(parameter.requires_grad for parameter in self._frozen):
             self._sync.check_extensible()
             self._extend()
 
@@ -251,6 +254,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
             )
         began = time.perf_counter()
+        self._is_captured = None
         report = self._complete_report(samples)
         update = self._sync.before_update(report)
         self.exchange_s = time.perf_counter() - began
@@ -262,7 +266,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         exchanged = self._sync.after_update()
         self.last_result = result = update.result if exchanged is None else exchanged
         for parameter, gradient in update.gradients.items():
-            parameter.grad = gradient  # what was applied, for whoever looks at it
+            if parameter.grad is not gradient:
+                parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not result.is_healed:
             self._decrease = before - float(reevaluate())
         return loss
@@ -300,6 +305,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
         """
         self.join()
+        self._is_captured = None
         update = self._sync.average()
         if update is not None:
             self._take(update)
@@ -337,6 +343,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._sync.load_state_dict(sync)
 
     def _load(self, state: dict[str, Any]) -> None:
+        self._is_captured = None
         self._preconditioner.load_state_dict(state.pop("curvature", {}))
         self._schedule.began_at = state.pop("began_at", 0)
         factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
@@ -359,29 +366,34 @@ class NewtonOptimizer(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for name in ("lr", "momentum", "weight_decay", "damping")
         }
-        return told | {"number of frozen parameters": float(sum(not p.requires_grad for p in self._groups()))}
+        frozen = sum(not parameter.requires_grad for group in self.param_groups for parameter in group["params"])
+        return told | {"number of frozen parameters": float(frozen)}
 
     def _wants_statistics(self) -> bool:
         """Whether the curvature statistics of the batch that is on are used."""
-        return self._sync.wants_statistics(by_schedule=self._schedule.updates_factors(self.current_step))
+        if self._is_captured is None:
+            by_schedule = self._schedule.updates_factors(self.current_step)
+            self._is_captured = self._sync.wants_statistics(by_schedule=by_schedule)
+        return self._is_captured
 
     def _hook_parameters(self) -> None:
         for parameter in self._model.parameters():
             if parameter.requires_grad and parameter not in self._handles:
                 handle = parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
                 self._handles[parameter] = handle
+        self._frozen = [parameter for parameter in self._groups() if parameter not in self._handles]
 
     def _after_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is None:
+        gradient = parameter.grad
+        if gradient is None:
             return
-        if self._gradients.get(parameter, parameter.grad) is not parameter.grad:  # set to None without the optimizer
+        if self._gradients.get(parameter, gradient) is not gradient:  # set to None without the optimizer
             self._batch.begin_anew()
             self._gradients = {}
-        self._gradients[parameter] = parameter.grad
+        self._gradients[parameter] = gradient
         self._batch.confirm()
         self._loss_scale.note(parameter)
-        state = self._preconditioner.layer_of(parameter)
-        if state is not None and self._wants_statistics():
+        if self._wants_statistics() and (state := self._preconditioner.layer_of(parameter)) is not None:
             self._batch.digest(state, self.current_step, is_fresh=self._is_fresh)
         if self._is_sending:
             self._sync.on_gradient(parameter)
@@ -427,19 +439,34 @@ class NewtonOptimizer(torch.optim.Optimizer):
             update_clip=self._bounds.update_clip,
         )
         self._predicted_decrease = step.predicted_decrease
-        for parameter, group in groups.items():
-            direction = step.directions.get(parameter, update.gradients.get(parameter))
-            if direction is not None and parameter.requires_grad:  # else it was frozen since
-                self._update_parameter(parameter, direction, group)
+        directions_of = {**update.gradients, **step.directions}
+        for group in self.param_groups:
+            # What was frozen since is not moved.
+            moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
+            if moved:
+                self._move(moved, [directions_of[p] for p in moved], group)
 
-    def _update_parameter(self, parameter: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters of one group."""
         if group["momentum"]:
+            directions = self._with_momentum(parameters, directions, group["momentum"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=group["lr"] if group["maximize"] else -group["lr"])
+
+    def _with_momentum(self, parameters: list[Tensor], directions: list[Tensor], momentum: float) -> list[Tensor]:
+        """Take directions into the parameters' momentum, and return it."""
+        buffers, added = [], []
+        for parameter, direction in zip(parameters, directions, strict=True):
             state = self.state[parameter]
             if "momentum_buffer" in state:
-                state["momentum_buffer"] = state["momentum_buffer"].to(parameter)  # the model may have been moved
-                direction = state["momentum_buffer"].mul_(group["momentum"]).add_(direction)
+                buffer = state["momentum_buffer"] = state["momentum_buffer"].to(parameter)  # the model may have moved
+                added.append((buffer, direction))
             else:
-                state["momentum_buffer"] = direction.clone()
-        if group["weight_decay"]:
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=group["lr"] if group["maximize"] else -group["lr"])
+                buffer = state["momentum_buffer"] = direction.clone()
+            buffers.append(buffer)
+        if added:
+            before, new = map(list, zip(*added, strict=True))
+            torch._foreach_mul_(before, momentum)
+            torch._foreach_add_(before, new)
+        return buffers

@@ -1,9 +1,11 @@
 """Trust regions: what keeps a second-order step where the quadratic model can be trusted."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from edge_client.curvature.preconditioner import Direction
@@ -33,17 +35,34 @@ def bounded(
     directions = list(directions)
     predicted = sum(lr_of(layer.weight) ** 2 * alignment for layer, _, alignment in directions)
     of_all = trust_region_scale(kl_clip, predicted)
-    parameters: dict[Tensor, Tensor] = {}
+    scales = []
     decrease = 0.0
-    for layer, matrix, alignment in directions:
+    for (layer, _, alignment), weight_norm, direction_norm in zip(directions, *_norms(directions), strict=True):
         lr = lr_of(layer.weight)
-        weight_norm = math.hypot(*(float(parameter.norm()) for parameter in layer.parameters.values()))
-        step_norm = lr * of_all * float(matrix.norm())
+        step_norm = lr * of_all * direction_norm
         scale = of_all * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
         decrease += (lr * scale - (lr * scale) ** 2 / 2) * alignment
-        parts = layer.from_matrix(matrix * scale)
-        parameters |= {parameter: parts[name] for name, parameter in layer.parameters.items()}
+        scales.append(scale)
+    parameters: dict[Tensor, Tensor] = {}
+    for (layer, _, _), matrix in zip(directions, _scaled([matrix for _, matrix, _ in directions], scales), strict=True):
+        parts = layer.from_matrix(matrix)
+        parameters.update((parameter, parts[name]) for name, parameter in layer.parameters.items())
     return BoundedStep(parameters, decrease)
+
+
+def _norms(directions: Sequence[Direction]) -> tuple[list[float], list[float]]:
+    """Return the norms of the layers' weights and directions."""
+    if not directions:
+        return [], []
+    of_layers = [list(layer.parameters.values()) for layer, _, _ in directions]
+    parameters: list[Tensor] = [parameter for of_layer in of_layers for parameter in of_layer]
+    norms = iter([float(norm) for norm in torch._foreach_norm(parameters)])
+    weights = [math.hypot(*islice(norms, len(of_layer))) for of_layer in of_layers]
+    return weights, [float(norm) for norm in torch._foreach_norm([matrix for _, matrix, _ in directions])]
+
+
+def _scaled(matrices: list[Tensor], scales: list[float]) -> Sequence[Tensor]:
+    return torch._foreach_mul(matrices, scales) if matrices else ()
 
 
 def trust_region_scale(kl_clip: float, predicted: float) -> float:

@@ -1,5 +1,6 @@
 """What plans ask of a batch's gradients: whether they are finite, and how large they are."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,6 +11,10 @@ from edge_client.curvature.linalg import is_finite
 
 def nonfinite_gradient(names: Mapping[Tensor, str]) -> str | None:
     """Return the name of a parameter whose gradient holds NaN or infinity, or None."""
+    gradients = [p.grad for p in names if p.grad is not None]
+    # Their norms decide nearly always; they may overflow themselves.
+    if not gradients or all(math.isfinite(float(norm)) for norm in torch._foreach_norm(gradients)):
+        return None
     return next((name for p, name in names.items() if p.grad is not None and not is_finite(p.grad)), None)
 
 

@@ -37,7 +37,7 @@ from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import parts_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
-from edge_client.sync.rounds import Lengths, Round, SentRound, Told
+from edge_client.sync.rounds import Round, SentRound, SessionChoice, Told
 from edge_client.sync.scope import CurvatureScope, Own
 
 LOCAL_STEPS = 10
@@ -77,7 +77,7 @@ class LocalSteps(SyncPlan):
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
         self._overlaps = overlap and not self._exchange.is_alone
         self._chosen = every
-        self._lengths = Lengths(every, overlap=self._overlaps)
+        self._choice = SessionChoice(every, overlap=self._overlaps)
         self._meter = PaceMeter()
         self._evaluation: Evaluation | None = None
         """Of the anchor."""
@@ -168,8 +168,8 @@ class LocalSteps(SyncPlan):
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
         # With overlap it knows better what it goes on from: the coordinator knows the round after that.
-        if self._chosen is None and not (self._overlaps and self._has_begun):
-            self._lengths.begin(self._membership.first_batches)
+        if not (self._overlaps and self._has_begun):
+            self._choice.begin(self._membership)
         if not self._has_begun:
             self._begin_round()
         elif not self._anchor:
@@ -238,7 +238,7 @@ class LocalSteps(SyncPlan):
     def after_update(self) -> StepResult | None:
         """Exchange, if the round is over or has gone on without this device."""
         assert self._membership is not None
-        length = self._lengths.of_round(is_behind=self._sent is not None)
+        length = self._choice.batches(is_behind=self._sent is not None)
         if self._round.batches < length and not self._membership.has_committed(self._round_step):
             return None
         return self._end_round()
@@ -335,6 +335,7 @@ class LocalSteps(SyncPlan):
         place = self._membership
         sent.unsent = place.state_dict() if self._overlaps else {}
         sent.moved = 0.0
+        self._choice.tell_form(place)
         place.begin(sent.samples, is_repeated=is_repeated)
         before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
         for vector in self._moves:
@@ -343,7 +344,9 @@ class LocalSteps(SyncPlan):
             place.contribute(vector.key, move)
         for key, value in sent.told.items():
             place.contribute(key, value)
-        pace = self._meter.pace if self._chosen is None else None
+        pace = None
+        if self._chosen is None and self._meter.pace is not None:
+            pace = replace(self._meter.pace, form=self._choice.form)
         place.complete(sent.loss, evaluation, sent.hyperparameters, sent.batches, pace)
         self._meter.complete()
 
@@ -383,7 +386,7 @@ class LocalSteps(SyncPlan):
                 if ("parameter", name) in result.tensors:
                     buffer.copy_(result.tensors["parameter", name])
         self._scope.receive(result)
-        self._lengths.end_round(result.next_batches)
+        self._choice.take(result)
         self._first_step = result.next_step
         self._begin_round()
 
@@ -391,7 +394,7 @@ class LocalSteps(SyncPlan):
         """Return what is equal on all devices between two rounds."""
         return {
             "step": self._anchor_step,
-            "lengths": self._lengths.state(),
+            **self._choice.state_dict(),
             "outer": self._outer.state_dict(),
             "scope": self._scope.state_dict(),
         }
@@ -402,7 +405,7 @@ class LocalSteps(SyncPlan):
             self._membership.resume_at(state["step"])
         else:
             self._first_step = self.replica.next_step = state["step"]
-        self._lengths.load(state.get("lengths", [state.get("every", 1)]))
+        self._choice.load_state_dict(state)
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))

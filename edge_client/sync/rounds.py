@@ -1,13 +1,14 @@
 """What a device knows of its rounds of local steps: of the one that is on, and of one whose result is still to come."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from edgenewton.v1.forms import Form
 from torch import Tensor
 
-from edge_client.exchange import TensorKey
+from edge_client.exchange import FormedMembership, Membership, StepResult, TensorKey
 from edge_client.sync.model_tensors import copies
 
 
@@ -31,42 +32,56 @@ class Round:
         return self.loss / self.samples if self.samples else math.nan
 
 
-class Lengths:
-    """How many batches the rounds have.
+class SessionChoice:
+    """How many batches the rounds have, and in which form moves are written.
 
     Args:
-        chosen: by the user; None if the session says it with the result of each round.
-        overlap: whether a result comes when the round after it is over; what it says is then for the one after that.
+        every: batches, if the user chose them; None if the session says both with the result of each round.
+        overlap: whether a result comes when the round after it is over; the batches that it says are then for the one
+            after that. The form is for the round that is sent next, in any case.
 
     """
 
-    def __init__(self, chosen: int | None, *, overlap: bool) -> None:
-        self._chosen = chosen
-        self._of = [chosen or 1] * (2 if overlap else 1)
+    def __init__(self, every: int | None, *, overlap: bool) -> None:
+        self._is_open = every is None
+        self._batches = [every or 1] * (2 if overlap else 1)
         """From the round on whose result comes next."""
+        self.form: Form | None = None
+        """None until a session says so, and where it does not choose."""
 
-    def of_round(self, *, is_behind: bool) -> int:
-        """Return that of the round that is on, which may be the one after that whose result comes next."""
-        return self._of[-1 if is_behind else 0]
+    def batches(self, *, is_behind: bool) -> int:
+        """Return those of the round that is on, which may be the one after that whose result comes next."""
+        return self._batches[-1 if is_behind else 0]
 
-    def begin(self, batches: int | None) -> None:
-        """Take note of what the session says of its first round."""
-        if self._chosen is None:
-            self._of = [batches or length for length in self._of]
+    def begin(self, place: Membership) -> None:
+        """Take note of what the session says of the first round, if it does."""
+        if self._is_open:
+            self._batches = [place.first_batches or batches for batches in self._batches]
+            if isinstance(place, FormedMembership):
+                self.form = place.first_form or self.form
 
-    def end_round(self, next_batches: int | None) -> None:
+    def take(self, result: StepResult) -> None:
         """Take note of what a result says."""
-        if self._chosen is None:
-            self._of = [*self._of[1:], next_batches or self._of[-1]]
+        if self._is_open:
+            self._batches = [*self._batches[1:], result.next_batches or self._batches[-1]]
+            self.form = result.next_form or self.form
 
-    def state(self) -> list[int]:
-        """Return what `load` needs."""
-        return list(self._of)
+    def tell_form(self, place: Membership) -> None:
+        """Let moves be written in the form that is chosen."""
+        if self.form is not None and isinstance(place, FormedMembership):
+            place.write_as(self.form)
 
-    def load(self, state: Sequence[int]) -> None:
-        """Go on from what `state` gave, perhaps without overlap."""
-        if self._chosen is None:
-            self._of = [*state, *state[-1:]][: max(len(self._of), len(state))]
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs."""
+        return {"every": list(self._batches), "form": self.form and self.form.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, perhaps without overlap; a state of another plan has nothing of it."""
+        if self._is_open:
+            saved = state.get("every", 1)
+            batches = [saved] if isinstance(saved, int) else saved
+            self._batches = [*batches, *batches[-1:]][: max(len(self._batches), len(batches))]
+            self.form = Form(state["form"]) if state.get("form") else None
 
 
 class Told(dict[TensorKey, Tensor]):

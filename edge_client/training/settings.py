@@ -37,7 +37,7 @@ Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" e
 
 Cadence = Literal["auto", "every-batch", "local-steps"]
 Scope = Literal["shared", "local", "probe", "blend"]
-PROBE_SAMPLES = 64
+PROBE_SAMPLES = 32
 _LOCAL_REFRESH = Refresh(growth=1.5)
 PROBE_SHARE = 0.5
 

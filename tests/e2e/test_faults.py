@@ -24,7 +24,7 @@ def test_a_fault_loses_no_step(tmp_path, fault):
 
 
 LOCAL_STEPS = FleetSettings(
-    steps=21,  # four rounds, and a batch
+    steps=20,  # four rounds; after the first, all know the probe's inputs
     save_every=3,  # in the midst of a round
     codec="int4",
     training={"cadence": "local-steps", "local-steps": "5", "curvature-scope": "blend"},

@@ -27,9 +27,11 @@ def left(device, time_s, status, reason, **use):
     return pb.SessionEvent(time_s=time_s, left=pb.DeviceLeft(device=device, status=status, reason=reason, **use))
 
 
-def committed(step, time_s, seconds=0.2, loss=0.5, left_out=(), correct=None):
+def committed(step, time_s, seconds=0.2, loss=0.5, left_out=(), correct=None, batches=1, cadence=None):
     event = pb.StepCommitted(step=step, seconds=seconds)
-    event.commit.CopyFrom(pb.Commit(samples=16, devices=2, loss=loss, left_out=left_out))
+    event.commit.CopyFrom(
+        pb.Commit(samples=16, devices=2, loss=loss, left_out=left_out, batches=batches, cadence=cadence)
+    )
     if correct is not None:
         event.evaluation.CopyFrom(pb.Evaluation(correct=correct, samples=10))
     return pb.SessionEvent(time_s=time_s, step=event)

@@ -114,8 +114,9 @@ function drawHead(session) {
 function drawFigures(session) {
   setText(at("step"), format.count(session.step));
   const every = session.every > 1 ? `, ${session.every} batches an exchange` : "";
+  const form = session.form ? `, moves in ${session.form}` : "";
   const pace = session.steps_per_s > 0 ? `${session.steps_per_s.toFixed(1)} exchanges a second` : lasted(session);
-  setText(at("pace"), every ? `${pace}${every}` : pace.replace("exchanges", "steps"));
+  setText(at("pace"), (every ? `${pace}${every}` : pace.replace("exchanges", "steps")) + form);
   at("pace").title = session.cadence;
   setText(at("accuracy"), format.percent(session.accuracy));
   const best = Math.max(...session.curves.accuracy.map(([, value]) => value));

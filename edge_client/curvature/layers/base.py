@@ -78,7 +78,7 @@ class Layer(ABC):
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Return the gradients of "weight" and "bias" as matrices `[blocks, out, in]`."""
         blocks, out = self.shape.blocks, self.shape.out_features
-        weight = gradients["weight"].reshape(blocks, out, -1)
+        weight = self.weight_matrix(gradients["weight"])
         return torch.cat([weight, gradients["bias"].reshape(blocks, out, 1)], dim=2) if self.has_bias else weight
 
     def from_matrix(self, matrix: Tensor) -> dict[str, Tensor]:
@@ -90,9 +90,13 @@ class Layer(ABC):
             "bias": matrix[..., -1].reshape(self.parameters["bias"].shape),
         }
 
-    def reaching(self, gradient: Tensor) -> Tensor:
-        """Return the part of the weight's gradient that the module lets reach it."""
-        return gradient
+    def weight_matrix(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of "weight" alone as matrices `[blocks, out, in]`."""
+        return gradient.reshape(self.shape.blocks, self.shape.out_features, -1)
+
+    def reaching(self, directions: Tensor) -> Tensor:
+        """Return directions of inputs `[in, n]` without those of inputs that never change the weight."""
+        return directions
 
     def _dense(self, rows: Tensor) -> DenseInputs:
         """Return rows `[blocks, batch, shared, features]` as inputs in the weight's dtype."""

@@ -1,5 +1,8 @@
 """Convolutions: each position of the output is a use of the same matrix on a patch of the input."""
 
+from functools import cached_property
+from math import prod
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +20,7 @@ class ConvolutionLayer(Layer):
         """One image without a batch has its channels first."""
         return 1 + len(self.module.kernel_size)
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """A block for each group; a depthwise convolution has one for each channel."""
         groups = self.module.groups
@@ -26,25 +29,24 @@ class ConvolutionLayer(Layer):
     def inputs(self, x: Tensor) -> DenseInputs:
         """Return the patches as `[groups, batch, positions, in]`."""
         conv = self.module
-        padding: tuple[int, ...] = (0,) * len(conv.kernel_size)
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = x.to(self.weight.dtype)
+        if any(conv._reversed_padding_repeated_twice):
             x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-        else:
-            padding = tuple(conv.padding)
-        kernel, dilation, stride = conv.kernel_size, conv.dilation, conv.stride
-        if isinstance(conv, nn.Conv1d):  # as an image of height 1
-            x = x.unsqueeze(2)
-            kernel, dilation, stride, padding = (1, *kernel), (1, *dilation), (1, *stride), (0, *padding)
-        patches = F.unfold(x.to(self.weight.dtype), kernel, dilation, padding, stride)
-        # Channels come before the kernel's positions in a patch, so those of a group are together.
-        return self._dense(self._by_group(patches))
+        for dim, (size, dilation, stride) in enumerate(
+            zip(conv.kernel_size, conv.dilation, conv.stride, strict=True), start=2
+        ):
+            x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        # Now [batch, channels, *positions, *kernel]. One copy puts the kernel's positions before the batch, which is
+        # faster than F.unfold; channels come before them, so those of a group are together.
+        kernel = range(x.dim() - len(conv.kernel_size), x.dim())
+        positions = range(2, kernel.start)
+        patches = x.permute(1, *kernel, 0, *positions).reshape(
+            self.shape.blocks, -1, len(x), prod(x.shape[dim] for dim in positions)
+        )
+        return self._dense(patches.permute(0, 2, 3, 1))
 
     def output_gradients(self, gradient: Tensor) -> Tensor:
         """Return the gradient of the output as `[groups, batch, positions, out]`."""
-        return self._by_group(gradient.flatten(2))
-
-    def _by_group(self, x: Tensor) -> Tensor:
-        """Return a tensor `[batch, channels, positions]` as `[groups, batch, positions, channels of a group]`."""
-        batch, _, positions = x.shape
-        return x.view(batch, self.module.groups, -1, positions).permute(1, 0, 3, 2)
+        by_channel = gradient.flatten(2).transpose(0, 1).contiguous()
+        return by_channel.view(self.module.groups, -1, *by_channel.shape[1:]).permute(0, 2, 3, 1)

@@ -1,6 +1,7 @@
 """Embeddings: a matrix product with inputs that are one-hot, so the input factor is diagonal."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class EmbeddingLayer(Layer):
         """A number alone is one sample."""
         return 0
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """One block: a column for each entry of the dictionary."""
         return MatrixShape(1, self.module.embedding_dim, self.module.num_embeddings, one_hot=True)
@@ -31,15 +32,21 @@ class EmbeddingLayer(Layer):
         """Return the gradient of the output as `[1, batch, shared, out]`."""
         return gradient.reshape(1, len(gradient), -1, gradient.shape[-1])
 
-    def reaching(self, gradient: Tensor) -> Tensor:
-        """Return the gradient without that of the padding, which stays as it is."""
-        if self.module.padding_idx is not None:
-            gradient[self.module.padding_idx] = 0
-        return gradient
+    def weight_matrix(self, gradient: Tensor) -> Tensor:
+        """Return the gradient of "weight" as `[1, out, in]`."""
+        return gradient.mT.unsqueeze(0)
+
+    def reaching(self, directions: Tensor) -> Tensor:
+        """Return directions without that of the padding, which stays as it is."""
+        if self.module.padding_idx is None:
+            return directions
+        directions = directions.clone()
+        directions[self.module.padding_idx] = 0
+        return directions
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Return the gradient of "weight" as `[1, out, in]`."""
-        return gradients["weight"].mT.unsqueeze(0)
+        return self.weight_matrix(gradients["weight"])
 
     def from_matrix(self, matrix: Tensor) -> dict[str, Tensor]:
         """Undo `to_matrix`."""

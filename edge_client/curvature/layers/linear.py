@@ -1,5 +1,7 @@
 """Linear layers."""
 
+from functools import cached_property
+
 from torch import Tensor, nn
 
 from edge_client.curvature.inputs import DenseInputs
@@ -16,7 +18,7 @@ class LinearLayer(Layer):
         """A vector is one sample."""
         return 1
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """One block."""
         return MatrixShape(1, self.module.out_features, self.module.in_features + self.has_bias)

@@ -4,6 +4,7 @@ A channel is a matrix product of its scale and shift `[1, 2]` with its normalise
 """
 
 from abc import abstractmethod
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from edge_client.curvature.layers.base import Layer, MatrixShape
 class NormalisationLayer(Layer):
     """A layer that normalises its input and then scales and shifts each channel."""
 
-    @property
+    @cached_property
     def shape(self) -> MatrixShape:
         """A block for each element of the weight."""
         return MatrixShape(self.weight.numel(), 1, 1 + self.has_bias)

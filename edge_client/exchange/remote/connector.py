@@ -26,6 +26,7 @@ from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection, N
 from edge_client.exchange.remote.device_stages import DeviceStages
 from edge_client.exchange.remote.link import Link
 from edge_client.exchange.remote.membership import GrpcMembership, Place
+from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,11 @@ class GradientExchange:
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,
         )
+        round_trip = RoundTrip()
         try:
-            reply = self._loop.call(self._ask_for_place(request), self._reconnect_deadline_s + 2 * CALL_TIMEOUT_S)
+            reply = self._loop.call(
+                self._ask_for_place(request, round_trip), self._reconnect_deadline_s + 2 * CALL_TIMEOUT_S
+            )
         except grpc.RpcError as error:
             raise explain(error, place.device, place.address, self._connection.tls) from None
         try:
@@ -135,7 +139,8 @@ class GradientExchange:
             raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
         layout = Layout(tuple(tensors), choice.policy(), reply.settings.frame_bytes)
         patience_s = self._reconnect_deadline_s
-        link = Link(self._loop, self._connection, request, reply, Assembly(layout, reply.first_step), patience_s)
+        assembly = Assembly(layout, reply.first_step)
+        link = Link(self._loop, self._connection, request, reply, assembly, patience_s, round_trip)
         link.start()
         ways = DeviceStages(choice, stages)
         self._membership = GrpcMembership(place, link, layout, ways, reply, replica, patience_s)
@@ -162,12 +167,15 @@ class GradientExchange:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
 
-    async def _ask_for_place(self, request: pb.JoinRequest) -> pb.JoinReply:
+    async def _ask_for_place(self, request: pb.JoinRequest, round_trip: RoundTrip) -> pb.JoinReply:
         """Join; a coordinator that goes down meanwhile has the time of a reconnection to come back."""
         deadline = time.monotonic() + self._reconnect_deadline_s
         for pause_s in backoff():
             try:
+                round_trip.begin()
+                round_trip.leave()
                 reply: pb.JoinReply = await self._connection.stub.Join(request, timeout=CALL_TIMEOUT_S)
+                round_trip.arrive()
                 return reply
             except grpc.RpcError as error:
                 if error.code() not in RETRIED_FIRST_JOINS or time.monotonic() > deadline:

@@ -24,6 +24,7 @@ from edge_client.exchange.remote.assembly import AssembledStep, Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection
 from edge_client.exchange.remote.events import Committed, Event, Healed, Lost, StateWanted
 from edge_client.exchange.remote.outgoing import Outgoing
+from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.snapshots import Metadata, download, upload
 from edge_client.exchange.remote.status import (
     RETRIED,
@@ -60,6 +61,7 @@ class Link:
         reply: what it was told.
         assembly: puts together what comes.
         reconnect_deadline_s: seconds in which a lost coordinator must be found again.
+        round_trip: is told of the heartbeats and their answers.
 
     """
 
@@ -71,7 +73,9 @@ class Link:
         reply: pb.JoinReply,
         assembly: Assembly,
         reconnect_deadline_s: float,
+        round_trip: RoundTrip,
     ) -> None:
+        self.round_trip = round_trip
         self._loop = loop
         self._connection = connection
         self._request = request
@@ -268,6 +272,7 @@ class Link:
         call = self._connection.channel.stream_stream(_EXCHANGE)(metadata=self._metadata)
         self._stream = call
         self._heard_at = time.monotonic()
+        self.round_trip.begin()
         with self._changed:
             self._outgoing.rewind()
         helpers = [
@@ -304,6 +309,7 @@ class Link:
                     failpoint("after-send", self._outgoing.step)
             if self._is_heartbeat_due:
                 self._is_heartbeat_due = False
+                self.round_trip.leave()
                 await call.write(_HEARTBEAT)
             await self._wake.wait()
 
@@ -334,6 +340,8 @@ class Link:
             if frame.HasField("snapshot_wanted"):
                 self._is_state_wanted = True
                 self._changed.notify_all()
+        if frame.HasField("heartbeat"):
+            self.round_trip.arrive()
         if frame.HasField("commit"):
             failpoint("after-receive", frame.step)
         if not frame.HasField("heal") or self._is_healing:

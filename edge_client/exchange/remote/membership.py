@@ -13,8 +13,9 @@ import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.failpoints import failpoint
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.codecs import Float32Array, form_from_proto, form_to_proto
 from edgenewton.v1.evaluation import evaluation_to_proto
+from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import FramePacker, Layout, SliceKey, SliceWriter, check_values
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
@@ -68,7 +69,9 @@ class GrpcMembership:
     ) -> None:
         self.step = reply.first_step
         # A state that is loaded first says it itself.
-        self.first_batches = reply.batches or None if reply.snapshot == pb.SNAPSHOT_ACTION_NONE else None
+        is_told = reply.snapshot == pb.SNAPSHOT_ACTION_NONE
+        self.first_batches = reply.batches or None if is_told else None
+        self.first_form = form_from_proto(reply.form) if is_told else None
         self._place = place
         self._link = link
         self._layout = layout
@@ -110,6 +113,10 @@ class GrpcMembership:
                     f"within {wait_s:g} s",
                     Cause.TIMEOUT,
                 )
+
+    def write_as(self, form: Form) -> None:
+        """Write moves in another form: see `FormedMembership.write_as`."""
+        self._writer.write_as(form)
 
     def begin(self, samples: int, *, is_repeated: bool = False) -> None:
         """Begin the next step: see `Membership.begin`."""
@@ -167,7 +174,7 @@ class GrpcMembership:
             weights_digest=self._digest_if_due(batches),
             hyperparameters=hyperparameters,
             batches=batches,
-            pace=None if pace is None else pb.Pace(**vars(pace)),
+            pace=None if pace is None else self._to_proto(pace),
         )
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer, self._loss = None, loss
@@ -293,6 +300,7 @@ class GrpcMembership:
             commit.loss,
             commit.batches or 1,
             commit.cadence.batches or None,
+            form_from_proto(commit.cadence.form),
             left_out=tuple(commit.left_out),
         )
         self.step = result.next_step
@@ -306,6 +314,10 @@ class GrpcMembership:
                 f"{self._specs[min(missing)]}",
                 Cause.INVALID,
             )
+
+    def _to_proto(self, pace: Pace) -> pb.Pace:
+        form = form_to_proto(pace.form)
+        return pb.Pace(**(vars(pace) | {"form": form, "round_trip_s": self._link.round_trip.seconds}))
 
     def _digest_if_due(self, batches: int) -> bytes:
         every = self._settings.digest_every

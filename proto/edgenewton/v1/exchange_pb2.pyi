@@ -28,9 +28,9 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_TERNARY: _ClassVar[Codec]
     CODEC_SIGN: _ClassVar[Codec]
     CODEC_SPARSE_INT4: _ClassVar[Codec]
-    CODEC_AUTO: _ClassVar[Codec]
     CODEC_SPARSE_TERNARY: _ClassVar[Codec]
     CODEC_SPARSE_SIGN: _ClassVar[Codec]
+    CODEC_AUTO: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -69,9 +69,9 @@ CODEC_INT4: Codec
 CODEC_TERNARY: Codec
 CODEC_SIGN: Codec
 CODEC_SPARSE_INT4: Codec
-CODEC_AUTO: Codec
 CODEC_SPARSE_TERNARY: Codec
 CODEC_SPARSE_SIGN: Codec
+CODEC_AUTO: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
@@ -134,20 +134,22 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches")
+    __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches", "form")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     first_step: int
     settings: ExchangeSettings
     token: str
     snapshot: SnapshotAction
     batches: int
-    def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ..., batches: _Optional[int] = ...) -> None: ...
+    form: Codec
+    def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ..., batches: _Optional[int] = ..., form: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class ExchangeSettings(_message.Message):
     __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "powersgd_rank", "topk_fraction", "heartbeat_s", "lease_s", "rejoin_deadline_s", "digest_every")
@@ -255,24 +257,30 @@ class Contribution(_message.Message):
     def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
 
 class Pace(_message.Message):
-    __slots__ = ("batch_s", "exchange_s", "round_s", "agreement")
+    __slots__ = ("batch_s", "exchange_s", "round_s", "agreement", "form", "round_trip_s")
     BATCH_S_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_S_FIELD_NUMBER: _ClassVar[int]
     ROUND_S_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
     batch_s: float
     exchange_s: float
     round_s: float
     agreement: float
-    def __init__(self, batch_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., round_s: _Optional[float] = ..., agreement: _Optional[float] = ...) -> None: ...
+    form: Codec
+    round_trip_s: float
+    def __init__(self, batch_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., round_s: _Optional[float] = ..., agreement: _Optional[float] = ..., form: _Optional[_Union[Codec, str]] = ..., round_trip_s: _Optional[float] = ...) -> None: ...
 
 class Cadence(_message.Message):
-    __slots__ = ("batches", "reason")
+    __slots__ = ("batches", "reason", "form")
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     batches: int
     reason: str
-    def __init__(self, batches: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    form: Codec
+    def __init__(self, batches: _Optional[int] = ..., reason: _Optional[str] = ..., form: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("correct", "samples", "loss")

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Chain, Context, Data, Float32Array, Policy, Shape, State
 from edgenewton.v1.fingerprint import DTYPES
+from edgenewton.v1.forms import Form
 from edgenewton.v1.tensor_spec import TensorSpec
 from edgenewton.v1.wire import read_frame, write_field
 
@@ -200,6 +201,10 @@ class SliceWriter:
     def take_back(self, piece: Slice) -> bool:
         """Send what was encoded last once more, because it did not arrive; return whether that can be."""
         return self._chain(piece).take_back()
+
+    def write_as(self, form: Form) -> None:
+        """Write moves in another form from now on, where that may change; what the stages remember stays."""
+        self._policy.in_use.form = form
 
     def state_dict(self) -> dict[SliceKey, State]:
         """Return what the stages remember, by slice; slices of which they remember nothing are left out."""

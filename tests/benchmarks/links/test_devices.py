@@ -19,7 +19,7 @@ from edge_client.exchange.remote import GradientExchange
 BATCHES = 4
 
 
-def trained(what):
+def trained(what, batches=BATCHES):
     with embedded_coordinator() as coordinator:
         coordinator.create_session("s", SessionSettings(codec=what.codec.name, digest_every=1))
 
@@ -27,12 +27,12 @@ def trained(what):
             device = devices[index]
             with GradientExchange.connect(coordinator.address, session="s", device=f"device-{index}") as exchange:
                 device.join(exchange)
-                results = [device.train_batch() for _ in range(BATCHES)]
+                results = [device.train_batch() for _ in range(batches)]
             return device.model, [result for result in results if result is not None]
 
         task = learning_task("digits")
         # One after the other: the seed of the weights is the whole process's.
-        devices = [make_device(DeviceJob(index, "", "digits", what, 0, BATCHES), task) for index in range(4)]
+        devices = [make_device(DeviceJob(index, "", "digits", what, 0, batches), task) for index in range(4)]
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(train, range(4)))
 
@@ -62,7 +62,7 @@ def test_a_baseline_agrees_with_its_simulation(method, options):
 
 
 def test_ours_exchanges_with_others():
-    devices = trained(OURS)
+    devices = trained(OURS, batches=12)  # the session begins with rounds of ten
     assert all(result.devices == 4 for _, results in devices for result in results)
     assert all(results for _, results in devices)
 

@@ -119,6 +119,18 @@ def test_state_and_metrics_are_those_of_the_devices(served, stub):
     assert metrics["edgenewton_coordinator_device_bytes_total", ("device", "a"), ("direction", "received"), of] > 0
 
 
+def test_the_form_of_moves_is_shown_once_it_is_chosen(served, stub):
+    served.create(devices=1)
+    train((Device(stub, "a"),), range(1))
+    assert served.session()["form"] == ""
+    assert not any(name == "edgenewton_coordinator_move_form" for name, *_ in served.metrics())
+    served.server.directory.find("s").chronicle.statistics.form = "sparse1"
+    assert served.session()["form"] == "sparse1"
+    metrics, of = served.metrics(), ("session", "s")
+    told = {form: metrics["edgenewton_coordinator_move_form", ("form", form), of] for form in ("int4", "sparse1")}
+    assert told == {"int4": 0, "sparse1": 1}
+
+
 def test_skipped_batches_are_counted(served, stub):
     served.create(devices=2)
     a, b = Device(stub, "a"), Device(stub, "b")

@@ -6,6 +6,7 @@ from bare_client import elements
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CodecChoice
 from edgenewton.v1.fingerprint import TensorSpec
+from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import Layout, SliceKey
 
 from coordinator.serving.broadcast import BroadcastLog
@@ -32,7 +33,7 @@ class Sent:
     def add(self, step: int, tensor: int, value: float) -> None:
         (piece,) = self.layout.slices(tensor)
         values = np.full(piece.length, value, np.float32)
-        self.downlink.add(SliceReady(step, SliceKey(tensor, 0), values))
+        self.downlink.add(SliceReady(step, SliceKey(tensor, 0), values, Form.INT4))
 
     def commit(self, step: int) -> None:
         self.downlink.commit(

@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ from session_events import committed, joined, left, phase, report
 from coordinator.telemetry.curve import Curve
 from coordinator.telemetry.record import Record
 from coordinator.telemetry.statistics import MAX_GONE, STEP_SECONDS, SessionStatistics
+from coordinator.telemetry.stored import dump_statistics, load_statistics
 
 
 def statistics_of(*events):
@@ -102,6 +104,34 @@ def test_memory_is_bounded_whatever_comes_and_goes():
     assert len(statistics.refused) == 50
     assert len(statistics.incidents) == 200
     assert all(len(h.text) + len(h.device) < 1_000 for h in (*statistics.incidents, *statistics.refused))
+
+
+def test_a_change_of_the_cadence_or_of_the_form_is_told_with_the_reason():
+    forms = (pb.CODEC_INT4, pb.CODEC_INT4, pb.CODEC_SPARSE_SIGN, pb.CODEC_SPARSE_SIGN, pb.CODEC_INT4)
+    batches = (10, 10, 10, 5, 1, 1)
+    statistics = statistics_of(
+        *(
+            committed(number, 1.0 * number, batches=before, cadence=pb.Cadence(batches=next_, reason="so", form=form))
+            for number, (before, next_, form) in enumerate(zip(batches, batches[1:], forms, strict=False))
+        )
+    )
+    assert [incident.text for incident in statistics.incidents] == [
+        "exchanges in sparse1 after every 5 batches from now on: so",
+        "exchanges after every batch from now on: so",
+        "exchanges in int4 after every batch from now on: so",
+    ]
+    assert (statistics.form, statistics.every) == ("int4", 1)
+    without = statistics_of(committed(0, 1.0, batches=5, cadence=pb.Cadence(batches=7, reason="so")))
+    assert without.form == ""
+    assert without.incidents[0].text == "exchanges after every 7 batches from now on: so"
+
+
+def test_the_form_is_stored(tmp_path):
+    statistics = SessionStatistics("s", form="sparse1")
+    assert load_statistics("s", dump_statistics(statistics)).form == "sparse1"
+    before = json.loads(dump_statistics(statistics))
+    del before["totals"]["form"]
+    assert load_statistics("s", json.dumps(before)).form == ""
 
 
 def test_a_curve_keeps_its_shape_its_ends_and_its_size():

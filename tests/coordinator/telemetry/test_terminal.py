@@ -48,6 +48,13 @@ def test_skipped_batches_are_shown_with_the_others(view):
     assert "a: skipped its batch of step 3: it could not be used" in text
 
 
+def test_how_often_and_in_which_form_devices_exchange_is_shown(view):
+    assert "moves in" not in printed(view)
+    cadence = pb.Cadence(batches=10, reason="it is slow", form=pb.CODEC_SPARSE_SIGN)
+    view.apply(committed(12, 104.0, batches=10, cadence=cadence))
+    assert "10 batches an exchange  moves in sparse1" in printed(view)
+
+
 def test_why_a_device_left_is_its_state(view):
     view.apply(left("b", 110.0, "OK", "stopped with Ctrl-C"))
     text = printed(view)

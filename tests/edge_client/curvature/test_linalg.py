@@ -41,6 +41,19 @@ def test_what_is_not_finite_is_refused(function):
             function(torch.tensor([[[1.0, bad], [0.0, 1.0]]]))
 
 
+def test_an_infinite_damping_is_refused():
+    with pytest.raises(CurvatureError, match="damping is not finite"):
+        damped_inverse(torch.eye(2).unsqueeze(0), torch.full((1,), float("inf")))
+
+
+def test_an_inverse_leaves_its_matrix_as_it_was():
+    matrix = torch.eye(6).expand(2, 6, 6)[:, ::2, ::2]  # neither dense nor a copy
+    inverse = damped_inverse(matrix, torch.ones(2))
+    assert torch.equal(matrix, torch.eye(3).expand(2, 3, 3))
+    torch.testing.assert_close(inverse, torch.eye(3).expand(2, 3, 3) / 2)
+    assert inverse.is_contiguous()
+
+
 def test_a_matrix_of_zeros_without_damping_has_no_inverse():
     with pytest.raises(CurvatureError, match="2 x 2 matrix cannot be inverted"):
         damped_inverse(torch.zeros(1, 2, 2), torch.zeros(1))

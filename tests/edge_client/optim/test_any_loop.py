@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from edge_client import Curvature, EveryBatch, NewtonOptimizer, TrustRegion
+from edge_client import Curvature, EveryBatch, LocalSteps, NewtonOptimizer, TrustRegion
 from edge_client.exchange import Cause, ExchangeError, InProcessExchange, NonFiniteGradientError
 
 _GENERATOR = torch.Generator().manual_seed(0)
@@ -205,6 +205,40 @@ def test_a_weight_that_is_used_by_itself_takes_plain_steps_and_is_named_once():
     assert len(told) == 1
     assert losses[-1] < 0.1 * losses[0]
     assert not optimizer.state_dict()["curvature"]["shared"]["is_explained"]
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: nn.Conv2d(2, 4, 3, padding=1), torch.randn(32, 2, 5, 5)),
+        (lambda: nn.Conv1d(4, 6, 3, groups=2), torch.randn(32, 4, 9)),
+        (lambda: nn.LayerNorm(6), torch.randn(32, 3, 6)),
+        (lambda: nn.Embedding(9, 4, padding_idx=0), torch.randint(9, (32, 5))),
+        (lambda: nn.Linear(40, 3), torch.randn(32, 7, 40)),
+    ],
+    ids=["convolution", "groups", "normalisation", "embedding", "linear"],
+)
+def test_any_layer_whose_weight_is_used_by_itself_is_found(make, inputs):
+    for is_used in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(make())
+        optimizer = NewtonOptimizer(model)
+        optimizer.zero_grad()
+        by_itself = model[0].weight.square().sum() if is_used else 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if is_used else "error")
+            (model(inputs).square().mean() + by_itself).backward()
+        optimizer.step()
+        assert optimizer.state_dict()["curvature"]["0"]["is_explained"] is not is_used
+
+
+def test_gradients_that_are_finite_may_be_as_large_as_they_like():
+    model = nn.Linear(2, 2)
+    optimizer = NewtonOptimizer(model, sync=LocalSteps())
+    optimizer.zero_grad()
+    (1e30 * model(torch.ones(1, 2))).sum().backward()
+    optimizer.step()
+    assert model.weight.isfinite().all()
 
 
 @pytest.mark.parametrize("make", [Net, Keywords, LearnedScale, lambda: Checkpointed(False)])

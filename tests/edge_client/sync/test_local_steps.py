@@ -7,6 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from edgenewton.common.loop_thread import LoopThread
+from edgenewton.v1.codecs import form_from_proto
+from edgenewton.v1.forms import Form
+from edgenewton.v1.framing import parse_frame
 from local_devices import (
     DEVICES,
     SCOPES,
@@ -28,8 +32,11 @@ from local_devices import (
 )
 from torch import nn
 
-from coordinator.serving.server import embedded_coordinator
+from benchmarks.shared.tcp_proxy import TcpProxy
+from coordinator.serving.server import CoordinatorServer, embedded_coordinator
+from coordinator.session.cadence import Cadence
 from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.record import Record
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.exchange import ExchangeError, InProcessExchange, NonFiniteGradientError, StepResult
@@ -482,3 +489,217 @@ def test_a_missed_result_of_no_samples_moves_nothing():
     take(optimizer, 0)
     plan.replica.apply(StepResult(0, {}, samples=0, devices=0, loss=float("nan"), batches=2))
     assert weights_digest(trained) == weights_digest(plain_model())
+
+
+# ---------------------------------------------------------------- what the session chooses
+
+
+class Scripted:
+    """Chooses what was written down, and then always the last of it."""
+
+    def __init__(self, *script):
+        self.script = list(script)
+        self.told = []
+        """In which form the moves of each step were, as the session and the devices say."""
+
+    def choose(self, batches, paces, waited_s, form=None):
+        self.told.append((form, {pace.form for pace in paces.values()}))
+        form, batches = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        return Cadence(batches, "it is written", form)
+
+
+INT4, SPARSE1 = Form
+
+
+def scripted(session, *script):
+    """Let a session begin with rounds of two batches, and go on as it is written."""
+    inner = session.coordinator.directory.find("s").session
+    inner.batches, inner._cadence = 2, Scripted(*script)
+    return inner._cadence
+
+
+def seen_forms(device):
+    """Return in which forms the moves of a device, and their means, have travelled by step; it fills up."""
+    place, sent, received = device.plan._membership, {}, {}
+    send, take_frame = place._link.send, place._link._assembly.take_frame
+
+    def note(data, forms):
+        frame, slices = parse_frame(data, place._layout)
+        for piece, payload in slices:
+            if piece.spec.kind == "delta":
+                forms.setdefault(frame.step, set()).add(form_from_proto(payload[0]))
+
+    def sending(data, **options):
+        note(data, sent)
+        send(data, **options)
+
+    def taking(data):
+        note(data, received)
+        return take_frame(data)
+
+    place._link.send, place._link._assembly.take_frame = sending, taking
+    return sent, received
+
+
+CHANGES = ((INT4, 2), (SPARSE1, 3), (SPARSE1, 2), (INT4, 1), (SPARSE1, 2))
+STEPS = {2: INT4, 4: INT4, 6: SPARSE1, 9: SPARSE1, 11: INT4, 12: SPARSE1, 14: SPARSE1}
+"""Those that follow from it, after the first, and how their moves travel."""
+
+
+@pytest.mark.parametrize("scope", ["own", "blend of a measured probe"])
+def test_devices_are_identical_over_changes_of_the_form(scope):
+    with Session(codec="auto") as session:
+        cadence = scripted(session, *CHANGES)
+        for number in range(DEVICES):
+            session.device(number, every=None, trained=wide_model(), scope=SCOPES[scope])
+        session.all(lambda device: device.optimizer.join())
+        seen = [seen_forms(device) for device in session.devices]
+        session.all(lambda device: device.train(16))
+        assert_equal(session.devices, rounds=8)
+        for sent, received in seen:
+            assert sent == received == {step: {form} for step, form in ({0: INT4} | STEPS).items()}
+        assert cadence.told == [(form, {form}) for form in STEPS.values()]
+
+
+def test_the_error_of_a_device_goes_on_over_a_change_of_the_form():
+    with Session(devices=1, codec="auto") as session:
+        scripted(session, (SPARSE1, 2), (INT4, 2))
+        device = session.device(0, every=None, trained=wide_model())
+        device.optimizer.join()
+        moves = moves_sent(device)
+        for until, decay in ((2, 1.0), (4, 1.0), (6, 0.7), (8, 1.0)):
+            before = left_over(device)
+            device.train(until)
+            ((_, (_, name), move),) = moves
+            moves.clear()
+            error = left_over(device)[name]
+            assert error.norm() > 0
+            arrived = decay * before.get(name, torch.zeros_like(move)) + move - error
+            kept = int(arrived.abs().gt(1e-6).sum())
+            assert (kept < len(move) // 8) == (decay < 1)
+
+
+def test_a_device_that_comes_late_writes_in_the_form_of_the_others():
+    with Session(devices=2, max_devices=3, codec="auto", rejoin_deadline_s=30) as session:
+        scripted(session, (SPARSE1, 2))
+        for number in range(2):
+            session.device(number, every=None, trained=wide_model())
+        session.all(lambda device: device.train(6))
+        late = session.device(2, every=None, trained=wide_model())
+        joined = session.pool.submit(late.optimizer.join)
+        session.all(lambda device: device.train(8), session.devices[:2])
+        joined.result(30)
+        assert (late.plan._choice.form, late.plan._choice.batches(is_behind=False)) == (SPARSE1, 2)
+        for device in session.devices:
+            device.seen = []
+        sent, _ = seen_forms(late)
+        has_come = session.first_slice_of("d2")
+        trained = session.pool.submit(late.train, 14)
+        assert has_come.wait(30)  # from now on it is waited for
+        session.all(lambda device: device.train(14), session.devices[:2])
+        trained.result(30)
+        assert sent == {step: {SPARSE1} for step in (8, 10, 12)}
+        late.seen = [seen for seen in late.seen if seen[0] > 8]  # it may have gone on from before that step
+        assert_equal(session.devices, rounds=3)
+
+
+def test_a_device_that_is_restarted_writes_in_the_form_of_the_others():
+    with Session(devices=2, codec="auto", rejoin_deadline_s=30) as session:
+        scripted(session, (SPARSE1, 2))
+        for number in range(2):
+            session.device(number, every=None, trained=wide_model())
+        session.all(lambda device: device.train(7))
+        states = session.all(Device.state)
+        assert {state["optimizer"]["sync"]["form"] for state in states} == {"sparse1"}
+        for device in session.devices:
+            device.exchange.close("restarted")
+        session.devices = []
+        for number, state in enumerate(states):
+            session.device(number, every=None, trained=wide_model(), state=state)
+        session.all(lambda device: device.optimizer.join())
+        seen = [seen_forms(device) for device in session.devices]
+        session.all(lambda device: device.train(12))
+        assert_equal(session.devices)
+        assert seen[0] == seen[1] == ({step: {SPARSE1} for step in (6, 8, 10)},) * 2
+
+
+class Recorded:
+    """A coordinator with a record, on a thread of its own."""
+
+    def __init__(self, path, port=0):
+        self._loop, self._record = LoopThread("coordinator"), Record(path)
+        self._loop.call(self._start(port), 10)
+        self.directory, self.address, self.port = self._server.directory, self._server.address, self._server.port
+
+    async def _start(self, port):
+        self._server = CoordinatorServer(port=port, record=self._record)
+        for session in self._record.resumable():
+            self._server.directory.resume(session)
+        await self._server.start()
+
+    async def _create(self, settings):
+        self.directory.create("s", settings)
+
+    def create_session(self, settings):
+        self._loop.call(self._create(settings), 10)
+
+    def suspend(self):
+        self._loop.call(self._server.stop("restarted", 0.1, suspend=True), 10)
+        self._loop.stop()
+        self._record.close()
+
+
+def test_a_coordinator_that_is_restarted_learns_the_form_from_the_devices(tmp_path):
+    first = Recorded(tmp_path / "record")
+    first.create_session(SessionSettings(devices=2, digest_every=0))
+    scripted(SimpleNamespace(coordinator=first), (SPARSE1, 2))
+    devices = [Device(first.address, number, every=None, trained=wide_model()) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda device: device.train(6), devices))
+        first.suspend()
+        second = Recorded(tmp_path / "record", first.port)
+        session = second.directory.find("s").session
+        assert (session.form, session.batches) == (None, None)
+        seen = [seen_forms(device) for device in devices]
+        list(pool.map(lambda device: device.train(12), devices))
+        assert session.form is SPARSE1
+        assert_equal(devices)
+        for sent, received in seen:
+            assert set(sent) > {6}
+            assert all(forms == {SPARSE1} for forms in sent.values())
+            assert received == sent | {6: {INT4}}  # nobody had told it yet
+        for device in devices:
+            device.close()
+        second.suspend()
+
+
+def test_behind_thin_links_moves_become_sparse():
+    """Nothing is scripted here."""
+    with Session(devices=2, codec="auto") as session:
+        address = session.coordinator.address
+        with TcpProxy(address, 0.01, 500_000) as one, TcpProxy(address, 0.01, 500_000) as other:
+            for number, proxy in enumerate((one, other)):
+                torch.manual_seed(0)
+                trained = nn.Sequential(nn.Linear(6, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
+                session.devices.append(Device(proxy.address, number, every=None, trained=trained, curvature="eva"))
+            session.all(lambda device: device.train(300))
+            assert_equal(session.devices)
+            statistics = session.coordinator.directory.find("s").chronicle.statistics
+            assert statistics.form == "sparse1"
+            told = [incident.text for incident in statistics.incidents if incident.kind == "cadence"]
+            assert any(text.startswith("exchanges in sparse1 after every") for text in told)
+            for device in session.devices:
+                device.exchange.close()
+
+
+def test_with_a_fixed_number_of_batches_or_another_codec_the_form_stays():
+    for codec, every in (("auto", 2), ("int4", None)):
+        with Session(devices=2, codec=codec) as session:
+            inner = session.coordinator.directory.find("s").session
+            inner.batches = 2
+            for number in range(2):
+                session.device(number, every=every, trained=wide_model())
+            session.all(lambda device: device.optimizer.join())
+            assert {device.plan._choice.form for device in session.devices} == {None}
+            session.all(lambda device: device.train(2))
+            assert inner.form is (INT4 if codec == "auto" else None)

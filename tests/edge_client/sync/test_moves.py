@@ -80,7 +80,7 @@ def test_what_is_written_and_read_are_the_moves(codec):
     (vector,) = plan._moves
     choice = CodecChoice(codec, topk_fraction=1.0, powersgd_rank=7)
     layout = Layout((vector.spec(),), choice.policy(), 1 << 20)
-    stages = DeviceStages(choice, plan._stages)
+    stages = DeviceStages(choice, plan._scales.stages)
     (piece,) = layout.slices(0)
     move = np.random.default_rng(0).standard_normal(vector.spec().size).astype(np.float32)
     received = piece.decode(SliceWriter(layout, stages.policy).encode(piece, move, 0), 0)

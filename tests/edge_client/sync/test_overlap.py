@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from edgenewton.v1.forms import Form
 from local_devices import (
     DEVICES,
     SCOPES,
@@ -25,8 +26,7 @@ from local_devices import (
     wide_model,
 )
 
-from coordinator.session import session as session_module
-from coordinator.session.cadence import Cadence, CadenceChoice
+from coordinator.session.cadence import Cadence
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.exchange import ExchangeError
 from edge_client.sync import LocalSteps, Outer
@@ -241,6 +241,7 @@ def test_what_is_told_of_an_exchange_is_what_was_not_hidden():
     """Every result takes a while; in one round the batches take longer than that."""
     link_s, paces, sent_at = 0.4, [], 0.0
     with Session(devices=1) as session:
+        session.coordinator.directory.find("s").session.batches = 5
         (device,) = devices_of(session, 1, every=None)
         device.optimizer.join()
         place = device.plan._membership
@@ -506,20 +507,22 @@ def test_every_batch_goes_on_after_the_rounds_that_are_on():
 # ---------------------------------------------------------------- the session's choice
 
 
-class Alternating(CadenceChoice):
-    """Chooses other numbers of batches all the time."""
+class Alternating:
+    """Chooses other numbers of batches and other forms all the time."""
 
     def __init__(self):
-        super().__init__()
-        self.choices = iter([3, 1, 4, 2] * 10)
+        self.choices = iter([3, 1, 4, 2] * 20)
+        self.forms = iter([*Form] * 40)
 
-    def choose(self, batches, paces, waited_s):
-        return Cadence(next(self.choices), "as told")
+    def choose(self, batches, paces, waited_s, form=None):
+        assert {pace.form for pace in paces.values()} == {form}
+        return Cadence(next(self.choices), "as told", next(self.forms))
 
 
-def test_what_the_session_chooses_is_for_the_round_that_nobody_has_begun(monkeypatch):
-    monkeypatch.setattr(session_module, "CadenceChoice", Alternating)
-    with Session(devices=2, max_devices=3, rejoin_deadline_s=30) as session:
+def test_what_the_session_chooses_is_for_the_round_that_nobody_has_begun():
+    with Session(devices=2, max_devices=3, codec="auto", rejoin_deadline_s=30) as session:
+        inner = session.coordinator.directory.find("s").session
+        inner.batches, inner._cadence = 5, Alternating()
         others = devices_of(session, 2, every=None)
         session.all(lambda device: device.train(22))
         # With the result of the round from 5, its exchange was measured first; it comes when that from 10 is over.

@@ -1,5 +1,6 @@
 """How the elements of a tensor are written on the wire: stages, the chains that they make, and who takes which."""
 
+from edgenewton.v1.codecs.adaptive import form_from_proto, form_to_proto
 from edgenewton.v1.codecs.chain import Chain
 from edgenewton.v1.codecs.interface import Codec, Context, Data, Float32Array, Shape, Stage, State
 from edgenewton.v1.codecs.policy import CODEC_NUMBERS, CodecChoice, Policy
@@ -16,4 +17,6 @@ __all__ = [
     "Shape",
     "Stage",
     "State",
+    "form_from_proto",
+    "form_to_proto",
 ]

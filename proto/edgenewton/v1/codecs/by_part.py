@@ -18,6 +18,7 @@ class ByPart(Codec):
     """
 
     takes_whole_tensors = True
+    error_decay = 1.0
 
     def __init__(self, codec: Codec, parts: Sequence[tuple[TensorSpec, Codec]]) -> None:
         self.name, self.number = codec.name, codec.number

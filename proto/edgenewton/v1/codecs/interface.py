@@ -22,10 +22,13 @@ class Codec(Stage[Float32Array, Data]):
     """Whether elements share a scale with their block: a slice's end may then lie within a block."""
     needs_feedback: bool = False
     """Whether it leaves out so much that only error feedback makes it useful."""
-    error_decay: float = 1.0
-    """What part of the error feedback lets live to the next step: what waits for long is no more of use."""
     keeps_errors: bool = False
     """Whether it is such feedback: whether `keep` and `take_back` do anything."""
+
+    @property
+    def error_decay(self) -> float:
+        """What part of the error feedback lets live to the next step: what waits for long is no more of use."""
+        return 1.0
 
     @abstractmethod
     def encoded_size(self, shape: Shape) -> int:

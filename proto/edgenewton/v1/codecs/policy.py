@@ -4,11 +4,12 @@ A new codec is one file and one line in `CODECS`; a new stage before the codec i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.codecs.adaptive import CODEC_OF, Adaptive, FormInUse
 from edgenewton.v1.codecs.by_part import ByPart
 from edgenewton.v1.codecs.chain import Chain
 from edgenewton.v1.codecs.feedback import ErrorFeedback
@@ -21,6 +22,7 @@ from edgenewton.v1.codecs.sign import Sign
 from edgenewton.v1.codecs.sparse import Sparse1, Sparse2, Sparse4
 from edgenewton.v1.codecs.ternary import Ternary
 from edgenewton.v1.codecs.topk import TopK
+from edgenewton.v1.forms import Form
 from edgenewton.v1.tensor_spec import TensorSpec
 
 Recipe = Callable[[TensorSpec], Chain]
@@ -41,6 +43,8 @@ class Policy:
     gradient: Recipe
     curvature: Recipe
     parameter: Recipe
+    in_use: FormInUse = field(default_factory=FormInUse)
+    """In which form deltas are written by all chains that it makes, where that may change; reading does not ask."""
 
     def chain_for(self, spec: TensorSpec) -> Chain:
         """Return a new chain for one tensor."""
@@ -85,6 +89,27 @@ class CodecChoice:
             return {CODEC_NUMBERS[self.name]}
         return {self._bare_for(spec).number for spec in fingerprint if spec.kind == "delta"} | {pb.CODEC_FP32}
 
+    @property
+    def has_forms(self) -> bool:
+        """Whether the session may choose in which form moves are written."""
+        return isinstance(CODECS[self.name](self), Adaptive)
+
+    def form_sizes(self, fingerprint: Iterable[TensorSpec]) -> dict[Form, int]:
+        """Return how many bytes the tensors of an exchange of moves take in each form; nothing if there is no choice.
+
+        Curvature is not counted: it travels seldom.
+        """
+        specs = tuple(fingerprint)
+        codecs = [(spec, self._bare_for(spec)) for spec in specs if spec.kind == "delta"]
+        if not any(isinstance(codec, Adaptive) for _, codec in codecs):
+            return {}
+        buffers = sum(4 * spec.size for spec in specs if spec.kind == "parameter")
+        return {
+            form: buffers
+            + sum((own if isinstance(codec, Adaptive) else codec).encoded_size(spec.shape) for spec, codec in codecs)
+            for form, own in CODEC_OF.items()
+        }
+
     def takes_whole(self, spec: TensorSpec) -> bool:
         """Tell whether a gradient or a delta is one slice, for devices and the coordinator alike.
 
@@ -118,9 +143,10 @@ class CodecChoice:
                 asked anew for each chain.
 
         """
+        in_use = FormInUse()
 
         def gradient(spec: TensorSpec) -> Chain:
-            codec, own, is_whole = self._bare_for(spec), stages(spec), self.takes_whole(spec)
+            codec, own, is_whole = self._bare_for(spec, in_use), stages(spec), self.takes_whole(spec)
             if not is_whole and any(stage.takes_whole_tensors for stage in own):
                 raise ValueError(f"the {spec} is sliced as {codec.name}: no stage can have it whole")
             if codec.needs_feedback:
@@ -131,13 +157,14 @@ class CodecChoice:
             gradient=gradient,
             curvature=lambda spec: Chain(codec=self._curvature_codec(spec)),
             parameter=lambda _spec: Chain(codec=Fp32()),
+            in_use=in_use,
         )
 
-    def _bare_for(self, spec: TensorSpec) -> Codec:
+    def _bare_for(self, spec: TensorSpec, in_use: FormInUse | None = None) -> Codec:
         """Return what writes a gradient or a delta, without feedback."""
         codec = CODECS[self.name](self)
-        if isinstance(codec, Auto):
-            codec = Int4() if spec.kind == "delta" else Fp32()
+        if isinstance(codec, Adaptive):
+            codec = Adaptive(in_use or FormInUse()) if spec.kind == "delta" else Fp32()
         if codec.takes_whole_tensors and spec.parts:
             return ByPart(codec, [(part, self._bare_for(part)) for part in spec.parts])
         if codec.suits(spec):
@@ -148,20 +175,13 @@ class CodecChoice:
 
     def _curvature_codec(self, spec: TensorSpec) -> Codec:
         codec = CODECS[self.name](self)
-        if codec.is_exact:
+        if codec.is_exact or isinstance(codec, Adaptive):
             return Fp32()
         return Int8() if codec.is_narrow and spec.size >= WORTH_IT else Bf16()
 
 
-class Auto(Fp32):
-    """Stands for what suits a tensor: four bits for deltas, whose errors feedback makes up for; else fp32."""
-
-    name = "auto"
-    number = pb.CODEC_AUTO
-
-
 CODECS: Mapping[str, Callable[[CodecChoice], Codec]] = {
-    "auto": lambda _: Auto(),
+    "auto": lambda _: Adaptive(FormInUse()),  # for deltas; all else in fp32
     "fp32": lambda _: Fp32(),
     "bf16": lambda _: Bf16(),
     "fp16": lambda _: Fp16(),
