@@ -6,6 +6,7 @@ the smallest, and there a codec that keeps the largest d keeps what counts the l
 only late, and the diagonal is that of a synthetic batch: halfway, h^(1/4) d, did best.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -100,7 +101,7 @@ def _diagonals(subject: Subject, statistics: Mapping[str, Statistics]) -> dict[s
             if diagonal is not None:
                 diagonals[state.name] = diagonal.expand(state.layer.shape.of_gradient).double().cpu()
     total = sum(float(diagonal.sum()) for diagonal in diagonals.values())
-    if not total > 0:
+    if not 0 < total < math.inf:
         return {}
     mean = total / sum(diagonal.numel() for diagonal in diagonals.values())
     return {name: diagonal / mean for name, diagonal in diagonals.items()}

@@ -87,3 +87,12 @@ def test_what_is_written_and_read_are_the_moves(codec):
     scales = plan._scales.of(vector.key) if codec != "fp32" else 1
     error = stages.undo(vector.spec(), received, 0) - move
     assert np.linalg.norm(error * scales) < 0.15 * np.linalg.norm(move * scales)
+
+
+def test_curvature_that_is_not_finite_leaves_moves_as_they_are():
+    plan = taken()
+    (vector,) = plan._moves
+    broken = {name: dict(statistics) for name, statistics in plan._scope.in_common.items()}
+    broken["0"]["A"] = torch.full_like(broken["0"]["A"], torch.inf)
+    plan._scope._of_round = broken
+    assert plan._scales.of(vector.key) is None
