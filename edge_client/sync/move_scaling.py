@@ -9,7 +9,6 @@ only late, and the diagonal is that of a synthetic batch: halfway, h^(1/4) d, di
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 from edgenewton.v1.stage import Context, Float32Array, Stage
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -109,11 +108,9 @@ def _diagonals(subject: Subject, statistics: Mapping[str, Statistics]) -> dict[s
 
 def _scales(vector: MoveVector, diagonals: Mapping[str, Tensor]) -> Float32Array:
     """Return the scales of a vector; what is no layer with a diagonal is taken to have the mean curvature."""
-    scales = np.ones(sum(part.size for part in vector.parts), dtype=np.float32)
-    at = 0
-    for part in vector.parts:
+    scales = torch.ones(sum(vector.sizes))
+    for part, of_part in zip(vector.parts, torch.split(scales, vector.sizes), strict=True):
         if part.layer is not None and part.name in diagonals:
-            of_part = diagonals[part.name].clamp(min=_SMALLEST).pow(_POWER)
-            scales[at : at + part.size] = of_part.reshape(-1).numpy()
-        at += part.size
-    return scales
+            of_part.copy_(diagonals[part.name].clamp(min=_SMALLEST).pow(_POWER).reshape(-1))
+    flat: Float32Array = scales.numpy()
+    return flat

@@ -29,11 +29,15 @@ class MoveVector(NamedTuple):
         first, last = self.parts[0].name, self.parts[-1].name
         return "delta", first if len(self.parts) == 1 else f"{first} to {last}"
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each part."""
+        return [part.size for part in self.parts]
+
     def spec(self) -> TensorSpec:
         """Return what describes it to the exchange."""
         of_parts = tuple(part.spec("delta") for part in self.parts)
-        size = sum(spec.size for spec in of_parts)
-        return TensorSpec(self.key[1], (size,), kind="delta", parts=of_parts if len(of_parts) > 1 else ())
+        return TensorSpec(self.key[1], (sum(self.sizes),), kind="delta", parts=of_parts if len(of_parts) > 1 else ())
 
     def gather(self, before: Mapping[Tensor, Tensor]) -> Tensor:
         """Return what the parameters were moved by since they were as in `before`, float32 `[size]`."""
@@ -41,7 +45,7 @@ class MoveVector(NamedTuple):
 
     def scatter(self, vector: Tensor) -> dict[Tensor, Tensor]:
         """Undo `gather`: return what belongs to each parameter."""
-        pieces = torch.split(vector, [part.size for part in self.parts])
+        pieces = torch.split(vector, self.sizes)
         of_parameters: dict[Tensor, Tensor] = {}
         for part, piece in zip(self.parts, pieces, strict=True):
             of_parameters |= part.scatter(piece.view(part.shape))
