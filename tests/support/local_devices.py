@@ -141,6 +141,15 @@ class Session:
         session.contribute = watched
         return event
 
+    def restart(self, **options):
+        """Put in each device's place a new one, with other weights, that goes on from its state."""
+        states = self.all(Device.state)
+        for device in self.devices:
+            device.exchange.close("restarted")
+        self.devices = []
+        for number, state in enumerate(states):
+            self.device(number, trained=model(seed=8), state=state, **options)
+
     def all(self, act, devices=None):
         """Let the devices do something at once; return what they did."""
         return list(self.pool.map(act, self.devices if devices is None else devices))

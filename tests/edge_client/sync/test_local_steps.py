@@ -389,12 +389,7 @@ def test_a_saved_state_goes_on_bit_by_bit(scope, at):
                 session.device(number, scope=SCOPES[scope])
             session.all(lambda device: device.train(at))
             if interrupted:
-                states = session.all(Device.state)
-                for device in session.devices:
-                    device.exchange.close("restarted")
-                session.devices = []
-                for number, state in enumerate(states):
-                    session.device(number, trained=model(seed=8), scope=SCOPES[scope], state=state)
+                session.restart(scope=SCOPES[scope])
             session.all(lambda device: device.train(10))
             session.all(lambda device: device.optimizer.synchronise())
             assert len({weights_digest(device.model) for device in session.devices}) == 1

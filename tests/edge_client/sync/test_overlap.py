@@ -420,12 +420,7 @@ def test_a_saved_state_goes_on_bit_by_bit(scope, at):
             devices_of(session, 2, scope=SCOPES[scope])
             session.all(lambda device: device.train(at))
             if interrupted:
-                states = session.all(Device.state)
-                for device in session.devices:
-                    device.exchange.close("restarted")
-                session.devices = []
-                for number, state in enumerate(states):
-                    session.device(number, trained=model(seed=8), scope=SCOPES[scope], state=state, overlap=True)
+                session.restart(scope=SCOPES[scope], overlap=True)
             session.all(lambda device: device.train(11))
             ahead = [of_weights(device.model) for device in session.devices]
             session.all(end)
