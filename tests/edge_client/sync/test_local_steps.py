@@ -234,12 +234,15 @@ def test_a_device_that_comes_late_becomes_identical(scope):
         session.all(lambda device: device.train(4))
         late = session.device(2, trained=model(seed=9), scope=SCOPES[scope])
         joined = session.pool.submit(late.optimizer.join)
-        session.all(lambda device: device.train(6), session.devices[:2])
+        last = 4
+        while not joined.done() and last < 1000:  # a snapshot is taken between two steps: they go on until it has one
+            last += 2
+            session.all(lambda device, last=last: device.train(last), session.devices[:2])
         joined.result(30)
         late.seen = []
         for device in session.devices[:2]:
             device.seen = []
-        last = 12
+        last += 6
         session.all(lambda device: device.train(last))
         of_late = dict(late.seen)
         assert last in of_late
