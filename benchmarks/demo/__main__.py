@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from torch import nn
 from benchmarks.demo.output_folder import FolderError, output_folder
 from benchmarks.demo.rounds import Baseline, DemoFailedError, plot, print_summary, read_rounds, summarise
 from benchmarks.demo.screen import Screen, watching
-from benchmarks.shared.private_flower import FlowerError, flower_command, private_flower
+from benchmarks.shared.private_flower import RAY_DID_NOT_START, FlowerError, flower_command, private_flower
 from benchmarks.shared.union_batch import OptimizerFactory, batches_to, train_union
 from edge_client.inference import Artefact
 from edge_client.tasks.digits import DigitsTask
@@ -29,6 +30,7 @@ from edge_client.training.settings import TrainSettings
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SAMPLES = 10
+RAY_STARTS = 3
 RESULTS = (
     "accuracy.png",
     "flwr.log",
@@ -43,7 +45,7 @@ RESULTS = (
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _ADDRESS = re.compile(r"coordinator listens on (\S+:\d+)")
-_LOG_TAIL = 15
+_LOG_TAIL = 40
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 console = LineConsole(markup=True)
@@ -76,32 +78,17 @@ def run_flower(
         FlowerError: Flower's processes could not be started or ended.
 
     """
-    lines: list[str] = []
-    late = threading.Event()
     screen.doing = f"Flower's simulation engine starts {devices} devices (20 to 40 s)"
+    deadline = time.monotonic() + deadline_s
     # The watching ends last: the end of Flower ends its stream.
-    with contextlib.ExitStack() as stack, private_flower(output) as flower:
-        process = flower.run(settings, devices)
-
-        def give_up() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(deadline_s, give_up)
-        stack.callback(timer.cancel)
-        timer.start()
-        is_watched = False
-        with (output / "flwr.log").open("w") as log:
-            for coloured in process.stdout or ():
-                lines.append(_COLOUR.sub("", coloured))
-                log.write(lines[-1])
-                found = _ADDRESS.search(lines[-1])
-                if found and not is_watched:
-                    stack.enter_context(watching(found[1], screen))
-                    is_watched = True
-        process.wait()
+    with contextlib.ExitStack() as watchers, private_flower(output) as flower:
+        for _ in range(RAY_STARTS):
+            lines = _follow_run(flower.run(settings, devices), output / "flwr.log", watchers, screen, deadline)
+            if not any(RAY_DID_NOT_START in line for line in lines):
+                break
+            screen.doing = "Ray, Flower's simulation engine, did not start in its 30 s; once more"
     try:
-        if late.is_set():
+        if time.monotonic() >= deadline:
             raise DemoFailedError(f"the Flower run was given up after {deadline_s:g} s (--deadline-s)")
         last = read_rounds(output / "history.json", int(str(settings["rounds"])))[-1]
         if screen.training.batches != last["step"]:
@@ -112,6 +99,29 @@ def run_flower(
     # Evaluations in steps come before their update; only the round's comes after the last one.
     screen.training.add_evaluation(last["step"], last["evaluate"]["accuracy"])
     return last
+
+
+def _follow_run(
+    process: "subprocess.Popen[str]", log_path: Path, watchers: contextlib.ExitStack, screen: Screen, deadline: float
+) -> list[str]:
+    """Return the lines of a run when it has ended or was ended at its deadline; the screen watches its coordinator."""
+    lines: list[str] = []
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
+    timer.start()
+    is_watched = False
+    try:
+        with log_path.open("w") as log:
+            for coloured in process.stdout or ():
+                lines.append(_COLOUR.sub("", coloured))
+                log.write(lines[-1])
+                found = _ADDRESS.search(lines[-1])
+                if found and not is_watched:
+                    watchers.enter_context(watching(found[1], screen))
+                    is_watched = True
+        process.wait()
+    finally:
+        timer.cancel()
+    return lines
 
 
 def save_samples(folder: Path) -> list[Path]:

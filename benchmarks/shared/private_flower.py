@@ -17,6 +17,9 @@ import httpx
 from benchmarks.shared.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
+RAY_DID_NOT_START = "The current node timed out during startup"
+"""In the log of a run on the simulation engine that is worth another: Ray gives its processes 30 s, a constant, and
+now and then, on a busy machine, they abort or take longer. Nothing of the app has run then."""
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 15.0
 

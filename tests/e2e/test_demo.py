@@ -1,5 +1,6 @@
 """The demo, as a person starts it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from benchmarks.demo import __main__ as demo
 from benchmarks.demo import screen
 from benchmarks.demo.output_folder import output_folder
 from benchmarks.demo.rounds import DemoFailedError, read_rounds
+from benchmarks.shared.private_flower import RAY_DID_NOT_START
 
 KEYS = {
     "accuracy",
@@ -51,7 +53,7 @@ def test_the_demo_trains_recognises_and_leaves_nothing_running(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=170,
+        timeout=280,
         check=False,
     )
     assert run.returncode == 0, run.stdout
@@ -135,6 +137,28 @@ def test_a_run_succeeds_with_all_its_rounds_trained_and_evaluated(tmp_path, hist
         path.write_text(json.dumps({"rounds": history}))
     with pytest.raises(DemoFailedError, match=message):
         read_rounds(path, 2)
+
+
+class FlowerOfScripts:
+    """A Flower whose runs are the given shell scripts, one after the other."""
+
+    def __init__(self, scripts):
+        self.scripts = iter(scripts)
+
+    def run(self, _settings, _devices):
+        return subprocess.Popen(["sh", "-c", next(self.scripts)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("failures", "message"), [(1, None), (demo.RAY_STARTS, "0 were trained and 0 evaluated")])
+def test_ray_that_did_not_start_is_started_again(monkeypatch, tmp_path, failures, message):
+    history = json.dumps({"rounds": [{"step": 0, "evaluate": {"accuracy": 0.5}}]})
+    scripts = [f"echo '{RAY_DID_NOT_START}. This'"] * failures + [f"echo '{history}' > {tmp_path}/history.json"]
+    flower = FlowerOfScripts(scripts)
+    monkeypatch.setattr(demo, "private_flower", lambda _folder: contextlib.nullcontext(flower))
+    with pytest.raises(DemoFailedError, match=message) if message else contextlib.nullcontext():
+        last = demo.run_flower(tmp_path, {"rounds": 1}, 2, screen.Screen(), deadline_s=60)
+        assert last["evaluate"]["accuracy"] == 0.5
+    assert len(list(flower.scripts)) == (1 if message else 0)
 
 
 def test_a_broken_stream_of_events_counts_nothing_twice(monkeypatch):

@@ -10,7 +10,7 @@ from edgenewton.common.identity import Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.demo.rounds import DemoFailedError, read_rounds
-from benchmarks.shared.private_flower import private_flower
+from benchmarks.shared.private_flower import RAY_DID_NOT_START, private_flower
 from benchmarks.shared.union_batch import train_union
 from coordinator.identity.authority import Authority
 from coordinator.report.html import render
@@ -22,7 +22,6 @@ from edge_client.training.settings import TrainSettings
 pytestmark = pytest.mark.flower
 
 DEVICES = 4
-RAY_DID_NOT_START = "The current node timed out during startup"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def run(flower, settings, devices=DEVICES) -> tuple[int, str]:
     for _ in range(2):
         process = flower.run(settings, devices)
         output, _ = process.communicate(timeout=170)
-        if RAY_DID_NOT_START not in output:  # its processes abort now and then, before anything of ours has run
+        if RAY_DID_NOT_START not in output:
             break
     return process.returncode, re.sub(r"\x1b\[\d+m", "", output)
 
