@@ -138,7 +138,7 @@ class Batch:
 
         Args:
             state: the layer.
-            step: number of the step, for errors.
+            step: number of the step, for errors, and to draw positions of convolutions by.
             is_fresh: whether gradients were set to nothing before the batch.
 
         Raises:
@@ -159,7 +159,7 @@ class Batch:
                 capture.keep_only(backward)
             if is_first and not self._samples_fisher:
                 self._check_explained(state, capture)
-            captured = capture.take()
+            captured = capture.take(step if state.estimator.options.sample_positions else None)
             total = sum(c.samples for c in captured)
             parts += [
                 _Part(state.estimator.statistics(c.a, c.g), c.samples, total, c.forward_pass, backward)

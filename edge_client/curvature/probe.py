@@ -99,7 +99,8 @@ class Probe:
         captured = {}
         for name, capture in captures.items():
             with _told(f"layer {name!r}: what the probe has called it with has no curvature"):
-                captured[name] = capture.take()
+                samples_positions = next(s for s in layers if s.name == name).estimator.options.sample_positions
+                captured[name] = capture.take(number if samples_positions else None)
         if not any(captured.values()):
             raise ProbeError("the probe's loss has no gradient: it reaches no preconditioned layer")
         return captured

@@ -27,7 +27,7 @@ class RefreshSchedule:
 
     def _is_due(self, step: int, every: int) -> bool:
         number = step - (self.began_at or 0)
-        if self._options.growth is not None:
-            return is_on_log_schedule(number, self._options.growth)
-        after_warmup = number - self._options.warmup_steps
-        return after_warmup < 0 or after_warmup % every == 0
+        warmup, growth = self._options.warmup_steps, self._options.growth
+        if growth is not None:
+            return is_on_log_schedule(number, growth, max(warmup, 1), every)
+        return number < warmup or (number - warmup) % every == 0

@@ -37,9 +37,9 @@ class FactoredInverse(NamedTuple):
         """Return the inverse applied to a gradient `[blocks, out, in]`."""
         return multiply_right(multiply_left(self.G, gradient), self.A)
 
-    def whitening(self) -> Whitening:
+    def whitening(self, A: Factor, G: Factor) -> Whitening:
         """Return the roots of both inverse factors; may raise `CurvatureError`."""
-        return Whitening.of(root_of(self.A), root_of(self.G))
+        return Whitening.of(A.joined(root_of(self.A)), G.joined(root_of(self.G)))
 
 
 class EigenbasisInverse(NamedTuple):
@@ -65,7 +65,7 @@ class EigenbasisInverse(NamedTuple):
         scaled = rotated * self.scales
         return multiply_right(multiply_left(self.Q_G, scaled), None if self.Q_A is None else self.Q_A.mT)
 
-    def whitening(self) -> Whitening:
+    def whitening(self, A: Factor, G: Factor) -> Whitening:  # noqa: ARG002
         """Return the roots of a Kronecker product that is close to the inverse, which is none itself.
 
         Its eigenvalues are the products of two numbers, one for each row and one for each column of `scales`, whose
@@ -85,8 +85,9 @@ class KroneckerEstimator(Estimator):
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)
-        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot)
-        self.G = Factor(shape.blocks, shape.out_features)
+        widest = options.widest_factor if options.inversion == "cholesky" else None
+        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot, widest=widest)
+        self.G = Factor(shape.blocks, shape.out_features, widest=widest)
         self._inverse_type = FactoredInverse if options.inversion == "cholesky" else EigenbasisInverse
         self._inverse: FactoredInverse | EigenbasisInverse | None = None
 
@@ -118,7 +119,7 @@ class KroneckerEstimator(Estimator):
 
     def whitening(self) -> Whitening | None:
         """Return roots of the inverse: see `Estimator.whitening`."""
-        return None if self._inverse is None else self._inverse.whitening()
+        return None if self._inverse is None else self._inverse.whitening(self.A, self.G)
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, their inverse and the count of updates."""
