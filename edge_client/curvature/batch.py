@@ -14,6 +14,7 @@ from edge_client.curvature.capture import LayerCapture, sample_gradients
 from edge_client.curvature.forward_pass import ForwardPass, leading_dimension, tensors_in
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.curvature.schedule import is_on_log_schedule
 
 _UNEXPLAINED = 0.05
 """Autocast computes a gradient in bf16, whose rounding is not to be taken for a part that is not explained."""
@@ -72,6 +73,8 @@ class Batch:
         """Those that have reached a parameter's `grad`."""
         self._captures: dict[str, LayerCapture] = {}
         self._digested: dict[str, list[_Part]] = {}
+        self._checks: Counter[str] = Counter()
+        """Batches in which a layer's gradient was to be explained: what was so for long is looked at ever more seldom."""
         # Before the model's own hooks: the model may be a layer itself, and its forward ends with them.
         self.add_layers(layers)
         self._handles = [
@@ -158,7 +161,9 @@ class Batch:
             if not self._samples_fisher:
                 capture.keep_only(backward)
             if is_first and not self._samples_fisher:
-                self._check_explained(state, capture)
+                if is_on_log_schedule(self._checks[state.name]):
+                    self._check_explained(state, capture)
+                self._checks[state.name] += 1
             captured = capture.take(step if state.estimator.options.sample_positions else None)
             total = sum(c.samples for c in captured)
             parts += [

@@ -1,6 +1,6 @@
 """One Kronecker factor of a layer's curvature: its running mean, and its inverse."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -133,22 +133,29 @@ def multiply_right(matrix: Tensor, factor: Tensor | None) -> Tensor:
         return matrix * factor.unsqueeze(-2)
     if len(factor) == len(matrix):
         return matrix @ factor
-    return multiply_left(factor, matrix.mT).mT
+    parts = _parts(factor, *matrix.shape[::2])
+    return torch.cat([matrix[..., of_part] @ part for of_part, part in parts], dim=-1)
 
 
 def multiply_left(factor: Tensor | None, matrix: Tensor) -> Tensor:
     """Return a factor `[blocks, out, out]`, a diagonal `[blocks, out]`, or nothing, times `matrix`.
 
-    The factor is symmetric if it is in parts, `[blocks * parts, width, width]`.
+    The factor may be in parts, `[blocks * parts, width, width]`.
     """
     if factor is None:
         return matrix
     if factor.dim() == matrix.dim() - 1:
         return factor.unsqueeze(-1) * matrix
-    blocks, size, columns = matrix.shape
-    if len(factor) == blocks:
+    if len(factor) == len(matrix):
         return factor @ matrix
+    parts = _parts(factor, *matrix.shape[:2])
+    return torch.cat([part @ matrix[:, of_part] for of_part, part in parts], dim=1)
+
+
+def _parts(factor: Tensor, blocks: int, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the parts of a factor `[blocks * parts, width, width]`, without what the last one is filled with."""
     width = factor.shape[-1]
-    missing = len(factor) // blocks * width - size
-    in_parts = F.pad(matrix, (0, 0, 0, missing)).reshape(len(factor), width, columns)
-    return (factor @ in_parts).view(blocks, -1, columns)[:, :size]
+    by_part = factor.view(blocks, -1, width, width).unbind(1)
+    for begin, part in zip(range(0, size, width), by_part, strict=True):
+        there = min(width, size - begin)
+        yield slice(begin, begin + there), part[:, :there, :there]

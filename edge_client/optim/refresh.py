@@ -28,6 +28,6 @@ class RefreshSchedule:
     def _is_due(self, step: int, every: int) -> bool:
         number = step - (self.began_at or 0)
         warmup, growth = self._options.warmup_steps, self._options.growth
-        if growth is not None:
+        if growth > 1:
             return is_on_log_schedule(number, growth, max(warmup, 1), every)
         return number < warmup or (number - warmup) % every == 0

@@ -412,10 +412,11 @@ class EveryBatch(SyncPlan):
 
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
-        for name, tensor in self._averaged().items():
-            if ("parameter", name) in result.tensors:
-                with torch.no_grad():
-                    tensor.copy_(result.tensors["parameter", name])
+        if any(kind == "parameter" for kind, _ in result.tensors):  # else to list the model's tensors takes a while
+            for name, tensor in self._averaged().items():
+                if ("parameter", name) in result.tensors:
+                    with torch.no_grad():
+                        tensor.copy_(result.tensors["parameter", name])
         gradients = {
             parameter: gradient
             for part in self._parts

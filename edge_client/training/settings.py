@@ -38,7 +38,7 @@ Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" e
 Cadence = Literal["auto", "every-batch", "local-steps"]
 Scope = Literal["shared", "local", "probe", "blend"]
 PROBE_SAMPLES = 32
-_LOCAL_REFRESH = Refresh(growth=1.5)
+_LOCAL_REFRESH = Refresh(warmup_steps=1, growth=1.5)
 PROBE_SHARE = 0.5
 
 
@@ -176,7 +176,7 @@ class TrainSettings(BaseModel):
 _GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-_UNSET = {"adapt_every": "never", "growth": "auto"}
+_UNSET = {"adapt_every": "never"}
 """What is written for None, where that is not "auto"."""
 
 

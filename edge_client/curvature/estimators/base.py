@@ -35,7 +35,7 @@ class EstimatorOptions:
     """How the uses of a weight within one sample count: "expand" counts each as a sample, "reduce" joins them."""
     inversion: Inversion = "cholesky"
     """Of Kronecker factors: "cholesky" damps each on its own; "eigen" damps their product exactly, and takes longer."""
-    widest_factor: int = 1152
+    widest_factor: int = 256
     """About so many rows of a Kronecker factor are inverted together; what is wider is cut into blocks along its
     diagonal. Not with inversion="eigen"."""
     sample_positions: bool = True
