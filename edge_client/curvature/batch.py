@@ -74,7 +74,7 @@ class Batch:
         self._captures: dict[str, LayerCapture] = {}
         self._digested: dict[str, list[_Part]] = {}
         self._checks: Counter[str] = Counter()
-        """Batches in which a layer's gradient was to be explained: what was so for long is looked at ever more seldom."""
+        """Batches in which each layer could be checked: what was explained for long is checked ever more seldom."""
         # Before the model's own hooks: the model may be a layer itself, and its forward ends with them.
         self.add_layers(layers)
         self._handles = [

@@ -1,11 +1,8 @@
 """Steps that are ever farther apart: what changes fast at first, and slowly later, is renewed on a log schedule."""
 
-from functools import lru_cache
-
 GROWTH = 1.5
 
 
-@lru_cache(maxsize=16)  # each layer asks in every batch
 def is_on_log_schedule(number: int, growth: float = GROWTH, first: int = 1, at_most: int | None = None) -> bool:
     """Whether a number is one of 0, 1, 2, 3, 5, 8, 12, ...: each is `growth` times the one before, rounded up.
 

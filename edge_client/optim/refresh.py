@@ -3,6 +3,8 @@
 from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.optim.options import Refresh
 
+_MOST_KNOWN = 16
+
 
 class RefreshSchedule:
     """Counts from the first step of the curvature on: one that begins in the middle of a session warms up there."""
@@ -11,6 +13,8 @@ class RefreshSchedule:
         self.began_at: int | None = None
         """The first step of the curvature; None before it."""
         self._options = options
+        self._known: dict[tuple[int, int], bool] = {}
+        """What was found, by step counted from the first and interval: each layer asks in every batch."""
 
     def begin(self, step: int) -> None:
         """Note that the curvature begins, unless it has begun."""
@@ -26,7 +30,14 @@ class RefreshSchedule:
         return self._is_due(step, self._options.inverse_every)
 
     def _is_due(self, step: int, every: int) -> bool:
-        number = step - (self.began_at or 0)
+        key = step - (self.began_at or 0), every
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._find(*key)
+        return self._known[key]
+
+    def _find(self, number: int, every: int) -> bool:
         warmup, growth = self._options.warmup_steps, self._options.growth
         if growth > 1:
             return is_on_log_schedule(number, growth, max(warmup, 1), every)
