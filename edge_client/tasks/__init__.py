@@ -6,7 +6,11 @@ from edge_client.tasks.task import Partition, PartitionKind, SampleError, Sample
 
 TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
+    "fashion": "edge_client.tasks.fashion:FashionTask",
+    "fashion-groupnorm": "edge_client.tasks.fashion:FashionGroupNormTask",
+    "fashion-vit": "edge_client.tasks.fashion:FashionVitTask",
     "keywords": "edge_client.tasks.keywords:KeywordsTask",
+    "leaves": "edge_client.tasks.leaves:LeavesTask",
     "motion": "edge_client.tasks.motion:MotionTask",
 }
 """Built-in tasks and where they are; they are imported when they are needed."""

@@ -27,13 +27,16 @@ class Dataset:
     labels: tuple[str, ...]
     groups: Tensor | None = None
     """Speaker, place or sensor of each sample, int64 `[n]`, for the partition `natural`."""
+    is_held_out: Tensor | None = None
+    """Which samples are held out, bool `[n]`, where the data say so themselves."""
 
 
 class DatasetTask(Task):
     """A task whose samples are all loaded at once. A subclass says what they are, and what model recognises them."""
 
     test_fraction = 0.2
-    """Part of the samples of each label that is held out; the same samples on every device and for every seed."""
+    """Part of the samples of each label that is held out, the same on every device and for every seed, where the data
+    set does not say which are."""
 
     @abstractmethod
     def dataset(self) -> Dataset:
@@ -70,6 +73,9 @@ class DatasetTask(Task):
 
     @cached_property
     def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.loaded.is_held_out is not None:
+            chosen = self.loaded.is_held_out.numpy()
+            return np.flatnonzero(~chosen), np.flatnonzero(chosen)
         targets = self.loaded.targets.numpy()
         rng = np.random.default_rng(_SPLIT_SEED)
         held_out = np.zeros(len(targets), dtype=bool)

@@ -1,0 +1,5 @@
+"""Articles of clothing in images: Fashion-MNIST, for networks of several kinds."""
+
+from edge_client.tasks.fashion.tasks import FashionGroupNormTask, FashionTask, FashionVitTask
+
+__all__ = ["FashionGroupNormTask", "FashionTask", "FashionVitTask"]
