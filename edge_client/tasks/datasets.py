@@ -20,7 +20,11 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled samples: decoded ones `[n, *raw_shape]`, and the position of each one's label, int64 `[n]`."""
+    """Labelled samples: decoded ones `[n, *raw_shape]`, and the position of each one's label, int64 `[n]`.
+
+    Sequences have a label for each place, `[n, places]`. They need `is_held_out`, and `groups`, of which a skewed
+    partition then gives a device more or fewer.
+    """
 
     raw: Tensor
     targets: Tensor
@@ -85,8 +89,9 @@ class DatasetTask(Task):
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def _share(self, of: NDArray[np.int64], partition: Partition) -> Samples:
-        targets, groups = self.loaded.targets.numpy(), self.loaded.groups
-        chosen = of[part(targets[of], partition, None if groups is None else groups.numpy()[of])]
+        groups = None if self.loaded.groups is None else self.loaded.groups.numpy()[of]
+        targets = self.loaded.targets.numpy()[of]
+        chosen = of[part(groups if targets.ndim > 1 and groups is not None else targets, partition, groups)]
         with torch.no_grad():
             return Samples(self.preprocess(self.loaded.raw[chosen]), self.loaded.targets[chosen])
 

@@ -13,7 +13,7 @@ class VisionTransformer(nn.Module):
     """Images `[n, 1, size, size]` to outputs `[n, labels]`: patches as tokens, blocks, the mean over the tokens."""
 
     def __init__(
-        self, labels: int, size: int = 28, patch: int = 4, width: int = 48, heads: int = 4, depth: int = 3
+        self, labels: int, size: int = 28, patch: int = 7, width: int = 64, heads: int = 4, depth: int = 4
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, patch, stride=patch)
