@@ -51,13 +51,12 @@ def fetch(
 
 
 def _fetch(task: "PackagedTask", source: Path | None, deadline_s: float, *, again: bool) -> None:
-    if task.is_fetched and not again:
-        out.print(f"{task.name}: {task.data.about}: here already, {task.data.path}")
-        return
+    was_here = task.is_fetched and not again
     with out.status(f"{task.name}: fetching {task.data.about}"):
-        task.fetch(source, deadline_s)
+        task.fetch(source, deadline_s, again=again)  # what is here but damaged, too
     size_mb = task.data.path.stat().st_size / 1e6
-    out.print(f"{task.name}: {task.data.about}: kept as {task.data.path} ({size_mb:.1f} MB)")
+    kept = "here already" if was_here else "kept"
+    out.print(f"{task.name}: {task.data.about}: {kept}, {task.data.path} ({size_mb:.1f} MB)")
 
 
 def _list(tasks: "list[PackagedTask]") -> None:

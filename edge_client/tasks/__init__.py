@@ -8,6 +8,7 @@ TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
     "fashion": "edge_client.tasks.fashion:FashionTask",
     "fashion-groupnorm": "edge_client.tasks.fashion:FashionGroupNormTask",
+    "fashion-lora": "edge_client.tasks.fashion:FashionLoraTask",
     "fashion-vit": "edge_client.tasks.fashion:FashionVitTask",
     "keywords": "edge_client.tasks.keywords:KeywordsTask",
     "languages": "edge_client.tasks.languages:LanguagesTask",

@@ -21,23 +21,29 @@ class PackagedTask(DatasetTask):
 
     @property
     def is_fetched(self) -> bool:
-        """Whether all that training needs is on this device."""
+        """Whether all that training needs is on this device, as far as names tell."""
         return self.data.path.exists()
 
-    def fetch(self, place: Path | None = None, deadline_s: float = 600.0) -> None:
-        """Get all that training needs, and keep it; see `PackagedData.fetch`.
+    def fetch(self, place: Path | None = None, deadline_s: float = 600.0, *, again: bool = False) -> None:
+        """Get what training needs and is not here, and keep it; see `PackagedData.fetch`.
+
+        Args:
+            place: a package's file, or a folder with the packages or with what is in them; None to download them.
+            deadline_s: of each download.
+            again: get also what is here.
 
         Raises:
             FetchError: it cannot be had.
 
         """
-        self.data.fetch(place, deadline_s)
+        if again or self.data.load() is None:
+            self.data.fetch(place, deadline_s)
 
-    def dataset(self) -> Dataset:
-        """Return all samples.
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `data.read` made.
 
         Raises:
-            TaskError: they were not fetched.
+            TaskError: it was not fetched.
 
         """
         tensors = self.data.load()
@@ -46,4 +52,13 @@ class PackagedTask(DatasetTask):
                 f"the data of task {self.name!r} are not on this device: run `edge-client fetch {self.name}` "
                 f"({self.data.about}; it downloads {self.data.download_mb:g} MB)"
             )
-        return self.dataset_of(tensors)
+        return tensors
+
+    def dataset(self) -> Dataset:
+        """Return all samples.
+
+        Raises:
+            TaskError: they were not fetched.
+
+        """
+        return self.dataset_of(self.tensors())
