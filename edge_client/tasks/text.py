@@ -77,7 +77,7 @@ def read_sayings(files: Mapping[str, bytes]) -> dict[str, Tensor]:
 FORTUNES = PackagedData(
     name="fortunes-1",
     about="sayings of 19 topics",
-    licence="BSD-4-Clause",
+    licence="BSD-3-Clause, the package's; the sayings are of many authors",
     packages=(DebianPackage("fortunes", tuple(f"{_FOLDER}/{topic}" for topic in TOPICS)),),
     download_mb=0.9,
     kept_mb=2,
