@@ -16,7 +16,7 @@ pytestmark = pytest.mark.tasks
 SIZES = {
     "fashion": (60_000, 10_000, 147_066),
     "fashion-groupnorm": (60_000, 10_000, 147_066),
-    "fashion-lora": (30_000, 5_000, 29_637),
+    "fashion-lora": (30_000, 5_000, 28_997),
     "fashion-vit": (60_000, 10_000, 138_890),
     "languages": (3_408, 962, 79_845),
     "leaves": (200, 242, 27_174),
