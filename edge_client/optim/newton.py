@@ -20,7 +20,7 @@ from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
-from edge_client.optim.saved_state import in_present_names
+from edge_client.optim.saved_state import in_present_names, with_personal, without_personal
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
@@ -110,6 +110,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Batches of this device that took part with no sample, because a gradient was not finite."""
         self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
         self._predicted_decrease = 0.0
+        self._common_share = 1.0
+        """Of the predicted decrease, what layers promise that are not personal: all devices predict that alike."""
         self._decrease: float | None = None
         """What the last step achieved, to be told in the next one."""
         self._report = Report()
@@ -144,7 +146,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
-        self._sync.replica.register("optimizer", self._state, self._load)
+        self._sync.replica.register("optimizer", self._common_state, self._take_over)
         self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
         self._handles: dict[Tensor, Any] = {}
         self._hook_parameters()
@@ -269,7 +271,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             if parameter.grad is not gradient:
                 parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not result.is_healed:
-            self._decrease = before - float(reevaluate())
+            self._decrease = (before - float(reevaluate())) * self._common_share
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
@@ -322,7 +324,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         return self._state() | {"sync": self._sync.state_dict()}
 
     def _state(self) -> dict[str, Any]:
-        """Return what another device may go on from: all but what the plan knows of this one alone."""
+        """Return what this device may go on from: all but what the plan knows."""
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["began_at"] = self._schedule.began_at
@@ -341,6 +343,21 @@ class NewtonOptimizer(torch.optim.Optimizer):
         sync = state.pop("sync", {"step": 0})
         self._load(state)
         self._sync.load_state_dict(sync)
+
+    def _common_state(self) -> dict[str, Any]:
+        """Return what another device may go on from."""
+        return without_personal(self._state(), *self._personal())
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """Go on from where another device is; the personal layers stay as they are."""
+        self._load(with_personal(state, self._state(), *self._personal()))
+
+    def _personal(self) -> tuple[set[int], set[str]]:
+        """Return the numbers of the personal parameters, and the names of the personal layers."""
+        personal = self._sync.personal
+        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in personal}
+        numbers = {number for number, parameter in enumerate(self._groups()) if parameter in own}
+        return numbers, {state.name for state in self._preconditioner.layers if state.layer.is_personal}
 
     def _load(self, state: dict[str, Any]) -> None:
         self._is_captured = None
@@ -438,7 +455,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             kl_clip=self._bounds.kl_clip,
             update_clip=self._bounds.update_clip,
         )
-        self._predicted_decrease = step.predicted_decrease
+        self._predicted_decrease, self._common_share = step.predicted_decrease, step.common_share
         directions_of = {**update.gradients, **step.directions}
         for group in self.param_groups:
             # What was frozen since is not moved.
