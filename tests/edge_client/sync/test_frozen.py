@@ -112,23 +112,24 @@ def joined(address, device, model, **options):
     return exchange, NewtonOptimizer(model, sync=EveryBatch(exchange, **options))
 
 
-def test_devices_with_other_frozen_weights_are_refused_unless_they_are_personal():
+@pytest.mark.parametrize("personal", [(), ("backbone.0",)])
+def test_devices_with_other_frozen_weights_are_refused_unless_they_are_personal(personal):
     with embedded_coordinator() as coordinator:
-        for personal in ((), ("backbone.0",)):
-            coordinator.create_session("s", SessionSettings(devices=2, join_deadline_s=30))
-            other = FineTuned()
-            with torch.no_grad():
-                other.backbone[0].weight.mul_(2)
-            exchange, optimizer = joined(coordinator.address, "a", FineTuned(), personal=personal)
-            second, late = joined(coordinator.address, "b", other, personal=personal)
-            optimizer.join()
-            if personal:
+        coordinator.create_session("s", SessionSettings(devices=2, join_deadline_s=30))
+        other = FineTuned()
+        with torch.no_grad():
+            other.backbone[0].weight.mul_(2)
+        first, early = joined(coordinator.address, "a", FineTuned(), personal=personal)
+        second, late = joined(coordinator.address, "b", other, personal=personal)
+        early.join()
+        if personal:
+            late.join()
+            assert not torch.equal(early._model.backbone[0].weight, late._model.backbone[0].weight)
+        else:
+            with pytest.raises(ExchangeError, match=r"'frozen_weights' is 15 tensors .* but 15 tensors"):
                 late.join()
-            else:
-                with pytest.raises(ExchangeError, match=r"'frozen_weights' is 15 tensors .* but 15 tensors"):
-                    late.join()
-            exchange.close("over")
-            second.close("over")
+        first.close("over")
+        second.close("over")
 
 
 def test_a_late_device_takes_over_what_is_trained_beside_its_own_frozen_weights():
