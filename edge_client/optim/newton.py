@@ -20,7 +20,7 @@ from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
-from edge_client.optim.saved_state import in_present_names, with_personal, without_personal
+from edge_client.optim.saved_state import Personal, in_present_names
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
@@ -346,18 +346,20 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def _common_state(self) -> dict[str, Any]:
         """Return what another device may go on from."""
-        return without_personal(self._state(), *self._personal())
+        return self._personal.taken_from(self._state())
 
     def _take_over(self, state: dict[str, Any]) -> None:
         """Go on from where another device is; the personal layers stay as they are."""
-        self._load(with_personal(state, self._state(), *self._personal()))
+        self._load(self._personal.kept_in(state, self._state()))
 
-    def _personal(self) -> tuple[set[int], set[str]]:
-        """Return the numbers of the personal parameters, and the names of the personal layers."""
-        personal = self._sync.personal
-        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in personal}
+    @property
+    def _personal(self) -> Personal:
+        """What in the state is this device's alone."""
+        names = self._sync.personal
+        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
         numbers = {number for number, parameter in enumerate(self._groups()) if parameter in own}
-        return numbers, {state.name for state in self._preconditioner.layers if state.layer.is_personal}
+        layers = {state.name for state in self._preconditioner.layers if state.layer.is_personal}
+        return Personal(numbers, layers, names)
 
     def _load(self, state: dict[str, Any]) -> None:
         self._is_captured = None

@@ -1,7 +1,7 @@
 """States of optimizers: those of earlier releases, and those that other devices may see."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 _FORMER_NAMES = {"promised": "predicted_decrease"}
 
@@ -14,31 +14,38 @@ def in_present_names(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def without_personal(state: dict[str, Any], parameters: Collection[int], layers: Collection[str]) -> dict[str, Any]:
-    """Return an optimizer's state without what belongs to the personal layers, for other devices.
+class Personal(NamedTuple):
+    """What in an optimizer's state belongs to the personal layers: it stays on the device."""
 
-    Args:
-        state: of `NewtonOptimizer`.
-        parameters: numbers of the personal parameters, in the order of the groups.
-        layers: names of the personal layers.
+    parameters: Collection[int]
+    """Numbers of the parameters, in the order of the groups."""
+    layers: Collection[str]
+    tensors: Collection[str]
+    """Names of parameters and buffers."""
 
-    """
-    return state | {key: _without(state[key], dropped) for key, dropped in _parts(parameters, layers)}
+    def taken_from(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state without it, for other devices."""
+        return self._with(state, {})
 
+    def kept_in(self, state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        """Return a state of another device, with what this device's own has of it."""
+        return self._with(state, own)
 
-def with_personal(
-    state: dict[str, Any], own: dict[str, Any], parameters: Collection[int], layers: Collection[str]
-) -> dict[str, Any]:
-    """Undo `without_personal` with what belongs to the personal layers in this device's own state."""
-    return state | {
-        key: _without(state.get(key, {}), kept) | {name: value for name, value in own[key].items() if name in kept}
-        for key, kept in _parts(parameters, layers)
-    }
-
-
-def _parts(parameters: Collection[int], layers: Collection[str]) -> list[tuple[str, Collection[Any]]]:
-    return [("state", parameters), ("curvature", layers)]
+    def _with(self, state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        places = (("state",), self.parameters), (("curvature",), self.layers), (("average", "tensors"), self.tensors)
+        for path, names in places:
+            state = _replaced(state, own, path, names)
+        return state
 
 
-def _without(state: dict[Any, Any], names: Collection[Any]) -> dict[Any, Any]:
-    return {name: value for name, value in state.items() if name not in names}
+def _replaced(
+    state: dict[str, Any], own: dict[str, Any], path: Sequence[str], names: Collection[Any]
+) -> dict[Any, Any]:
+    """Return a state in which, at the end of a path, what has these names is what `own` has there, or nothing."""
+    if not path:
+        kept = {name: value for name, value in own.items() if name in names}
+        return {name: value for name, value in state.items() if name not in names} | kept
+    first, *rest = path
+    if first not in state:
+        return state
+    return state | {first: _replaced(state[first], own.get(first, {}), rest, names)}

@@ -141,6 +141,13 @@ def tensors_within(value):
             yield from tensors_within(inner)
 
 
+def keys_within(value):
+    if isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from keys_within(inner)
+
+
 def of_floats(weights):
     return {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
 
@@ -275,7 +282,7 @@ def test_common_layers_stay_identical_and_nothing_personal_leaves(plan, personal
         assert private
         of_size = [t for t in tensors_within(given) if t.numel() > 1]
         assert not [t for t in of_size for p in private if p.numel() > 1 and t.shape == p.shape and torch.equal(t, p)]
-        assert not set(given["model"]) & set(own[0])
+        assert not set(keys_within(given)) & names
 
 
 def test_devices_that_chose_other_layers_are_refused_by_name():
