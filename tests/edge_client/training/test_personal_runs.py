@@ -1,5 +1,6 @@
 """Personal layers in runs: what a device's state keeps, and what the server never sees."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -39,17 +40,23 @@ class Node:
     """A device without a daemon."""
 
     def __init__(self, number):
-        self.data, self.keeper = DataRequest(RUN, number, 2), Keeper()
+        self.name, self.data, self.keeper = f"d{number}", DataRequest(RUN, number, 2), Keeper()
         self.worker = OwnProcess(self.keeper, None)
 
     def train(self, address, session, first, steps, weights):
-        request = TrainRequest(self.data, address, session, f"d{self.data.index}", first, steps, weights)
+        request = TrainRequest(self.data, address, session, self.name, first, steps, weights)
         return self.worker.train(request)
 
 
 def in_round(coordinator, pool, nodes, session, first, steps, weights):
+    """Train on nodes that come one after the other."""
     coordinator.create_session(session, SessionSettings(devices=len(nodes), first_step=first))
-    runs = [pool.submit(node.train, coordinator.address, session, first, steps, weights) for node in nodes]
+    members = coordinator.directory.find(session).session.members
+    runs = []
+    for node in nodes:
+        runs.append(pool.submit(node.train, coordinator.address, session, first, steps, weights))
+        while node.name not in members and not runs[-1].done():
+            time.sleep(0.01)
     return [run.result() for run in runs]
 
 
