@@ -15,8 +15,11 @@ from torch.nn.functional import cross_entropy
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
+from edge_client.curvature.layers.linear import LinearLayer
+from edge_client.curvature.preconditioner import Direction
 from edge_client.exchange import ExchangeError, NonFiniteGradientError
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
+from edge_client.optim.trust_region import bounded
 from edge_client.sync import LocalCurvature, LocalSteps, Outer
 from edge_client.sync.model_tensors import copies
 from edge_client.sync.replica import load_state
@@ -118,7 +121,7 @@ class Device:
 @contextmanager
 def session(devices=2, **settings):
     with embedded_coordinator() as coordinator, ThreadPoolExecutor(4) as pool:
-        coordinator.create_session("s", SessionSettings(devices=devices, codec="fp32", **settings))
+        coordinator.create_session("s", SessionSettings(**({"devices": devices, "codec": "fp32"} | settings)))
         made = []
 
         def make(number, *args, **options):
@@ -285,6 +288,16 @@ def test_common_layers_stay_identical_and_nothing_personal_leaves(plan, personal
         assert not set(keys_within(given)) & names
 
 
+def test_moves_in_few_bits_are_scaled_alike_on_all_devices():
+    """Not by a synthetic batch's curvature, which is another behind each head."""
+    with session(codec="sparse4") as (make, together):
+        devices = [make(number, PLANS["local steps, probe"]) for number in range(2)]
+        with torch.no_grad():
+            devices[1].model.head.weight.mul_(5)
+        together(lambda device: device.train(6))
+        assert equal(*(of_floats(device.common) for device in devices))
+
+
 def test_devices_that_chose_other_layers_are_refused_by_name():
     with session(join_deadline_s=5) as (make, _):
         first, other = make(0), make(1, personal=("head.*", "norm*"))
@@ -408,16 +421,31 @@ def test_devices_adapt_their_damping_alike():
         assert torch.equal(devices[0].model.trunk[0].weight, devices[1].model.trunk[0].weight)
 
 
-@pytest.mark.parametrize("plan", ["every batch", "local steps"])
-def test_a_batch_that_is_skipped_moves_nothing_personal(plan):
+@pytest.mark.parametrize(
+    ("plan", "personal"), [("every batch", HEAD), ("local steps", HEAD), ("local steps", ("norm",))]
+)
+def test_a_batch_that_is_skipped_moves_nothing_personal(plan, personal):
     with session() as (make, together):
-        devices = [make(number, PLANS[plan], nonfinite="skip") for number in range(2)]
+        devices = [make(number, PLANS[plan], personal=personal, nonfinite="skip") for number in range(2)]
         together(lambda device: device.train(2))
         own = [device.own for device in devices]
         together(lambda device: device.take(bad=device.number == 1))
         assert equal(devices[1].own, own[1])
         assert not equal(devices[0].own, own[0])
         assert devices[1].optimizer.skipped == 1
+
+
+def test_what_a_step_promises_is_told_apart():
+    model = Plain()
+    layers = [LinearLayer(name, getattr(model, name)) for name in ("trunk", "head")]
+    layers[1].is_personal = True
+    directions = [Direction(layer, torch.ones(layer.shape.of_gradient), 2.0 + i) for i, layer in enumerate(layers)]
+    free = bounded(directions, lambda _: 0.1, kl_clip=math.inf, update_clip=math.inf)
+    assert free.predicted_decrease == pytest.approx((0.1 - 0.1**2 / 2) * 2)
+    assert free.common_share == pytest.approx(2 / 5)
+    tight = bounded(directions, lambda _: 0.1, kl_clip=0.025, update_clip=math.inf)
+    assert torch.equal(tight.directions[model.trunk.weight], torch.ones(5, 6))
+    torch.testing.assert_close(tight.directions[model.head.weight], math.sqrt(0.025 / 0.03) * torch.ones(3, 5))
 
 
 def test_a_personal_gradient_that_is_not_finite_is_named():
