@@ -116,10 +116,12 @@ function drawFigures(session) {
   const every = session.every > 1 ? `, ${session.every} batches an exchange` : "";
   const form = session.form ? `, moves in ${session.form}` : "";
   const pace = session.batches_per_s > 0 ? format.rate(session.batches_per_s) : lasted(session);
-  setText(at("pace"), `${pace}${every}${form}`);
+  const left = session.left_s > 0 ? `${format.duration(session.left_s)} left, ` : "";
+  setText(at("pace"), `${left}${pace.replace(" ", "\u00a0")}${every}${form}`);
   at("pace").title = session.cadence;
   drawProgress(session);
   setText(at("accuracy-of"), session.averages ? "Accuracy (averaged weights)" : "Accuracy");
+  at("weights").hidden = !session.averages;
   setText(at("accuracy"), format.percent(session.accuracy));
   const [step, best] = session.best ?? [];
   setText(at("best"), session.best ? `best ${format.percent(best)} at step ${format.count(step)}` : "not tried yet");
@@ -127,8 +129,8 @@ function drawFigures(session) {
   const skipped = session.skipped > 0 ? `, ${format.count(session.skipped)} batches skipped` : "";
   setText(at("samples"), session.samples > 0 || skipped ? `${format.count(session.samples)} samples${skipped}` : "");
   setText(at("count"), `${session.members}`);
-  const left = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
-  setText(at("places"), `of ${session.places} places${left}`);
+  const late = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
+  setText(at("places"), `of ${session.places} places${late}`);
   const total = session.received + session.sent;
   setText(at("wire"), format.bytes(total));
   setText(at("directions"), `${format.bytes(session.received, true)} in, ${format.bytes(session.sent, true)} out`);
@@ -144,8 +146,7 @@ function drawProgress(session) {
   if (!isKnown) return;
   at("progress").max = session.run_steps;
   at("progress").value = session.done;
-  const left = session.left_s > 0 ? `, ${format.duration(session.left_s)} left` : "";
-  setText(at("done"), `${format.count(session.done)} of ${format.count(session.run_steps)} batches${left}`);
+  setText(at("done"), `${format.count(session.done)} of ${format.count(session.run_steps)} batches`);
 }
 
 function lasted(session) {
