@@ -6,7 +6,10 @@ from typing import Self
 
 from edgenewton.common.console import out
 from edgenewton.common.progress import Best, Pace, better, progress_text
+from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from edge_client.training.work import TrainedStep
 
@@ -33,27 +36,22 @@ class TrainingView:
         self._best: Best | None = None
         self._accuracy: float | None = None
         self._printed_at = clock()
-        self._bar: Progress | None = None
-        if out.file.isatty():
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
-                console=out,
-                refresh_per_second=_REDRAWS_PER_S,
-                transient=True,
-            )
-            self._task = self._bar.add_task(f"{device}:", total=run_steps, text="waits for the first step")
+        self._line = "waits for the first step"
+        self._bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(None), expand=True)
+        self._task = self._bar.add_task(device, total=run_steps)
+        self._live = Live(self, console=out, refresh_per_second=_REDRAWS_PER_S, transient=True)
+        self._is_drawn = out.file.isatty()
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        if self._is_drawn:
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._live.stop()
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._bar.get_renderable(), Text(self._line))
 
     def __call__(self, step: TrainedStep) -> None:
         """Take in a step that was taken."""
@@ -62,8 +60,9 @@ class TrainingView:
         if step.evaluation is not None and step.evaluation.samples:
             self._accuracy = step.evaluation.accuracy
             self._best = better(self._best, step.step, self._accuracy)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step.step + 1, text=self._text(step, now))
+        if self._is_drawn:
+            self._bar.update(self._task, completed=step.step + 1)
+            self._line = self._text(step, now)
         elif now >= self._printed_at + LINE_EVERY_S:
             self._printed_at = now
             out.print(f"{self._device}: {self._text(step, now)}")

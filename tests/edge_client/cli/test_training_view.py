@@ -47,7 +47,7 @@ def test_a_terminal_has_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "200")
     text = show(monkeypatch, Terminal())
-    assert "gateway-7:" in text
+    assert "gateway-7" in text
     assert "12 of 20 batches, 80 s left" in text
 
 
