@@ -64,12 +64,10 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
     held_out = task.test_data(whole)
     model = _export_classifier(artefact, task)
     quantised = _quantise(model, task.train_data(whole).inputs[:CALIBRATION_SAMPLES].numpy())
-    return QuantisedModel(
-        _assemble(quantised, artefact, task, is_quantised=True),
-        accuracy=_accuracy(quantised, task, held_out),
-        float_accuracy=_accuracy(model, task, held_out),
-        samples=len(held_out),
-    )
+    # Tried before they are assembled, which renames the inputs.
+    accuracy, float_accuracy = (_accuracy(part, task, held_out) for part in (quantised, model))
+    content = _assemble(quantised, artefact, task, is_quantised=True)
+    return QuantisedModel(content, accuracy, float_accuracy, samples=len(held_out))
 
 
 def save_onnx(content: bytes, path: Path) -> None:

@@ -4,6 +4,7 @@ from small_packages import write_deb
 
 from edge_client.curvature.layers import supported_layer
 from edge_client.inference import Artefact, Recognizer
+from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
 from edge_client.tasks import Partition, SampleError, Samples, load_task
 from edge_client.tasks.text import ALPHABET, PLACES, TOPICS, to_tokens
 from edge_client.training.evaluation import evaluate
@@ -117,3 +118,18 @@ def test_samples_of_one_label_each_are_as_they_were():
     samples = Samples(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
     assert samples.predictions == len(samples) == 3
     assert samples.answers is samples.targets
+
+
+@pytest.mark.tasks
+def test_it_exports_with_tokens_for_inputs_and_the_last_place_for_outputs(task, tmp_path):
+    model = task.model().eval()
+    artefact = Artefact.of(task, "text", model, 0)
+    path = tmp_path / "model.onnx"
+    quantised = to_int8_onnx(artefact, task)
+    assert quantised.samples == len(task.test_data(Partition()))
+    assert quantised.accuracy == pytest.approx(quantised.float_accuracy, abs=0.1)
+    raw = task.loaded.raw[task.held_out[:4]]
+    expected = Recognizer.of(artefact).probabilities(raw)
+    for content, tolerance in ((to_onnx(artefact, task), 1e-5), (quantised.content, 0.05)):
+        save_onnx(content, path)
+        torch.testing.assert_close(Recognizer.load(path).probabilities(raw), expected, atol=tolerance, rtol=0)
