@@ -325,7 +325,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model be, for a while, the average of its iterates: to evaluate, serve or save it, not to train it.
+        """Let the parameters be, for a while, the average of the iterates: to evaluate, serve or save the model.
 
         With an exchange after every batch each update makes an iterate, else each exchange that leaves all devices with
         the same parameters. Before the first, and with `averaging=None`, the model stays as it is; so it does in a
@@ -462,8 +462,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Apply a committed step, whether or not this device contributed to it."""
         self.skipped += update.is_skipped
         if not update.gradients or not update.result.samples:  # or every device has skipped its batch
-            if self._sync.is_shared and update.result.samples:
-                self._average.take_buffers()
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
