@@ -33,8 +33,7 @@ class RunningAverage:
     def __init__(self, options: IterateAverage, model: nn.Module, parameters: Collection[Tensor]) -> None:
         self.count = 0
         """Iterates that are in the average."""
-        self.is_held = False
-        """Whether the model has the averaged values now."""
+        self._is_held = False
         self._floor = 1 - options.decay
         self._is_on = options.decay > 0
         self._model = model
@@ -77,17 +76,30 @@ class RunningAverage:
     def held(self) -> Iterator[None]:
         """Let the model have the averaged values for a while; inside another such block nothing changes."""
         averages = {name: average for name, average in self._averages.items() if name in self._parameters}
-        if self.is_held or not averages:
+        if self._is_held or not averages:
             yield
             return
         kept = {name: self._parameters[name].detach().clone() for name in averages}
-        self.is_held = True
+        self._is_held = True
         try:
             self._put(averages)
             yield
         finally:
             self._put(kept)
-            self.is_held = False
+            self._is_held = False
+
+    def check_trainable(self) -> None:
+        """Check that the model has its own values.
+
+        Raises:
+            RuntimeError: it has the averaged ones; the text says what to do.
+
+        """
+        if self._is_held:
+            raise RuntimeError(
+                "inside `with optimizer.averaged():` the model has the average of its iterates, which is no place to "
+                "train from: evaluate or save it there, and train after the block"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return "count", and the averaged "parameters" by name."""
