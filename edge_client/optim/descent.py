@@ -10,13 +10,13 @@ State = MutableMapping[Tensor, dict[str, Any]]
 """What an optimizer remembers of each parameter."""
 
 
-def descend(parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any], state: State) -> None:
+def descend(parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any], state: State, lr: float) -> None:
     """Update parameters of one group, in place: B = momentum * B + P, then W -= lr * (B + weight_decay * W)."""
     if group["momentum"]:
         directions = _with_momentum(parameters, directions, group["momentum"], state)
     if group["weight_decay"]:
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_add_(parameters, directions, alpha=group["lr"] if group["maximize"] else -group["lr"])
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+    torch._foreach_add_(parameters, directions, alpha=lr if group["maximize"] else -lr)
 
 
 def _with_momentum(parameters: list[Tensor], directions: list[Tensor], momentum: float, of: State) -> list[Tensor]:

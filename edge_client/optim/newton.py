@@ -11,6 +11,7 @@ import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.options import check_choice, check_number, flatten
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
@@ -18,12 +19,14 @@ from edge_client.exchange import StepResult
 from edge_client.optim.averaging import RunningAverage
 from edge_client.optim.damping import AdaptiveDamping
 from edge_client.optim.descent import descend
+from edge_client.optim.followed_scheduler import FollowedScheduler
 from edge_client.optim.hyperparameters import hyperparameters_of
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
+from edge_client.optim.schedules import Schedule, StepFactor
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
@@ -60,6 +63,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         trust: how far a step may go.
         refresh: when the curvature is renewed.
         averaging: which average of the iterates `averaged` gives; None for the last iterate.
+        schedule: what `lr` is multiplied with in a step, by the step's number; the bounds of `trust` shrink with it, so
+            that the step does. None for a constant step size. See `follow` for torch's own schedulers.
         sync: how devices synchronise; None for one device alone.
         maximize: go up the loss instead of down.
         nonfinite: what becomes of a batch with a gradient that is NaN or infinite: "raise" is an error, "skip" lets
@@ -85,13 +90,14 @@ class NewtonOptimizer(torch.optim.Optimizer):
         trust: TrustRegion | None = None,
         refresh: Refresh | None = None,
         averaging: IterateAverage | None = _AVERAGING,
+        schedule: StepFactor | None = None,
         sync: SyncPlan | None = None,
         maximize: bool = False,
         nonfinite: Nonfinite = "raise",
     ) -> None:
         curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
         refresh = refresh if refresh is not None else Refresh()
-        averaging = averaging if averaging is not None else IterateAverage(0)
+        averaging = averaging if averaging is not None else IterateAverage(0.0)
         suitable = curvature.estimator_type.defaults
         trust = trust if trust is not None else TrustRegion()
         self._bounds = trust.bounds(suitable)
@@ -105,6 +111,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_number("momentum", defaults["momentum"], at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        self._factor_of = schedule if schedule is not None else Schedule()
+        self._scheduler: FollowedScheduler | None = None
+        self._factor(0)
         model, params = model_and_params(params_or_model, model)
         self._is_made = self._is_closed = False
         super().__init__(params, defaults | {"damping": self._bounds.damping})
@@ -156,6 +165,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._sync.replica.register("optimizer", self._state, self._load)
         groups = {"curvature": curvature, "trust": trust, "refresh": refresh, "averaging": averaging}
         self._options = flatten(**defaults, **groups) | self._bounds._asdict()
+        if isinstance(schedule, Schedule) and not schedule.is_constant:
+            self._options |= flatten(schedule=schedule)
         self._handles: dict[Tensor, Any] = {}
         self._hook_parameters()
         self._is_made = True
@@ -289,6 +300,19 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Say how this batch went; user interfaces show it. Call it before `step`."""
         self._report = Report(loss, evaluation)
 
+    def follow(self, scheduler: LRScheduler) -> None:
+        """Let a scheduler of torch set the groups by the number of the session's step; do not step it yourself.
+
+        So a device that missed steps, came late or was restarted has the values that all others have. The bounds of the
+        trust region shrink with the learning rate, from the one that the scheduler was made with (of OneCycleLR, from
+        its largest), so that the step does.
+
+        Raises:
+            ValueError: the scheduler is another optimizer's, was stepped already, or follows a device's own loss.
+
+        """
+        self._scheduler = FollowedScheduler(self, scheduler)
+
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the curvature's gradients from `loss`, formed with targets that `sample_targets` drew.
 
@@ -379,12 +403,27 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if self._adaptive is not None:
             self._adaptive.factor = factor
         super().load_state_dict(state)
+        if self._scheduler is not None:
+            self._scheduler.stray()
 
     # ------------------------------------------------------------------ the step itself
 
     def _groups(self) -> dict[Tensor, dict[str, Any]]:
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
+
+    def _factor(self, step: int) -> float:
+        """Return what step sizes are multiplied with in a step, and bring a scheduler there.
+
+        Raises:
+            OptionError: the schedule gives something impossible, or lacks the length of the run.
+
+        """
+        if self._scheduler is not None:
+            self._scheduler.go_to(step)
+        factor = float(self._factor_of(step))
+        check_number(f"the schedule's factor in step {step}", factor, at_least=0, below=math.inf)
+        return factor
 
     def _wants_statistics(self) -> bool:
         """Whether the curvature statistics of the batch that is on are used."""
@@ -417,7 +456,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._sync.on_gradient(parameter)
 
     def _complete_report(self, samples: int | None) -> Report:
-        report = replace(self._report, samples=samples, hyperparameters=hyperparameters_of(self.param_groups))
+        report = replace(
+            self._report,
+            samples=samples,
+            hyperparameters=hyperparameters_of(self.param_groups, self._factor(self.current_step)),
+        )
         scaled = self._loss_scale.unscale(self)
         if scaled is not None:
             if self._sync.has_left:
@@ -442,6 +485,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
+        scheduled = self._factor(update.result.step)
         groups = self._groups()
         factor = 1.0 if self._adaptive is None else self._adaptive.factor
         directions = self._preconditioner.step(
@@ -452,7 +496,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         )
         step = bounded(
             directions,
-            lambda weight: groups[weight]["lr"],
+            lambda weight: groups[weight]["lr"] * scheduled,
+            lambda weight: max(_full_lr(groups[weight]), groups[weight]["lr"] * scheduled),
             kl_clip=self._bounds.kl_clip,
             update_clip=self._bounds.update_clip,
         )
@@ -462,6 +507,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
             # What was frozen since is not moved.
             moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
             if moved:
-                descend(moved, [directions_of[p] for p in moved], group, self.state)
+                descend(moved, [directions_of[p] for p in moved], group, self.state, group["lr"] * scheduled)
         if self._sync.is_shared:
             self._average.take()
+
+
+def _full_lr(group: dict[str, Any]) -> float:
+    """Return the step size from which a scheduler of torch, if there is one, takes a part."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
