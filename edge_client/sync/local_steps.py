@@ -387,6 +387,7 @@ class LocalSteps(SyncPlan):
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
                         self._outer.move(self._tensors.names[parameter], parameter, mean)
             put(self._tensors.buffers, averaged_in(result))
+            self._subject.average(result.batches)
         self._scope.receive(result)
         self._choice.take(result)
         self._first_step = result.next_step

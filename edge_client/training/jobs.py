@@ -12,7 +12,6 @@ from safetensors.torch import save as dump_tensors
 
 from edge_client.exchange.remote import GradientExchange, TlsFiles
 from edge_client.sync.personal import personal_names
-from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
@@ -104,19 +103,17 @@ def _beginning(
     """Return the weights and the optimizer's state to begin with.
 
     A saved state of this session is gone on from: the device was started again in the middle of it. One of an
-    earlier session gives the optimizer's state if it belongs to the weights that are asked for, and the personal
-    layers, which are not among these, unless the run begins anew.
+    earlier session is too, from its last iterate, if it gave the weights that are asked for, which are an average. Else
+    it gives the personal layers, which are not among these, unless the run begins anew.
     """
     weights = read_weights(request.weights)
     if saved is not None and saved.settings == data.text:
         if saved.session == request.session:
             return saved.model, saved.optimizer
-        common = {name: tensor for name, tensor in saved.model.items() if name in weights}
-        is_of_same = saved.step == request.first_step and tensors_digest(common) == tensors_digest(weights)
+        if saved.step == request.first_step and saved.gives(weights):
+            return saved.model, saved.optimizer
         if request.first_step:
             weights = with_personal(data, weights, saved)
-        if is_of_same:
-            return weights, saved.optimizer
     return weights, None
 
 
@@ -125,7 +122,7 @@ def with_personal(data: DeviceData, weights: Weights, saved: DeviceCheckpoint | 
     if not data.settings.personal or saved is None or saved.settings != data.text:
         return weights
     names = personal_names(build_model(load_task(data.settings.task), data.settings.seed), data.settings.personal)
-    return {name: tensor for name, tensor in saved.model.items() if name in names} | weights
+    return {name: tensor for name, tensor in saved.averaged.items() if name in names} | weights
 
 
 def _device_id(request: TrainRequest, tls: TlsFiles | None) -> str:
