@@ -27,15 +27,12 @@ console = Console(highlight=False)
 
 def line(trial: Trial) -> str:
     """Return a trial in one line."""
+    cost = ""
     last = trial.points[-1] if trial.points else None
-    cost = (
-        ""
-        if last is None
-        else (
-            f"; {last.device_s / last.batches * 1e3:.1f} ms a batch, {last.device_s / last.batches / trial.sgd_step_s:.2f} "
-            f"steps of SGD; {last.megabytes:.1f} MB"
-        )
-    )
+    if last is not None:
+        of_batch = last.device_s / last.batches
+        steps = of_batch / trial.sgd_step_s
+        cost = f"; {of_batch * 1e3:.1f} ms a batch, {steps:.2f} steps of SGD; {last.megabytes:.1f} MB"
     return (
         f"{trial.task}, {trial.method}, {options_text(trial.options)}, seed {trial.seed}: {trial.end} after "
         f"{last.batches if last else 0} of {trial.batches} batches; accuracy {final_accuracy(trial):.4f} "

@@ -96,7 +96,8 @@ def _shampoo(model: nn.Module, lr: float) -> list[Optimizer]:
             _trained(model),
             lr=lr,
             start_preconditioning_step=10,
-            preconditioning_compute_steps=10,
+            preconditioning_compute_steps=20,
+            use_svd=True,
             graft_type=LayerWiseGrafting.RMSPROP,
         )
     ]
@@ -154,11 +155,11 @@ METHODS: Mapping[str, Method] = {
     for method in (
         _of_ours("kfac", "kfac"),
         Method("sgd", "SGD, momentum, cosine", "first-order", _with_cosine(_sgd), "lr", _around(0.1)),
-        Method("adamw", "AdamW, cosine", "first-order", _with_cosine(_adamw), "lr", _around(0.003)),
-        Method("schedule-free", "schedule-free AdamW", "first-order", _schedule_free, "lr", _around(0.003)),
-        Method("muon", "Muon, cosine", "second-order peer", _with_cosine(_muon), "lr", _around(0.006)),
-        Method("soap", "SOAP, cosine", "second-order peer", _with_cosine(_soap), "lr", _around(0.003)),
-        Method("shampoo", "Shampoo, cosine", "second-order peer", _with_cosine(_shampoo), "lr", _around(0.003)),
+        Method("adamw", "AdamW, cosine", "first-order", _with_cosine(_adamw), "lr", _around(0.005)),
+        Method("schedule-free", "schedule-free AdamW", "first-order", _schedule_free, "lr", _around(0.01)),
+        Method("muon", "Muon, cosine", "second-order peer", _with_cosine(_muon), "lr", _around(0.01)),
+        Method("soap", "SOAP, cosine", "second-order peer", _with_cosine(_soap), "lr", _around(0.01)),
+        Method("shampoo", "Shampoo, cosine", "second-order peer", _with_cosine(_shampoo), "lr", _around(0.0003)),
         _of_ours("eva", "eva"),
         _of_ours("foof", "foof"),
         _of_ours(
