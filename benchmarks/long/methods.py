@@ -139,7 +139,7 @@ def _ours(estimator: str) -> Start:
 
 
 def _around(value: float, factor: float = 3.0) -> tuple[float, ...]:
-    return tuple(float(f"{value * factor**power:.3g}") for power in (-1, 0, 1))
+    return tuple(float(f"{value * factor**power:.2g}") for power in (-1, 0, 1))
 
 
 def _of_ours(

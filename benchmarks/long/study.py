@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.long.curves import final_accuracy
-from benchmarks.long.methods import DEFAULT, METHODS, Method
+from benchmarks.long.methods import DEFAULT, METHODS, Method, Options
 from benchmarks.long.tasks import long_task
 from benchmarks.long.trials import Request, Trial, TrialStore
+from benchmarks.shared.record_store import options_text
 
 TUNING_SHARE = 0.2
 """A trial of the tuning has so many times the batches of a whole one, and its own schedule."""
@@ -59,12 +60,11 @@ class Trials:
             for task in extent.tasks
             for method in extent.methods
         }
+        self._settings: dict[tuple[str, str], dict[str, str]] = {}
 
     def all(self, task: str, method: str) -> list[Trial]:
         """Return those of a method on a task, by seed."""
-        known = METHODS[method]
-        store = self._stores[task, method]
-        current = [trial for trial in store.all() if dict(known.settings(trial.options)) == dict(trial.settings)]
+        current = [trial for trial in self._stores[task, method].all() if dict(trial.settings) == self._today(trial)]
         return sorted(current, key=lambda trial: trial.seed)
 
     def has(self, request: Request) -> bool:
@@ -75,6 +75,12 @@ class Trials:
         """Keep one."""
         self._stores[trial.task, trial.method].add(trial)
 
+    def _today(self, trial: Trial) -> dict[str, str]:
+        key = trial.method, options_text(trial.options)
+        if key not in self._settings:
+            self._settings[key] = dict(METHODS[trial.method].settings(trial.options))
+        return self._settings[key]
+
 
 def wanted(extent: Extent, trials: Trials) -> list[Request]:
     """Return what is to be run that the trials so far ask for, the most urgent first.
@@ -84,6 +90,16 @@ def wanted(extent: Extent, trials: Trials) -> list[Request]:
     """
     found = [w for number, task in enumerate(extent.tasks) for w in _Task(extent, trials, task, number).wanted()]
     return [w.request for w in sorted(found, key=lambda w: w[:4]) if not trials.has(w.request)]
+
+
+def given(extent: Extent, options: Options) -> list[Request]:
+    """Return whole trials of all methods and tasks with given options."""
+    return [
+        Request(task, method, options, seed, extent.batches_of(task))
+        for seed in range(extent.seeds)
+        for method in extent.methods
+        for task in extent.tasks
+    ]
 
 
 def tuned_value(scores: Mapping[float, float]) -> float:
@@ -107,7 +123,7 @@ def values_to_try(method: Method, scores: Mapping[float, float]) -> list[float]:
         further = best * factor
     else:
         further = math.sqrt(best * max(method.grid[at - 1], method.grid[at + 1], key=lambda value: scores[value]))
-    return [float(f"{further:.3g}")]
+    return [float(f"{further:.2g}")]
 
 
 class _Task:
