@@ -63,4 +63,4 @@ def accuracy(model: nn.Module, task: Task, test: Samples, device: torch.device) 
         inputs, targets = test.inputs[first : first + _AT_ONCE], test.targets[first : first + _AT_ONCE]
         correct += task.correct(model(inputs.to(device)), targets.to(device))
     model.train(was_training)
-    return correct / len(test)
+    return correct / test.targets.numel()  # of sequences, each place

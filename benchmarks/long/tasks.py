@@ -33,7 +33,7 @@ LONG_TASKS: Mapping[str, LongTask] = {
     task.name: task
     for task in (
         LongTask("fashion", is_for_defaults=True),
-        LongTask("text", "natural", is_for_defaults=True),
+        LongTask("text", is_for_defaults=True),
         LongTask("fashion-groupnorm"),
         LongTask("fashion-vit"),
         LongTask("leaves"),
