@@ -38,6 +38,7 @@ LONG_TASKS: Mapping[str, LongTask] = {
         LongTask("fashion-vit"),
         LongTask("leaves"),
         LongTask("languages"),
+        LongTask("fashion-lora"),
     )
 }
 
