@@ -98,7 +98,9 @@ def train(
         f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
     )
     if output is not None:
-        save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step), output)
+        with trainer.optimizer.averaged():
+            model = Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step)
+        save(model, output)
         out.print(f"model saved as {output}")
 
 

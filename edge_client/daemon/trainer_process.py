@@ -83,7 +83,7 @@ class JobRunner:
             tls=self._start.tls,
             saving=Saving(self._save, self._start.save_every_steps),
         )
-        task, weights = outcome.trainer.task, outcome.state.model
+        task, weights = outcome.trainer.task, outcome.weights
         artefact = Artefact(
             data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )

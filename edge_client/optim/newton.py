@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.exchange import StepResult
+from edge_client.optim.averaging import RunningAverage
 from edge_client.optim.damping import AdaptiveDamping
+from edge_client.optim.descent import descend
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
-from edge_client.optim.options import Curvature, Refresh, TrustRegion
+from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
 from edge_client.optim.trust_region import bounded
@@ -27,6 +29,7 @@ from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 
 Nonfinite = Literal["raise", "skip"]
 
+_AVERAGING = IterateAverage()
 _DECREASE = "loss decrease"
 """Name of the number that the devices tell each other for adaptive damping."""
 
@@ -55,6 +58,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: how the inverse Hessian is estimated; a name alone chooses the estimator.
         trust: how far a step may go.
         refresh: when the curvature is renewed.
+        averaging: which average of the iterates `averaged` gives; None for the last iterate.
         sync: how devices synchronise; None for one device alone.
         maximize: go up the loss instead of down.
         nonfinite: what becomes of a batch with a gradient that is NaN or infinite: "raise" is an error, "skip" lets
@@ -79,12 +83,14 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: Curvature | str = "kfac",
         trust: TrustRegion | None = None,
         refresh: Refresh | None = None,
+        averaging: IterateAverage | None = _AVERAGING,
         sync: SyncPlan | None = None,
         maximize: bool = False,
         nonfinite: Nonfinite = "raise",
     ) -> None:
         curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
         refresh = refresh if refresh is not None else Refresh()
+        averaging = averaging if averaging is not None else IterateAverage(0)
         suitable = curvature.estimator_type.defaults
         trust = trust if trust is not None else TrustRegion()
         self._bounds = trust.bounds(suitable)
@@ -123,6 +129,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
         self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
+        self._average = RunningAverage(averaging, model, self._groups().keys())
         self._sync = sync if sync is not None else EveryBatch()
         self._batch = Batch(
             model,
@@ -141,11 +148,13 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 scalars,
                 skips_nonfinite=nonfinite == "skip",
                 apply=self._take,
+                average=self._average.take,
                 damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
         self._sync.replica.register("optimizer", self._state, self._load)
-        self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
+        groups = {"curvature": curvature, "trust": trust, "refresh": refresh, "averaging": averaging}
+        self._options = flatten(**defaults, **groups) | self._bounds._asdict()
         self._handles: dict[Tensor, Any] = {}
         self._hook_parameters()
         self._is_made = True
@@ -174,6 +183,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the last batch, also of one that no step was made of; the first time, `join`."""
+        self._check_trainable()
         self.join()
         if self._batch.has_gradients or self._sync.has_left:
             self._sync.discard()
@@ -212,6 +222,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def _extend(self) -> None:
         self._batch.add_layers(self._preconditioner.extend(self._model, self._groups()))
         self._sync.extend()
+        self._average.extend(self._groups().keys())
         self._hook_parameters()
 
     @torch.no_grad()
@@ -239,6 +250,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         if self._is_closed:
             raise RuntimeError("the optimizer is closed: its hooks are off the model, and it sees no batch any more")
+        self._check_trainable()
         self.join()
         self._take_in_unfrozen()
         loss = None
@@ -304,11 +316,36 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ExchangeError: the step did not commit.
 
         """
+        self._check_trainable()
         self.join()
         self._is_captured = None
         update = self._sync.average()
         if update is not None:
             self._take(update)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model be, for a while, the average of its iterates: to evaluate, serve or save it, not to train it.
+
+        With an exchange after every batch each update makes an iterate, else each exchange that leaves all devices with
+        the same parameters. Before the first, and with `averaging=None`, the model stays as it is; so it does in a
+        block within another. Gradients and graphs from before stay valid, because the values come back.
+        """
+        with self._batch.paused(), self._average.held():
+            yield
+
+    def _check_trainable(self) -> None:
+        """Check that the model has its own values.
+
+        Raises:
+            RuntimeError: it has the average's; the text says what to do.
+
+        """
+        if self._average.is_held:
+            raise RuntimeError(
+                "inside `with optimizer.averaged():` the model has the average of its iterates, which is no place to "
+                "train from: evaluate or save it there, and train after the block"
+            )
 
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open. No step can be taken any more."""
@@ -326,6 +363,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["began_at"] = self._schedule.began_at
+        state["average"] = self._average.state_dict()
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
         state["predicted_decrease"], state["decrease"] = self._predicted_decrease, self._decrease
         return state
@@ -337,6 +375,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: it belongs to another model; the text names the layers.
 
         """
+        self._check_trainable()
         state = in_present_names(state_dict)
         sync = state.pop("sync", {"step": 0})
         self._load(state)
@@ -346,6 +385,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_captured = None
         self._preconditioner.load_state_dict(state.pop("curvature", {}))
         self._schedule.began_at = state.pop("began_at", 0)
+        self._average.load_state_dict(state.pop("average", {}))
         factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
         self._decrease = state.pop("decrease", None)
         if self._adaptive is not None:
@@ -387,6 +427,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         gradient = parameter.grad
         if gradient is None:
             return
+        self._check_trainable()
         if self._gradients.get(parameter, gradient) is not gradient:  # set to None without the optimizer
             self._batch.begin_anew()
             self._gradients = {}
@@ -421,6 +462,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Apply a committed step, whether or not this device contributed to it."""
         self.skipped += update.is_skipped
         if not update.gradients or not update.result.samples:  # or every device has skipped its batch
+            if self._sync.is_shared and update.result.samples:
+                self._average.take_buffers()
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
@@ -444,29 +487,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
             # What was frozen since is not moved.
             moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
             if moved:
-                self._move(moved, [directions_of[p] for p in moved], group)
-
-    def _move(self, parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
-        """Update parameters of one group."""
-        if group["momentum"]:
-            directions = self._with_momentum(parameters, directions, group["momentum"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, directions, alpha=group["lr"] if group["maximize"] else -group["lr"])
-
-    def _with_momentum(self, parameters: list[Tensor], directions: list[Tensor], momentum: float) -> list[Tensor]:
-        """Take directions into the parameters' momentum, and return it."""
-        buffers, added = [], []
-        for parameter, direction in zip(parameters, directions, strict=True):
-            state = self.state[parameter]
-            if "momentum_buffer" in state:
-                buffer = state["momentum_buffer"] = state["momentum_buffer"].to(parameter)  # the model may have moved
-                added.append((buffer, direction))
-            else:
-                buffer = state["momentum_buffer"] = direction.clone()
-            buffers.append(buffer)
-        if added:
-            before, new = map(list, zip(*added, strict=True))
-            torch._foreach_mul_(before, momentum)
-            torch._foreach_add_(before, new)
-        return buffers
+                descend(moved, [directions_of[p] for p in moved], group, self.state)
+        if self._sync.is_shared:
+            self._average.take()

@@ -45,7 +45,6 @@ class EveryBatch(SyncPlan):
     """
 
     is_shared = True
-    """Whether the weights are equal on all devices before every step."""
 
     def __init__(
         self,

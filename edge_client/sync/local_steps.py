@@ -385,6 +385,7 @@ class LocalSteps(SyncPlan):
             for name, buffer in self._tensors.buffers.items():
                 if ("parameter", name) in result.tensors:
                     buffer.copy_(result.tensors["parameter", name])
+            self._subject.average(result.batches)
         self._scope.receive(result)
         self._choice.take(result)
         self._first_step = result.next_step

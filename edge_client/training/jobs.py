@@ -11,7 +11,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from edge_client.exchange.remote import GradientExchange, TlsFiles
-from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
@@ -99,14 +98,14 @@ def _beginning(
     """Return the weights and the optimizer's state to begin with.
 
     A saved state of this session is gone on from: the device was started again in the middle of it. One of an
-    earlier session gives the optimizer's state if it belongs to the weights that are asked for.
+    earlier session is too, from its last iterate, if it gave the weights that are asked for, which are an average.
     """
     weights = read_weights(request.weights)
     if saved is not None and saved.settings == data.text:
         if saved.session == request.session:
             return saved.model, saved.optimizer
-        if saved.step == request.first_step and tensors_digest(saved.model) == tensors_digest(weights):
-            return weights, saved.optimizer
+        if saved.step == request.first_step and saved.gives(weights):
+            return saved.model, saved.optimizer
     return weights, None
 
 

@@ -57,7 +57,7 @@ class OwnProcess:
             saved = DeviceCheckpoint.parse(kept) if kept is not None else None
             outcome = train(request, DeviceData.of(request.data), saved, tls=self._tls)
         self._keeper.save(outcome.state.dump())
-        return outcome.report, dump_weights(outcome.state.model)
+        return outcome.report, dump_weights(outcome.weights)
 
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Try weights on the device's held-out samples."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edge_client.exchange import Exchange, InProcessExchange
+from edge_client.sync.replica import tensors_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
@@ -34,7 +35,9 @@ class TrainOutcome:
 
     report: TrainingReport
     state: DeviceCheckpoint
-    """To go on from; it has the weights."""
+    """To go on from, with the last iterate."""
+    weights: Weights
+    """What came of it: the average of the iterates."""
     trainer: Trainer
 
 
@@ -78,7 +81,8 @@ def train_in_session(
         trainer = Trainer(settings, index, count, exchange, weights, state)
 
         def current() -> DeviceCheckpoint:
-            return DeviceCheckpoint(session, copy_weights(trainer.model), trainer.state_dict(), origin)
+            result = tensors_digest(averaged_weights(trainer)).hex()
+            return DeviceCheckpoint(session, copy_weights(trainer.model), trainer.state_dict(), origin, result)
 
         def after_step(step: TrainedStep) -> None:
             if saving is not None and saving.is_due_after(step.step):
@@ -95,7 +99,13 @@ def train_in_session(
     except BaseException as error:
         exchange.close(failure=_reason(error))
         raise
-    return TrainOutcome(report, last, trainer)
+    return TrainOutcome(report, last, averaged_weights(trainer), trainer)
+
+
+def averaged_weights(trainer: Trainer) -> Weights:
+    """Return a copy of the model's state_dict with the average of its iterates."""
+    with trainer.optimizer.averaged():
+        return copy_weights(trainer.model)
 
 
 def copy_weights(model: nn.Module) -> Weights:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange
-from edge_client.optim import Curvature, Refresh, TrustRegion
+from edge_client.optim import Curvature, IterateAverage, Refresh, TrustRegion
 from edge_client.optim.newton import Nonfinite
 from edge_client.sync import (
     CurvatureScope,
@@ -79,6 +79,8 @@ class TrainSettings(BaseModel):
     refresh: Refresh = Refresh()
     """Unless one of its options is set, steps between exchanges renew the curvature with a growth of 1.5: it takes a
     third less computing, and as many batches."""
+    averaging: IterateAverage = IterateAverage()
+    """Which average of the iterates is evaluated, served and exported; 0 for the last iterate."""
     nonfinite: Nonfinite = "raise"
     """What becomes of a batch with a gradient that is NaN or infinite: an error ("raise"), or no sample of this device
     in the step ("skip")."""
@@ -110,7 +112,7 @@ class TrainSettings(BaseModel):
 
     def optimizer_options(self, *, is_alone: bool = True) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan; a device may be alone, or not."""
-        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
+        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "averaging", "nonfinite")
         options = {name: getattr(self, name) for name in names}
         if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
             options["refresh"] = _LOCAL_REFRESH
@@ -173,7 +175,13 @@ class TrainSettings(BaseModel):
         return {name: value for name, value in flatten(**values).items() if value is not None}
 
 
-_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
+_GROUPS: dict[str, type[Any]] = {
+    "curvature": Curvature,
+    "trust": TrustRegion,
+    "refresh": Refresh,
+    "averaging": IterateAverage,
+    "outer": Outer,
+}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
 _UNSET = {"adapt_every": "never", "growth": "auto"}

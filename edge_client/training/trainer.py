@@ -99,6 +99,8 @@ class Trainer:
             if self.optimizer.current_step == target:  # else it healed with a state that came after this
                 self.optimizer.synchronise()
             is_done = self.optimizer.current_step >= target  # else it healed with one that came before
+        with self.optimizer.averaged():
+            digest = weights_digest(self.model).hex()
         return TrainingReport(
             steps=len(losses),
             step=self.optimizer.current_step,
@@ -107,7 +109,7 @@ class Trainer:
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
-            weights_digest=weights_digest(self.model).hex(),
+            weights_digest=digest,
         )
 
     def train_batch(self) -> TrainedStep:
@@ -163,8 +165,9 @@ class Trainer:
         return True
 
     def evaluate(self) -> Evaluation:
-        """Try the model on this device's held-out samples."""
-        return evaluate(self.model, self.task, self._held_out)
+        """Try the average of the model's iterates on this device's held-out samples."""
+        with self.optimizer.averaged():
+            return evaluate(self.model, self.task, self._held_out)
 
     def _probe(self, samples: int) -> Probe:
         """Return a synthetic batch of the task."""
