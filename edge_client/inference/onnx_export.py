@@ -168,7 +168,7 @@ def _accuracy(model: Any, task: Task, samples: Samples) -> float:
     runtime = import_onnx("onnxruntime")
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (probabilities,) = session.run([OUTPUT], {_INPUTS: samples.inputs.numpy()})
-    return task.correct(torch.from_numpy(probabilities), samples.targets) / len(samples)
+    return task.correct(torch.from_numpy(probabilities), samples.answers) / len(samples)
 
 
 @contextlib.contextmanager
