@@ -133,7 +133,7 @@ def _schedule_free(model: nn.Module, task: Task, options: Options, batches: int,
 
 def _ours(estimator: str) -> Start:
     def start(model: nn.Module, task: Task, options: Options, batches: int, device: torch.device) -> Training:  # noqa: ARG001
-        return NewtonTraining(model, task, estimator, options, lambda: IterateAverage(task, device))
+        return NewtonTraining(model, task, estimator, options)
 
     return start
 

@@ -8,9 +8,8 @@ from typing import Any
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import nn
 
-from benchmarks.long.iterate_average import IterateAverage
 from benchmarks.long.training import Training, Variant, size_of
-from edge_client import Curvature, EveryBatch, NewtonOptimizer, Refresh, TrustRegion
+from edge_client import Curvature, EveryBatch, IterateAverage, NewtonOptimizer, Refresh, TrustRegion
 from edge_client.exchange import InProcessExchange, StepResult
 from edge_client.exchange.in_process import InProcessMembership
 from edge_client.exchange.interface import Replica, Stages, no_stages
@@ -55,20 +54,15 @@ class NewtonTraining(Training):
         task: whose loss it is.
         estimator: of the curvature.
         options: other values than the defaults, by their names in the optimizer or its groups of options.
-        average: makes an average of the iterates, for an optimizer that has none of its own.
 
     """
 
-    def __init__(
-        self, model: nn.Module, task: Task, estimator: str, options: Options, average: Callable[[], IterateAverage]
-    ) -> None:
+    def __init__(self, model: nn.Module, task: Task, estimator: str, options: Options) -> None:
         super().__init__(model, task)
         self._exchange = ObservedExchange()
         self.optimizer = NewtonOptimizer(
             model, sync=EveryBatch(self._exchange), **optimizer_options(estimator, options)
         )
-        self._averaged: Callable[[], AbstractContextManager[None]] | None = getattr(self.optimizer, "averaged", None)
-        self._average = average() if self._averaged is None else None
         self.optimizer.zero_grad()
 
     def step(self) -> None:
@@ -77,18 +71,12 @@ class NewtonTraining(Training):
         self.optimizer.zero_grad()
 
     def follow(self) -> None:
-        """Take the weights into the average, unless the optimizer has done it."""
-        if self._average is not None:
-            self._average.follow(self.model)
+        """Nothing is to be done: the optimizer averages in its step."""
 
     def evaluated(self) -> Iterator[tuple[Variant, nn.Module]]:
-        """Yield what the optimizer says is to be evaluated."""
-        if self._averaged is not None:
-            with self._averaged():
-                yield "averaged", self.model
-        elif self._average is not None:
-            yield "plain", self.model
-            yield "averaged", self._average.model
+        """Yield the average, which is what the optimizer says is to be evaluated."""
+        with self.optimizer.averaged():
+            yield "averaged", self.model
 
     @property
     def bytes_of_step(self) -> int:
@@ -121,10 +109,15 @@ def optimizer_options(estimator: str, options: Options) -> dict[str, Any]:
         ValueError: there is no such option.
 
     """
-    groups: dict[str, dict[str, Any]] = {"trust": {}, "refresh": {}, "curvature": {}}
+    groups: dict[str, dict[str, Any]] = {"trust": {}, "refresh": {}, "curvature": {}, "averaging": {}}
     of_group = {
         field.name: (name, str(field.type))
-        for name, group in (("trust", TrustRegion), ("refresh", Refresh), ("curvature", Curvature))
+        for name, group in (
+            ("trust", TrustRegion),
+            ("refresh", Refresh),
+            ("curvature", Curvature),
+            ("averaging", IterateAverage),
+        )
         for field in fields(group)
     }
     own: dict[str, float] = {}
@@ -143,4 +136,5 @@ def optimizer_options(estimator: str, options: Options) -> dict[str, Any]:
         "trust": TrustRegion(**groups["trust"]),
         "refresh": Refresh(**groups["refresh"]),
         "curvature": Curvature(estimator, **groups["curvature"]),
+        "averaging": IterateAverage(**groups["averaging"]),
     }

@@ -103,10 +103,13 @@ def test_the_rate_rises_and_falls():
 
 
 def test_options_of_ours_are_named_as_the_optimizer_has_them():
-    made = optimizer_options("kfac", {"update_clip": 0.02, "factor_every": 5, "factor_decay": 0.8, "momentum": 0.9})
+    made = optimizer_options(
+        "kfac", {"update_clip": 0.02, "factor_every": 5, "factor_decay": 0.8, "decay": 0.9, "momentum": 0.9}
+    )
 
     assert made["trust"].update_clip == 0.02
     assert made["refresh"].factor_every == 5
+    assert made["averaging"].decay == 0.9
     assert (made["curvature"].factor_decay, made["momentum"]) == (0.8, 0.9)
     with pytest.raises(ValueError, match="no option 'clip'"):
         optimizer_options("kfac", {"clip": 1.0})

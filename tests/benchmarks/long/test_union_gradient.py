@@ -9,7 +9,6 @@ from edgenewton.v1.codecs import CodecChoice
 from torch import nn
 
 from benchmarks.frontier.lockstep import LockstepExchange, Meeting
-from benchmarks.long.iterate_average import IterateAverage
 from benchmarks.long.ours import NewtonTraining
 from benchmarks.long.union_gradient import DivergedError, UnionGradient
 from edge_client import EveryBatch, NewtonOptimizer
@@ -74,7 +73,7 @@ def test_a_loss_that_is_not_finite_ends_the_training():
 
 def test_ours_on_one_model_take_the_steps_of_two_devices_that_exchange():
     task = load_task("digits")
-    lockstep = NewtonTraining(convolutional(), task, "kfac", {}, lambda: IterateAverage(task, torch.device("cpu")))
+    lockstep = NewtonTraining(convolutional(), task, "kfac", {})
     meeting = Meeting(DEVICES, CodecChoice("fp32"))
     models = [convolutional() for _ in range(DEVICES)]
     optimizers = [
