@@ -20,7 +20,7 @@ from benchmarks.long.report import curve_line, figures, tables, trial_line
 from benchmarks.long.results import contest, headline
 from benchmarks.long.runner import run_all
 from benchmarks.long.study import TUNING_SHARE, TUNING_TRIALS, Extent, Trials, given, wanted
-from benchmarks.long.tasks import LONG_TASKS, long_task
+from benchmarks.long.tasks import long_task, tasks_for
 from benchmarks.long.trials import EVALUATE_EVERY, Trial
 from benchmarks.shared.results import FOLDER, save_results
 
@@ -61,7 +61,9 @@ def parsed(options: Sequence[str]) -> dict[str, float]:
 
 
 def main(
-    task: Annotated[list[str] | None, typer.Option(help="Tasks; all of the benchmark unless given.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Tasks; unless given all, and with a GPU the large ones.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Methods; all unless given.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of the trials of full length.", min=1)] = 3,
     batches: Annotated[int | None, typer.Option(help="Batches of each device, if not the task's.", min=1)] = None,
@@ -86,7 +88,9 @@ def main(
         if name not in METHODS:
             raise typer.BadParameter(f"method {name!r} is unknown; known are {', '.join(METHODS)}")
     options = parsed(option or [])
-    extent = Extent(folder / "own" if options else folder, available(task or list(LONG_TASKS)), methods, seeds, batches)
+    extent = Extent(
+        folder / "own" if options else folder, available(task or tasks_for(device)), methods, seeds, batches
+    )
     if not extent.tasks:
         console.print("[bold red]error[/]: no task can be had here")
         raise typer.Exit(2)
@@ -107,25 +111,26 @@ def main(
     else:
         if not stored:
             failed = run_all(lambda: wanted(extent, trials), trials, jobs, device, until, on_trial)
-        report(extent, trials, is_whole=not (task or method or batches))
+        is_whole = not (task or method or batches)
+        report(extent, trials, ("long" if device == "cpu" else f"long-{device}") if is_whole else None)
     for problem in failed:
         console.print(f"[bold red]failed[/]: {problem}")
     if failed:
         raise typer.Exit(1)
 
 
-def report(extent: Extent, trials: Trials, *, is_whole: bool) -> None:
-    """Print what the trials come to; write it, if the whole benchmark was asked for."""
-    contests = [contest(name, [t for m in extent.methods for t in trials.all(name, m)]) for name in extent.tasks]
+def report(extent: Extent, trials: Trials, name: str | None) -> None:
+    """Print what the trials come to, and write it under a name, if there is one."""
+    contests = [contest(task, [t for m in extent.methods for t in trials.all(task, m)]) for task in extent.tasks]
     contests = [of_task for of_task in contests if of_task.settings]
-    left: dict[str, dict[str, int]] = {name: {} for name in extent.tasks}
+    left: dict[str, dict[str, int]] = {task: {} for task in extent.tasks}
     for request in wanted(extent, trials):
         left[request.task][request.method] = left[request.task].get(request.method, 0) + 1
     text = tables(contests, left)
     console.print(text, markup=False)
     ratios = headline(contests)
     console.print_json(json.dumps(ratios))
-    if not is_whole:
+    if name is None:
         console.print("a part of the benchmark: no results are written")
         return
     data = {
@@ -137,9 +142,9 @@ def report(extent: Extent, trials: Trials, *, is_whole: bool) -> None:
         "missing": left,
         "tasks": figures(contests),
     }
-    path = save_results("long", ratios, data, "pytorch-optimizer", "scikit-learn")
-    (FOLDER / "long.md").write_text(f"# Long trainings\n\n{text}")
-    plot_long(FOLDER / "long.png", contests)
+    path = save_results(name, ratios, data, "pytorch-optimizer", "scikit-learn")
+    (FOLDER / f"{name}.md").write_text(f"# Long trainings\n\n{text}")
+    plot_long(FOLDER / f"{name}.png", contests)
     console.print(f"written: {path}, the tables and the plot beside it")
 
 

@@ -19,6 +19,11 @@ class LongTask:
     is_for_defaults: bool = False
     """Whether the defaults may be chosen on it; the others only report."""
 
+    path: str = ""
+    """Where its class is, if it is none of the product's."""
+    is_large: bool = False
+    """Whether it is for a GPU."""
+
     def load(self) -> Task:
         """Return the task itself.
 
@@ -26,7 +31,7 @@ class LongTask:
             TaskError: it cannot be had here; the text says why.
 
         """
-        return load_task(self.name)
+        return load_task(self.path or self.name)
 
 
 LONG_TASKS: Mapping[str, LongTask] = {
@@ -39,8 +44,15 @@ LONG_TASKS: Mapping[str, LongTask] = {
         LongTask("leaves"),
         LongTask("languages"),
         LongTask("fashion-lora"),
+        LongTask("fashion-resnet18", path="benchmarks.long.large:FashionResNet18Task", is_large=True),
+        LongTask("text-large", path="benchmarks.long.large:LargeTextTask", is_large=True),
     )
 }
+
+
+def tasks_for(device: str) -> list[str]:
+    """Return the names of the tasks that are meant for a device: the large ones for a GPU."""
+    return [name for name, task in LONG_TASKS.items() if task.is_large == (device != "cpu")]
 
 
 def long_task(name: str) -> LongTask:
