@@ -18,10 +18,10 @@ from edge_client.optim.options import IterateAverage
 
 
 class RunningAverage:
-    """Averages a model's parameters, and the buffers that are not whole numbers, such as BatchNorm's running means.
+    """Averages a model's parameters; what is new to it begins at its value.
 
-    What is new to it begins at its value. The average is in the parameters' precision, but at least in float32: less
-    could not tell a step's part of it.
+    The average is in the parameters' precision, but at least in float32: less could not tell a step's part of it. It
+    has no buffers: those of the last iterate do as well, because BatchNorm's are averages of their own.
 
     Args:
         options: how soon the past is forgotten.
@@ -33,8 +33,7 @@ class RunningAverage:
     def __init__(self, options: IterateAverage, model: nn.Module, parameters: Collection[Tensor]) -> None:
         self.count = 0
         """Iterates that are in the average."""
-        self.is_held = False
-        """Whether the model has the averaged values now."""
+        self._is_held = False
         self._floor = 1 - options.decay
         self._is_on = options.decay > 0
         self._model = model
@@ -49,13 +48,6 @@ class RunningAverage:
             for name, parameter in self._model.named_parameters()
             if parameter in known and (parameter.requires_grad or name in self._averages)
         }
-        # A buffer is looked up each time: `model.to` replaces it.
-        self._buffers = {
-            f"{prefix}.{name}".lstrip("."): (module, name)
-            for prefix, module in self._model.named_modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and buffer.is_floating_point()
-        }
 
     def weight(self, batches: int = 1) -> float:
         """Return the weight of the next iterate, after so many batches: that of as many iterates together."""
@@ -68,8 +60,8 @@ class RunningAverage:
         if not self._is_on:
             return
         averages, iterates = [], []
-        for name, tensor in (self._parameters | self._present_buffers()).items():
-            iterate = _precise(tensor)
+        for name, parameter in self._parameters.items():
+            iterate = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
             if name in self._averages:
                 average = self._averages[name] = self._averages[name].to(iterate)  # the model may have moved
                 averages.append(average)
@@ -80,67 +72,58 @@ class RunningAverage:
             torch._foreach_lerp_(averages, iterates, self.weight(batches))
         self.count += batches
 
-    @torch.no_grad()
-    def take_buffers(self) -> None:
-        """Take the model's buffers in place of their averages: all devices have them in common now."""
-        for name, buffer in self._present_buffers().items():
-            if name in self._averages:
-                self._averages[name].copy_(buffer)
-
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let the model have the averaged values for a while; inside another such block nothing changes."""
-        tensors = self._parameters | self._present_buffers()
-        names = [name for name in tensors if name in self._averages]
-        if self.is_held or not names:
+        averages = {name: average for name, average in self._averages.items() if name in self._parameters}
+        if self._is_held or not averages:
             yield
             return
-        kept = [tensors[name].detach().clone() for name in names]
-        self.is_held = True
+        kept = {name: self._parameters[name].detach().clone() for name in averages}
+        self._is_held = True
         try:
-            self._put(names, [self._averages[name] for name in names])
+            self._put(averages)
             yield
         finally:
-            self._put(names, kept)
-            self.is_held = False
+            self._put(kept)
+            self._is_held = False
+
+    def check_trainable(self) -> None:
+        """Check that the model has its own values.
+
+        Raises:
+            RuntimeError: it has the averaged ones; the text says what to do.
+
+        """
+        if self._is_held:
+            raise RuntimeError(
+                "inside `with optimizer.averaged():` the model has the average of its iterates, which is no place to "
+                "train from: evaluate or save it there, and train after the block"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return "count", and the averaged "tensors" by name."""
-        return {"count": self.count, "tensors": dict(self._averages)}
+        """Return "count", and the averaged "parameters" by name."""
+        return {"count": self.count, "parameters": dict(self._averages)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; an empty one lets the average begin at the next iterate.
 
         Raises:
-            ValueError: it belongs to another model; the text names the tensor.
+            ValueError: it belongs to another model; the text names the parameter.
 
         """
-        tensors = dict(self._model.named_parameters()) | self._present_buffers()
-        averages: Mapping[str, Tensor] = state.get("tensors", {}) if self._is_on else {}
+        shapes = {name: tuple(parameter.shape) for name, parameter in self._model.named_parameters()}
+        averages: Mapping[str, Tensor] = state.get("parameters", {}) if self._is_on else {}
         for name, average in averages.items():
-            shape = tuple(tensors[name].shape) if name in tensors else None
-            if shape != tuple(average.shape):
+            if shapes.get(name) != tuple(average.shape):
                 raise ValueError(
                     f"the state has an average of {name!r} of shape {tuple(average.shape)}, and the model "
-                    + (f"has one of {shape}" if shape is not None else "has no such tensor")
+                    + (f"has one of {shapes[name]}" if name in shapes else "has no such parameter")
                 )
         self.count = state.get("count", 0) if self._is_on else 0
         self._averages = {name: average.clone() for name, average in averages.items()}
-        self.extend(self._parameters.values())
 
-    def _present_buffers(self) -> dict[str, Tensor]:
-        return {
-            name: buffer
-            for name, (module, key) in self._buffers.items()
-            if (buffer := module._buffers.get(key)) is not None
-        }
-
-    def _put(self, names: list[str], values: list[Tensor]) -> None:
-        # Past autograd: the values come back, so that the graph of an earlier forward stays valid.
-        tensors = self._parameters | self._present_buffers()
-        for name, value in zip(names, values, strict=True):
-            tensors[name].data.copy_(value)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            # Past autograd: the values come back, so that the graph of an earlier forward stays valid.
+            self._parameters[name].data.copy_(value)

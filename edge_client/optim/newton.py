@@ -18,6 +18,7 @@ from edge_client.exchange import StepResult
 from edge_client.optim.averaging import RunningAverage
 from edge_client.optim.damping import AdaptiveDamping
 from edge_client.optim.descent import descend
+from edge_client.optim.hyperparameters import hyperparameters_of
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion
@@ -183,7 +184,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the last batch, also of one that no step was made of; the first time, `join`."""
-        self._check_trainable()
+        self._average.check_trainable()
         self.join()
         if self._batch.has_gradients or self._sync.has_left:
             self._sync.discard()
@@ -250,7 +251,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         if self._is_closed:
             raise RuntimeError("the optimizer is closed: its hooks are off the model, and it sees no batch any more")
-        self._check_trainable()
+        self._average.check_trainable()
         self.join()
         self._take_in_unfrozen()
         loss = None
@@ -316,7 +317,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ExchangeError: the step did not commit.
 
         """
-        self._check_trainable()
+        self._average.check_trainable()
         self.join()
         self._is_captured = None
         update = self._sync.average()
@@ -325,7 +326,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model be, for a while, the average of its iterates: to evaluate, serve or save it, not to train it.
+        """Let the parameters be, for a while, the average of the iterates: to evaluate, serve or save the model.
 
         With an exchange after every batch each update makes an iterate, else each exchange that leaves all devices with
         the same parameters. Before the first, and with `averaging=None`, the model stays as it is; so it does in a
@@ -333,19 +334,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         with self._batch.paused(), self._average.held():
             yield
-
-    def _check_trainable(self) -> None:
-        """Check that the model has its own values.
-
-        Raises:
-            RuntimeError: it has the average's; the text says what to do.
-
-        """
-        if self._average.is_held:
-            raise RuntimeError(
-                "inside `with optimizer.averaged():` the model has the average of its iterates, which is no place to "
-                "train from: evaluate or save it there, and train after the block"
-            )
 
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open. No step can be taken any more."""
@@ -375,7 +363,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: it belongs to another model; the text names the layers.
 
         """
-        self._check_trainable()
+        self._average.check_trainable()
         state = in_present_names(state_dict)
         sync = state.pop("sync", {"step": 0})
         self._load(state)
@@ -398,17 +386,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
-    def _hyperparameters(self) -> dict[str, float]:
-        """Return what a scheduler or the user may have changed since the devices joined."""
-        several = len(self.param_groups) > 1
-        told = {
-            f"{name} of group {number}" if several else name: float(group[name])
-            for number, group in enumerate(self.param_groups)
-            for name in ("lr", "momentum", "weight_decay", "damping")
-        }
-        frozen = sum(not parameter.requires_grad for group in self.param_groups for parameter in group["params"])
-        return told | {"number of frozen parameters": float(frozen)}
-
     def _wants_statistics(self) -> bool:
         """Whether the curvature statistics of the batch that is on are used."""
         if self._is_captured is None:
@@ -427,7 +404,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         gradient = parameter.grad
         if gradient is None:
             return
-        self._check_trainable()
+        self._average.check_trainable()
         if self._gradients.get(parameter, gradient) is not gradient:  # set to None without the optimizer
             self._batch.begin_anew()
             self._gradients = {}
@@ -440,7 +417,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._sync.on_gradient(parameter)
 
     def _complete_report(self, samples: int | None) -> Report:
-        report = replace(self._report, samples=samples, hyperparameters=self._hyperparameters())
+        report = replace(self._report, samples=samples, hyperparameters=hyperparameters_of(self.param_groups))
         scaled = self._loss_scale.unscale(self)
         if scaled is not None:
             if self._sync.has_left:
@@ -462,8 +439,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Apply a committed step, whether or not this device contributed to it."""
         self.skipped += update.is_skipped
         if not update.gradients or not update.result.samples:  # or every device has skipped its batch
-            if self._sync.is_shared and update.result.samples:
-                self._average.take_buffers()
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
