@@ -78,7 +78,8 @@ def save_onnx(content: bytes, path: Path) -> None:
 
 
 def _export_classifier(artefact: Artefact, task: Task) -> Any:
-    example = torch.zeros(2, *task.input_shape)
+    # Inputs are numbers or, of a language model, tokens.
+    example = torch.zeros_like(task.preprocess(torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)))
     return _export(build_classifier(artefact, task), example, _INPUTS, OUTPUT)
 
 

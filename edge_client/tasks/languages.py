@@ -160,7 +160,7 @@ class LanguagesTask(PackagedTask):
         )
 
     def decode(self, sample: object) -> Tensor:
-        """Return the second around the loudest part of a recording, int16 `[8000]`.
+        """Return the second around the loudest part of a recording, int16 `[8000]`; one of a second as it is.
 
         Args:
             sample: path of a WAV file (any sample rate, PCM or float, any channels), its content as bytes, a
@@ -182,7 +182,8 @@ class LanguagesTask(PackagedTask):
             recording = Recording(sample, RATE)
         else:
             raise SampleError(f"speech is a path, bytes, a Recording or an array, not {type(sample).__name__}")
-        return _to_integers(loudest(resample(recording, RATE, name), LENGTH))
+        waveform = resample(recording, RATE, name)
+        return _to_integers(waveform if len(waveform) == LENGTH else loudest(waveform, LENGTH))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return waveforms `[n, 8000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
