@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
+from edge_client.devices import device_of, on_device
 from edge_client.exchange import StepResult
 from edge_client.optim.damping import AdaptiveDamping
 from edge_client.optim.loss_scale import LossScaleWatch
@@ -337,7 +338,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: it belongs to another model; the text names the layers.
 
         """
-        state = in_present_names(state_dict)
+        state = on_device(in_present_names(state_dict), device_of(self._model))
         sync = state.pop("sync", {"step": 0})
         self._load(state)
         self._sync.load_state_dict(sync)

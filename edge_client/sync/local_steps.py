@@ -29,6 +29,7 @@ from edge_client.exchange import (
     StepResult,
 )
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.host_copies import HostCopies
 from edge_client.sync.model_tensors import ModelTensors, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
@@ -338,11 +339,14 @@ class LocalSteps(SyncPlan):
         self._choice.tell_form(place)
         place.begin(sent.samples, is_repeated=is_repeated)
         before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
+        copies = HostCopies()
         for vector in self._moves:
-            move = vector.gather(before)
-            sent.moved += float(move.square().sum())
-            place.contribute(vector.key, move)
+            copies.begin(vector.key, vector.gather(before))
         for key, value in sent.told.items():
+            copies.begin(key, value)
+        for key, value in copies.arrived(waits=True):
+            if key[0] == "delta":
+                sent.moved += float(value.square().sum())
             place.contribute(key, value)
         pace = None
         if self._chosen is None and self._meter.pace is not None:
