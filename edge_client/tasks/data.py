@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import count
+from multiprocessing import get_context, get_start_method
 from typing import Any
 
 import torch
@@ -107,10 +108,29 @@ def iterate(task: Task, batches: Iterable[Any], what: str) -> Iterator[Any]:
         DataError: they cannot be gone through.
 
     """
+    if isinstance(batches, DataLoader):
+        _start_workers_apart(batches)
     try:
         return iter(batches)
     except Exception as error:  # a user's code runs here, and may raise anything
-        raise DataError(f"the {what} of task {task.name!r} cannot be iterated: {_describe(error)}") from error
+        hint = ""
+        if "pickle" in str(error):
+            hint = (
+                "; workers do not share this process's memory: take the data set, collate_fn and worker_init_fn from "
+                "the top of a module, no lambdas, or give the loader multiprocessing_context='fork'"
+            )
+        raise DataError(f"the {what} of task {task.name!r} cannot be iterated: {_describe(error)}{hint}") from error
+
+
+def _start_workers_apart(loader: "DataLoader[Any]") -> None:
+    """Let a loader's workers be forked off a process of one thread, unless the loader says how they are started.
+
+    Those that are forked off this process, beside the threads of gRPC, may hang or die at once.
+    """
+    if loader.num_workers and loader.multiprocessing_context is None and get_start_method() == "fork":
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["torch"])
+        loader.multiprocessing_context = context
 
 
 def next_batch(task: Task, batches: Iterator[Any], number: int, what: str) -> Samples | None:

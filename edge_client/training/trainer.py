@@ -110,6 +110,11 @@ class Trainer:
                 except StreamEndedError as error:
                     ended = str(error)
                     break
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    # Torch raises it wherever this thread is when a worker dies.
+                    raise DataError(f"a worker of the data of task {self.task.name!r} died: {error}") from error
                 losses.append(taken.loss)
                 samples += self._batch_samples
                 if on_step is not None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-NAME = "second"
+NAME = "elsewhere"
 
 lacks_float64 = False
 """Whether its tensors cannot be of float64, as those of MPS."""
@@ -59,7 +59,8 @@ class SecondDeviceTensor(torch.Tensor):
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)
-        if lacks_float64 and any(leaf is torch.float64 for leaf in leaves) and torch.device(target or NAME).type == NAME:
+        is_here = torch.device(target or NAME).type == NAME
+        if lacks_float64 and is_here and any(leaf is torch.float64 for leaf in leaves):
             raise TypeError(f"{name}: {NAME} has no float64")
         result = function(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
         if target is not None and torch.device(target).type == "cpu":
