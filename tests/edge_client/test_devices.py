@@ -33,8 +33,10 @@ from edge_client.sync import (
     Shared,
 )
 from edge_client.tasks import load_task
+from edge_client.training.jobs import DeviceData
 from edge_client.training.settings import SettingsError, TrainSettings, check_settings
 from edge_client.training.trainer import Trainer, build_model
+from edge_client.training.work import DataRequest
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +125,14 @@ def test_a_state_of_one_device_is_gone_on_from_on_another(hardware):
         model, optimizer = trained(first, 3)
         gone_on, _ = trained(second, 6, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
         assert_alike(gone_on, whole, hardware)
+
+
+def test_a_device_is_a_property_of_the_machine():
+    """A daemon's goes before the run's, and a state is gone on from on another one."""
+    request = DataRequest({"device": "cuda"}, 0, 1)
+    of_run, of_machine = DeviceData.of(request), DeviceData.of(request, device="cpu")
+    assert (of_run.settings.device, of_machine.settings.device) == ("cuda", "cpu")
+    assert of_run.text == of_machine.text
 
 
 def test_a_device_is_chosen_by_name(monkeypatch):

@@ -223,6 +223,18 @@ def test_a_worker_that_dies_is_named(give):
         Trainer(SETTINGS).train(4)
 
 
+def test_a_worker_that_is_killed_is_named(give):
+    give(DataLoader(Sensor(samples(40), fails_at=17, is_killed=True), batch_size=8, num_workers=1))
+    with pytest.raises(DataError, match=r"of task 'own-data'.* DataLoader worker \(pid"):
+        Trainer(SETTINGS).train(4)
+
+
+def test_workers_need_what_can_be_pickled(give):
+    give(DataLoader(Sensor(samples(8)), collate_fn=lambda rows: rows, num_workers=1))
+    with pytest.raises(DataError, match=r"cannot be iterated: .*pickle.*; workers do not share this process's memory"):
+        Trainer(SETTINGS).train(1)
+
+
 def test_held_out_data_are_to_be_had_again_and_again(give):
     give(test=iter([GOOD]))
     with pytest.raises(DataError, match="the held-out data of task 'own-data' can be gone through once only"):
