@@ -20,7 +20,7 @@ demo: setup ## four devices train a digit recogniser together, then recognise wi
 test: setup ## run the tests; ARGS="-k words" picks some
 	$(BIN)/python -m pytest $(ARGS)
 
-test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (four minutes)
+test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (five minutes)
 	$(BIN)/python -m pytest -m flower tests/e2e $(ARGS)
 
 test-zoo: setup ## train models that other people wrote, and compare with plain autograd (two minutes)
