@@ -55,10 +55,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; what computes there next waits for the copy, and the host does not."""
+    """Return a tensor on a device; with CUDA, what computes there next waits for the copy, and the host does not."""
     if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def to_host(value: Any) -> Any:

@@ -339,15 +339,20 @@ class LocalSteps(SyncPlan):
         self._choice.tell_form(place)
         place.begin(sent.samples, is_repeated=is_repeated)
         before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
-        copies = HostCopies()
+        on_the_way = HostCopies()
+
+        def contribute(*, waits: bool = False) -> None:
+            for key, value in on_the_way.arrived(waits=waits):
+                if key[0] == "delta":
+                    sent.moved += float(value.square().sum())
+                place.contribute(key, value)
+
         for vector in self._moves:
-            copies.begin(vector.key, vector.gather(before))
+            on_the_way.begin(vector.key, vector.gather(before))
+            contribute()  # what has arrived takes no more memory
         for key, value in sent.told.items():
-            copies.begin(key, value)
-        for key, value in copies.arrived(waits=True):
-            if key[0] == "delta":
-                sent.moved += float(value.square().sum())
-            place.contribute(key, value)
+            on_the_way.begin(key, value)
+        contribute(waits=True)
         pace = None
         if self._chosen is None and self._meter.pace is not None:
             pace = replace(self._meter.pace, form=self._choice.form)

@@ -92,6 +92,8 @@ def samples_in(data: Data) -> int | None:
     """Return how many samples data have in one pass; None for a stream, which does not say."""
     counted: Any = data
     if isinstance(data, DataLoader):
+        if data.batch_sampler is None:  # its data set has batches
+            return None
         counted = data.dataset if isinstance(data.dataset, IterableDataset) else data.sampler
     elif not isinstance(data, Samples | TorchDataset):
         return None  # the length of another iterable is that of its batches

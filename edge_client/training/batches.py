@@ -177,7 +177,10 @@ class StreamBatches(BatchSource):
         batch = self._next()
         if batch is None:
             if not self._number:
-                raise DataError(f"{self._whose} has no training samples: those of task {self._task.name!r} are empty")
+                raise DataError(
+                    f"{self._whose} has no training samples: those of task {self._task.name!r} give no batch (a loader "
+                    "with drop_last gives none of fewer samples than its batch_size)"
+                )
             if not self._begins_anew:
                 raise self._ended()
             self._begin_pass()

@@ -68,6 +68,8 @@ class Trainer:
         self.model = build_model(self.task, settings.seed, weights).to(self.device)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self._evaluation_due: int | None = None
+        self._batch_samples = 0
+        """In the batch that is on."""
         self.plan = settings.plan(self.exchange, self._batches.samples, self._probe)
         self.optimizer = NewtonOptimizer(
             self.model,
