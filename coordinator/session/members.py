@@ -30,6 +30,8 @@ class Joining:
     """The first step that it has not applied; None for a device that has not trained yet."""
     token: str = ""
     """Of its last membership, when it joins again."""
+    run_steps: int | None = None
+    """Steps of the whole run, from step 0 on; None if it does not say."""
 
 
 class Standing(Enum):

@@ -21,25 +21,36 @@ class BoundedStep(NamedTuple):
 
 
 def bounded(
-    directions: Iterable[Direction], lr_of: Callable[[Tensor], float], *, kl_clip: float, update_clip: float
+    directions: Iterable[Direction],
+    lr_of: Callable[[Tensor], float],
+    full_lr_of: Callable[[Tensor], float] | None = None,
+    *,
+    kl_clip: float,
+    update_clip: float,
 ) -> BoundedStep:
     """Shorten the layers' directions so that the step stays in its trust regions.
+
+    The bounds are those of a step of the full size. One that a schedule has made f times as large is f times the full
+    step after it was bounded: where a bound is active, a smaller step size alone would change nothing. So the bounds
+    are f^2 kl_clip and f update_clip.
 
     Args:
         directions: of the layers.
         lr_of: returns the step size of a parameter.
+        full_lr_of: returns what it is before a schedule makes it smaller; None for no schedule.
         kl_clip: bound on the sum of lr^2 P . G over the layers; shortens all alike.
         update_clip: bound on the norm of each layer's step, as a part of its weights' norm; shortens this layer.
 
     """
     directions = list(directions)
-    predicted = sum(lr_of(layer.weight) ** 2 * alignment for layer, _, alignment in directions)
+    full_lr_of = full_lr_of if full_lr_of is not None else lr_of
+    predicted = sum(full_lr_of(layer.weight) ** 2 * alignment for layer, _, alignment in directions)
     of_all = trust_region_scale(kl_clip, predicted)
     scales = []
     decrease = 0.0
     for (layer, _, alignment), weight_norm, direction_norm in zip(directions, *_norms(directions), strict=True):
         lr = lr_of(layer.weight)
-        step_norm = lr * of_all * direction_norm
+        step_norm = full_lr_of(layer.weight) * of_all * direction_norm
         scale = of_all * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
         decrease += (lr * scale - (lr * scale) ** 2 / 2) * alignment
         scales.append(scale)

@@ -92,7 +92,11 @@ def train(
         data.count,
         until_step=request.first_step + request.steps,
         connect=lambda: GradientExchange.connect(
-            request.coordinator, session=request.session, device=_device_id(request, tls), tls=tls
+            request.coordinator,
+            session=request.session,
+            device=_device_id(request, tls),
+            run_steps=max(data.settings.steps, request.first_step + request.steps),
+            tls=tls,
         ),
         weights=weights,
         state=state,

@@ -2,15 +2,24 @@
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from edgenewton.common.options import OptionError, flat_names, flatten
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from edge_client.curvature.probe import Probe
 from edge_client.device_name import check_device_name
 from edge_client.exchange import Exchange
-from edge_client.optim import Curvature, Refresh, TrustRegion
+from edge_client.optim import Curvature, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
 from edge_client.sync import (
     CurvatureScope,
@@ -79,6 +88,9 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay."""
     curvature: Annotated[Curvature, BeforeValidator(lambda v: Curvature(v) if isinstance(v, str) else v)] = Curvature()
+    schedule: Annotated[Schedule, BeforeValidator(lambda v: Schedule(v) if isinstance(v, str) else v)] = Schedule()
+    """What the step size is multiplied with over the run. Its length is `steps`, over all rounds, unless it has one of
+    its own."""
     trust: TrustRegion = TrustRegion()
     refresh: Refresh = Refresh()
     """Unless one of its options is set, steps between exchanges renew the curvature with a growth of 1.5: it takes a
@@ -112,10 +124,16 @@ class TrainSettings(BaseModel):
     probe_share: Annotated[float, Field(gt=0, lt=1)] = PROBE_SHARE
     """Share of the synthetic batch in a blend."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._schedule()  # it may not suit the number of steps
+        return self
+
     def optimizer_options(self, *, is_alone: bool = True) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan; a device may be alone, or not."""
         names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
         options = {name: getattr(self, name) for name in names}
+        options["schedule"] = self._schedule()
         if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
             options["refresh"] = _LOCAL_REFRESH
         return options
@@ -157,6 +175,10 @@ class TrainSettings(BaseModel):
             return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
         return EveryBatch(exchange, whiten=self.whiten, **options)
 
+    def _schedule(self) -> Schedule:
+        """Return the schedule over the run."""
+        return replace(self.schedule, steps=self.schedule.steps or self.steps)
+
     def _cadence(self, *, is_alone: bool) -> Cadence:
         """Return when there is an exchange: a device alone has nobody to wait for."""
         return "every-batch" if self.cadence == "auto" and is_alone else self.cadence
@@ -177,7 +199,13 @@ class TrainSettings(BaseModel):
         return {name: value for name, value in flatten(**values).items() if value is not None}
 
 
-_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
+_GROUPS: dict[str, type[Any]] = {
+    "curvature": Curvature,
+    "schedule": Schedule,
+    "trust": TrustRegion,
+    "refresh": Refresh,
+    "outer": Outer,
+}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
 _UNSET = {"adapt_every": "never", "growth": "auto"}

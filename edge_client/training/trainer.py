@@ -177,6 +177,7 @@ class Trainer:
             curvature_s=self.optimizer.curvature_s,
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
+            evaluation=evaluation,
         )
 
     def _is_evaluation_due(self, step: int) -> bool:
