@@ -18,9 +18,9 @@ def _reproducible_torch():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", second_device.NAME, "cuda", "mps"])
+@pytest.fixture(params=[second_device.NAME, "cuda", "mps"])
 def hardware(request, monkeypatch):
-    """Return the name of each kind of device that this machine has, and of one that it has in any case."""
+    """Return the name of each kind of device but the CPU that this machine has; one it has in any case."""
     if request.param == second_device.NAME:
         monkeypatch.setattr(device_name, "KINDS", (*device_name.KINDS, second_device.NAME))
     if not devices.count(request.param):

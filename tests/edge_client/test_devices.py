@@ -89,7 +89,7 @@ def trained(device, steps=6, state=None, **options):
 
 def assert_alike(one, other, hardware):
     """The second device computes what the CPU does; others round otherwise."""
-    tolerance = {"rtol": 0, "atol": 0} if hardware in ("cpu", second_device.NAME) else {"rtol": 1e-3, "atol": 1e-4}
+    tolerance = {"rtol": 0, "atol": 0} if hardware == second_device.NAME else {"rtol": 1e-3, "atol": 1e-4}
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a.cpu(), b.cpu(), **tolerance)
 
