@@ -61,7 +61,7 @@ class JobRunner:
                 case TrainRequest():
                     return self._train(job)
                 case EvaluateMessage():
-                    return evaluate_weights(self._data(job.data), read_weights(job.weights))
+                    return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
                     return dump_weights(initial_weights(check_settings(job.settings)))
         except ExchangeError as error:
@@ -92,7 +92,7 @@ class JobRunner:
         artefact.save(path)
         return Trained(
             report=outcome.report,
-            weights=dump_weights(weights),
+            weights=dump_weights(outcome.common_weights),
             model=path,
             accuracy=_accuracy(outcome.trainer.evaluate()),
             serving_accuracy=self._accuracy_of(request.serving, data),

@@ -65,7 +65,10 @@ def _difference(artefact: Artefact, task: Task, expected: Mapping[str, Tensor]) 
         return f"it has {len(artefact.labels)} labels, the task {len(task.labels)}"
     for name, tensor in expected.items():
         if name not in artefact.weights:
-            return f"it lacks {name!r}, which is {shape_text(tensor.shape)} in the model"
+            return (
+                f"it lacks {name!r}, which is {shape_text(tensor.shape)} in the model; the devices alone have their "
+                "personal layers: take a device's own model"
+            )
         given = artefact.weights[name]
         if given.shape != tensor.shape:
             return f"its {name!r} is {shape_text(given.shape)}, the model's {shape_text(tensor.shape)}"

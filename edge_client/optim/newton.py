@@ -23,7 +23,7 @@ from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
-from edge_client.optim.saved_state import in_present_names
+from edge_client.optim.saved_state import Personal, in_present_names
 from edge_client.optim.schedules import Schedule, StepFactor
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
@@ -120,6 +120,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Batches of this device that took part with no sample, because a gradient was not finite."""
         self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
         self._predicted_decrease = 0.0
+        self._common_share = 1.0
+        """Of the predicted decrease, what layers promise that are not personal: all devices predict that alike."""
         self._decrease: float | None = None
         """What the last step achieved, to be told in the next one."""
         self._report = Report()
@@ -154,7 +156,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
-        self._sync.replica.register("optimizer", self._state, self._load)
+        self._sync.replica.register("optimizer", self._common_state, self._take_over)
         self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
         if isinstance(schedule, Schedule) and not schedule.is_constant:
             self._options |= flatten(schedule=schedule)
@@ -281,7 +283,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             if parameter.grad is not gradient:
                 parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not result.is_healed:
-            self._decrease = before - float(reevaluate())
+            self._decrease = (before - float(reevaluate())) * self._common_share
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
@@ -347,7 +349,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         return self._state() | {"sync": self._sync.state_dict()}
 
     def _state(self) -> dict[str, Any]:
-        """Return what another device may go on from: all but what the plan knows of this one alone."""
+        """Return what this device may go on from: all but what the plan knows."""
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["began_at"] = self._schedule.began_at
@@ -366,6 +368,23 @@ class NewtonOptimizer(torch.optim.Optimizer):
         sync = state.pop("sync", {"step": 0})
         self._load(state)
         self._sync.load_state_dict(sync)
+
+    def _common_state(self) -> dict[str, Any]:
+        """Return what another device may go on from."""
+        return self._personal.taken_from(self._state())
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """Go on from where another device is; the personal layers stay as they are."""
+        self._load(self._personal.kept_in(state, self._state()))
+
+    @property
+    def _personal(self) -> Personal:
+        """What in the state is this device's alone."""
+        names = self._sync.personal
+        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
+        numbers = {number for number, parameter in enumerate(self._groups()) if parameter in own}
+        layers = {state.name for state in self._preconditioner.layers if state.layer.is_personal}
+        return Personal(numbers, layers, names)
 
     def _load(self, state: dict[str, Any]) -> None:
         self._is_captured = None
@@ -481,7 +500,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             kl_clip=self._bounds.kl_clip,
             update_clip=self._bounds.update_clip,
         )
-        self._predicted_decrease = step.predicted_decrease
+        self._predicted_decrease, self._common_share = step.predicted_decrease, step.common_share
         directions_of = {**update.gradients, **step.directions}
         for group in self.param_groups:
             # What was frozen since is not moved.

@@ -10,7 +10,7 @@ move (the overlapped outer step of Douillard et al. 2025, "Streaming DiLoCo", ht
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,12 +30,13 @@ from edge_client.exchange import (
 )
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
 from edge_client.sync.host_copies import HostCopies
-from edge_client.sync.model_tensors import ModelTensors, copies, held, put
+from edge_client.sync.model_tensors import ModelTensors, averaged_in, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
 from edge_client.sync.outer import Outer, OuterStep
 from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import parts_of
+from edge_client.sync.personal import patterns_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.rounds import Round, SentRound, SessionChoice, Told
@@ -56,6 +57,7 @@ class LocalSteps(SyncPlan):
         scope: whose curvature the local steps use; None for each device's own.
         clip_grad_norm: bound on the norm of a batch's gradient over all parameters.
         training_samples: how many private samples this device holds; the coordinator is told.
+        personal: patterns of the names of what never leaves this device: see `personal_names`.
 
     Raises:
         OptionError: an option is impossible.
@@ -72,6 +74,7 @@ class LocalSteps(SyncPlan):
         scope: CurvatureScope | None = None,
         clip_grad_norm: float | None = None,
         training_samples: int = 0,
+        personal: str | Collection[str] = (),
     ) -> None:
         check_number("local_steps", every, at_least=1)
         check_number("clip_grad_norm", clip_grad_norm, above=0)
@@ -87,6 +90,7 @@ class LocalSteps(SyncPlan):
         self._scope = scope if scope is not None else Own()
         self._clip_grad_norm = clip_grad_norm
         self._training_samples = training_samples
+        self._patterns = patterns_of(personal)
         self._membership: Membership | None = None
         self._first_step = 0
         self._round = Round()
@@ -142,13 +146,15 @@ class LocalSteps(SyncPlan):
             is_shared=True,
             apply=self._take,
             before=lambda: self._anchor or subject.batch.buffers,
+            staying=lambda: self._tensors.staying,
         )
         self.replica.register("round", self._shared_state, self._take_over)
-        self._scope.attach(subject)
+        self._scope.attach(replace(subject, has_personal=bool(self.personal)))
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._tensors = ModelTensors(self._subject.model)
+        self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns)
+        self.personal = self._tensors.personal
         self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers))
         self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
@@ -156,15 +162,12 @@ class LocalSteps(SyncPlan):
 
     def specs(self) -> list[TensorSpec]:
         """Return the moves of all parameters, the buffers, and what the curvature's scope exchanges."""
-        buffers = [
-            TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), "parameter")
-            for name, buffer in self._tensors.buffers.items()
-        ]
-        return [*(vector.spec() for vector in self._moves), *buffers, *self._scope.specs()]
+        return [*(vector.spec() for vector in self._moves), *self._tensors.buffer_specs(), *self._scope.specs()]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        stages = self._scales.stages
+        self._tensors.settle()
+        options, stages = {**options, **self._tensors.options}, self._scales.stages
         self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples, stages)
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
@@ -205,10 +208,11 @@ class LocalSteps(SyncPlan):
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
         batch = self._subject.batch
         samples = batch.samples if report.samples is None else report.samples
-        bad = nonfinite_gradient(self._tensors.names)
+        self._tensors.check_still()
+        bad = nonfinite_gradient(self._tensors.trained)
         if report.is_skipped or bad is not None:
             # The forward of a batch that does not count leaves nothing behind, such as a running mean of NaN.
-            put(self._tensors.all, batch.buffers)
+            put(dict(self._subject.model.named_buffers()), batch.buffers)
         if bad is not None and not (report.is_skipped or self._subject.skips_nonfinite):
             batch.forget()
             raise NonFiniteGradientError(self._exchange.device, f"gradient of {bad!r}", self.step)
@@ -217,8 +221,9 @@ class LocalSteps(SyncPlan):
         result = StepResult(self.step, {}, count, devices=1, loss=math.nan if is_skipped else report.loss)
         update = Update(result, is_skipped=is_skipped)
         if not is_skipped:
-            scale = clip_scale(self._tensors.names, self._clip_grad_norm)
-            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in self._tensors.names if p.grad is not None}
+            trained = self._tensors.trained
+            scale = clip_scale(trained, self._clip_grad_norm)
+            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in trained if p.grad is not None}
             is_first = self._round.is_first
             update = replace(
                 update,
@@ -253,10 +258,9 @@ class LocalSteps(SyncPlan):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has still to send."""
-        state = self._shared_state() | {"round": dict(vars(self._round))}
+        state = self._shared_state() | {"round": dict(vars(self._round)), "own": self._scope.own_state_dict()}
         if self._round.batches or self._sent is not None:
             state["anchor"] = dict(self._anchor)
-            state["own"] = self._scope.own_state_dict()
         if self._sent is not None:
             return state | {"sent": self._sent.state_dict(), "unsent": self._sent.unsent}
         state["unsent"] = self._membership.state_dict() if self._membership is not None else self._unsent
@@ -391,9 +395,7 @@ class LocalSteps(SyncPlan):
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
                         self._outer.move(self._tensors.names[parameter], parameter, mean)
-            for name, buffer in self._tensors.buffers.items():
-                if ("parameter", name) in result.tensors:
-                    buffer.copy_(result.tensors["parameter", name])
+            put(self._tensors.buffers, averaged_in(result))
         self._scope.receive(result)
         self._choice.take(result)
         self._first_step = result.next_step

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,8 @@ class ModelReplica:
         is_shared: whether the weights are equal on all devices before every step.
         apply: takes a committed step.
         before: gives the tensors of the model that the step that is on has changed already, as they were before it.
+        staying: gives the names of the model's tensors that are no part of the state: each device has its own, or all
+            have the same from the beginning.
 
     """
 
@@ -73,6 +75,7 @@ class ModelReplica:
         is_shared: bool,
         apply: Callable[[StepResult], None],
         before: Callable[[], Mapping[str, Tensor]],
+        staying: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
@@ -80,6 +83,7 @@ class ModelReplica:
         self._model = model
         self._apply = apply
         self._before = before
+        self._staying = staying
         self._parts: dict[str, _Part] = {}
         self.register("model", self._weights, self._load_weights)
 
@@ -89,8 +93,9 @@ class ModelReplica:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the parameters, as they were before the step that is on; buffers are each device's."""
-        before = self._before()
-        return tensors_digest({name: before.get(name, p) for name, p in self._model.named_parameters()})
+        before, staying = self._before(), self._staying()
+        parameters = self._model.named_parameters()
+        return tensors_digest({name: before.get(name, p) for name, p in parameters if name not in staying})
 
     def dump(self) -> bytes:
         """Return the states of all parts, as they were before the step that is on."""
@@ -117,10 +122,13 @@ class ModelReplica:
     def _weights(self) -> dict[str, Any]:
         weights = self._model.state_dict()
         weights.update((name, tensor) for name, tensor in self._before().items() if name in weights)
-        return weights
+        staying = self._staying()
+        return {name: tensor for name, tensor in weights.items() if name not in staying}
 
     def _load_weights(self, weights: dict[str, Any]) -> None:
+        staying = self._staying()
+        kept = {name: tensor for name, tensor in self._model.state_dict().items() if name in staying}
         try:
-            self._model.load_state_dict(weights)
+            self._model.load_state_dict({**weights, **kept})
         except RuntimeError as error:
             raise ValueError(f"the state does not fit this model: {error}") from None

@@ -35,6 +35,7 @@ from edge_client.sync import (
 )
 from edge_client.sync.local_curvature import SYNC_EVERY
 from edge_client.sync.local_steps import LOCAL_STEPS
+from edge_client.sync.personal import patterns_of
 from edge_client.tasks import PartitionKind
 
 Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
@@ -43,6 +44,11 @@ Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" els
 
 Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" else value)]
 """Not done; written "never" in texts."""
+
+
+def _patterns(value: object) -> object:
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)
+    return patterns_of(value) if is_list or isinstance(value, str) else value  # type: ignore[arg-type]
 
 
 Cadence = Literal["auto", "every-batch", "local-steps"]
@@ -114,6 +120,9 @@ class TrainSettings(BaseModel):
     """Whose curvature a device uses: the average of all devices' ("shared"), its own ("local"), that of a common
     synthetic batch ("probe"), or the last two together ("blend"). "auto" is shared with an exchange after every batch,
     which knows no blend, and else a blend."""
+    personal: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+    """Patterns, as of file names, of the parameters, buffers and modules that never leave a device: a list, or a text
+    with commas between them."""
     whiten: bool = False
     """Whether the gradients of every batch are written in the coordinates in which the shared or the synthetic batch's
     curvature is the unit matrix; it matters for codecs of few bits."""
@@ -152,7 +161,11 @@ class TrainSettings(BaseModel):
             SettingsError: the settings do not suit each other; the text names them.
 
         """
-        options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
+        options: dict[str, Any] = {
+            "clip_grad_norm": self.clip_grad_norm,
+            "training_samples": training_samples,
+            "personal": self.personal,
+        }
         cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
@@ -172,6 +185,12 @@ class TrainSettings(BaseModel):
         if scope == "local":
             return LocalCurvature(exchange, self.sync_every, **options)
         if scope == "probe" and probe is not None:
+            if options.pop("personal"):
+                raise SettingsError(
+                    "setting 'curvature-scope' is 'probe': through personal layers a synthetic batch has another "
+                    "curvature on each device, which an exchange after every batch does not bear; take 'shared' or "
+                    "'local'"
+                )
             return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
         return EveryBatch(exchange, whiten=self.whiten, **options)
 
@@ -196,7 +215,8 @@ class TrainSettings(BaseModel):
         What is left to the optimizer is not named.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in flatten(**values).items() if value is not None}
+        flat = {name: value for name, value in flatten(**values).items() if value is not None}
+        return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
 _GROUPS: dict[str, type[Any]] = {

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,8 @@ from edge_client.curvature.probe import Probe
 from edge_client.devices import choose_device, to_device
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optim import NewtonOptimizer
-from edge_client.sync.replica import weights_digest
+from edge_client.sync.personal import personal_names
+from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import Data, DataError, Partition, Samples, Task, load_task
 from edge_client.training.batches import StreamEndedError, source_of
 from edge_client.training.evaluation import evaluate
@@ -31,7 +32,7 @@ class Trainer:
         index: number of this device's partition, from 0.
         count: number of partitions.
         exchange: how devices synchronise; None for one device alone.
-        weights: initial weights; None for those that the settings' seed gives.
+        weights: initial weights; None for those that the settings' seed gives. Those of personal layers may be missing.
         state: of the optimizer, from `Trainer.state_dict`.
 
     Raises:
@@ -65,7 +66,7 @@ class Trainer:
             self._seed,
             whose=f"device {index + 1} of {count}",
         )
-        self.model = build_model(self.task, settings.seed, weights).to(self.device)
+        self.model = build_model(self.task, settings.seed, weights, settings.personal).to(self.device)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self._evaluation_due: int | None = None
         self._batch_samples = 0
@@ -86,7 +87,12 @@ class Trainer:
             ExchangeError: the coordinator is down or refuses this device.
 
         """
+        self.model.train()  # what trains its moments now is exchanged
         self.optimizer.join()
+
+    def common(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of the model's weights that are no personal layer's: all devices have them in common."""
+        return {name: tensor for name, tensor in weights.items() if name not in self.plan.personal}
 
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
@@ -132,7 +138,7 @@ class Trainer:
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
-            weights_digest=weights_digest(self.model).hex(),
+            weights_digest=tensors_digest(self.common(self.model.state_dict())).hex(),
             ended=ended,
         )
 
@@ -264,19 +270,29 @@ def device_seed(seed: int, index: int) -> int:
     return seed * 10_007 + index
 
 
-def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def build_model(
+    task: Task, seed: int, weights: Mapping[str, Tensor] | None = None, personal: Collection[str] = ()
+) -> nn.Module:
     """Return a task's model with the weights of a seed, or with given ones.
 
+    Args:
+        task: the task.
+        seed: gives the weights that are not given.
+        weights: by name; None for all from the seed.
+        personal: patterns of those that may be missing: see `personal_names`.
+
     Raises:
-        ValueError: the weights do not fit the model.
+        ValueError: the weights do not fit the model, or a pattern matches nothing.
 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.model()
     if weights is not None:
+        own = model.state_dict()
+        kept = {name: own[name] for name in personal_names(model, personal) if name in own}
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict({**kept, **weights})
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model of task {task.name!r}: {error}") from None
     return model

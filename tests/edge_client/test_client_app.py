@@ -16,8 +16,9 @@ from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
+from edge_client.sync.replica import weights_digest
 from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import Trainer, weights_digest
+from edge_client.training.trainer import Trainer
 
 
 def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
