@@ -76,7 +76,7 @@ def _evaluate_held_out(model: Path, engine: str | None, device: str) -> Confusio
             probabilities = classifier(to_device(batch.inputs, hardware)).cpu()
             ensure_finite(probabilities)
             answers.append(probabilities.argmax(dim=1))
-            targets.append(batch.targets)
+            targets.append(batch.answers)
     if len(answers) == 1:
         fail(f"task {task.name!r} has no held-out samples; give a folder of files")
     return confusion_of(artefact.labels, torch.cat(targets).numpy(), torch.cat(answers).numpy())

@@ -53,7 +53,7 @@ class ExportEngine:
     def __init__(self, artefact: Artefact, task: Task, device: torch.device = CPU) -> None:
         # Two samples, because a batch of one would be taken for a constant.
         raw = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
-        inputs = torch.zeros(2, *task.input_shape)
+        inputs = torch.zeros_like(task.preprocess(raw))
         self._preprocessing = _graph(Preprocessing(task), raw) if preprocesses(task) else nn.Identity()
         self._classifier = _graph(build_classifier(artefact, task).to(device), inputs.to(device))
         self._device = device

@@ -1,6 +1,6 @@
 """From decoded samples to probabilities: what every engine computes, and what exported models contain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from edge_client.tasks import Task
 class Classifier(nn.Module):
     """A model with a softmax behind it: inputs `[n, *input_shape]` to probabilities `[n, labels]`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
+        self._answer = answer
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the probability of each label."""
-        probabilities: Tensor = self.model(inputs).softmax(dim=1)
-        return probabilities
+        return self._answer(self.model(inputs)).softmax(dim=-1)
 
 
 class Preprocessing(nn.Module):
@@ -47,7 +47,7 @@ def build_classifier(artefact: Artefact, task: Task) -> Classifier:
     if difference is not None:
         raise ArtefactError(f"the artefact does not fit task {artefact.task!r}: {difference}")
     model.load_state_dict(artefact.weights)
-    classifier = Classifier(model)
+    classifier = Classifier(model, task.answer)
     classifier.eval()
     return classifier.requires_grad_(False)
 

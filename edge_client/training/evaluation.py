@@ -26,7 +26,7 @@ def evaluate(model: nn.Module, task: Task, data: Data) -> Evaluation:
     """
     was_training, device = model.training, device_of(model)
     model.eval()
-    correct = samples = 0
+    correct = samples = predictions = 0
     loss = 0.0
     try:
         for batch in batches_of(task, data, BATCH, what="held-out data"):
@@ -34,6 +34,7 @@ def evaluate(model: nn.Module, task: Task, data: Data) -> Evaluation:
             loss += task.loss(outputs, targets).item() * len(batch)
             correct += task.correct(outputs, targets)
             samples += len(batch)
+            predictions += batch.predictions
     finally:
         model.train(was_training)
-    return Evaluation(correct, samples, loss / samples if samples else math.nan)
+    return Evaluation(correct, predictions, loss / samples if samples else math.nan)
