@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.long.union_gradient import Batch
 from edge_client.tasks import Partition, PartitionKind, Samples, Task
+from edge_client.tasks.data import in_memory
 from edge_client.training.batches import BatchOrder
 from edge_client.training.trainer import device_seed
 
@@ -29,9 +30,12 @@ class FleetData:
     def of(cls, task: Task, kind: PartitionKind) -> "FleetData":
         """Return a task's data, the same for all seeds."""
         parts = [Partition(index, DEVICES, kind, alpha=0.3, seed=0) for index in range(DEVICES)]
-        test = task.test_data(Partition())
+        test = in_memory(task, task.test_data(Partition()))
         chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(test))[:MOST_TEST_SAMPLES])
-        return cls([task.train_data(part) for part in parts], Samples(test.inputs[chosen], test.targets[chosen]))
+        return cls(
+            [in_memory(task, task.train_data(part)) for part in parts],
+            Samples(test.inputs[chosen], test.targets[chosen]),
+        )
 
 
 class FleetBatches:

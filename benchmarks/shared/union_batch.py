@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edge_client.optim import NewtonOptimizer
 from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.tasks.data import in_memory
 from edge_client.training.batches import BatchOrder
 from edge_client.training.evaluation import evaluate
 from edge_client.training.run import copy_weights
@@ -23,7 +24,8 @@ class UnionBatches:
     def __init__(self, task: Task, settings: TrainSettings, devices: int) -> None:
         self._parts: list[tuple[Samples, BatchOrder]] = []
         for index in range(devices):
-            samples = task.train_data(Partition(index, devices, settings.partition, settings.alpha, settings.seed))
+            partition = Partition(index, devices, settings.partition, settings.alpha, settings.seed)
+            samples = in_memory(task, task.train_data(partition))
             order = BatchOrder(len(samples), settings.batch_size, device_seed(settings.seed, index))
             self._parts.append((samples, order))
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
+from edge_client.devices import device_of, on_device
 from edge_client.exchange import StepResult
 from edge_client.optim.averaging import RunningAverage
 from edge_client.optim.damping import AdaptiveDamping
@@ -390,7 +391,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
         """
         self._average.check_trainable()
-        state = in_present_names(state_dict)
+        state = on_device(in_present_names(state_dict), device_of(self._model))
         sync = state.pop("sync", {"step": 0})
         self._load(state)
         self._sync.load_state_dict(sync)

@@ -10,14 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
+from edge_client.devices import choose_device
 from edge_client.exchange.remote import GradientExchange, TlsFiles
 from edge_client.sync.personal import personal_names
 from edge_client.tasks import load_task
+from edge_client.training.batches import StreamEndedError
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
 from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
 from edge_client.training.settings import TrainSettings, check_settings
-from edge_client.training.trainer import build_model, partition_of
+from edge_client.training.trainer import build_model, held_out_data, partition_of
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 
@@ -30,8 +32,13 @@ class DeviceData:
     count: int
 
     @classmethod
-    def of(cls, request: DataRequest, max_threads: int = 0) -> Self:
-        """Return the data that are asked for, with at most so many threads to train on them; 0 for any number.
+    def of(cls, request: DataRequest, max_threads: int = 0, device: str = "") -> Self:
+        """Return the data that are asked for.
+
+        Args:
+            request: asks for them.
+            max_threads: to train on them; 0 for any number.
+            device: the hardware that trains, whatever the settings say; empty for what they say.
 
         Raises:
             SettingsError: a setting is unknown or impossible.
@@ -41,12 +48,14 @@ class DeviceData:
         if max_threads:
             threads = min(settings.threads or max_threads, max_threads)
             settings = settings.model_copy(update={"threads": threads})
+        if device:
+            settings = settings.model_copy(update={"device": device})
         return cls(settings, request.index, request.count)
 
     @property
     def text(self) -> str:
         """What a state must have been trained with, to be gone on from."""
-        fixed = self.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads"})
+        fixed = self.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads", "device"})
         return json.dumps([fixed, self.index, self.count])
 
 
@@ -71,12 +80,12 @@ def train(
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
-        TaskError: the task cannot be loaded.
+        TaskError: the task cannot be loaded, or its data; or they ended before the session did.
         ValueError: settings, weights or state do not fit, or the certificate cannot be used.
 
     """
     weights, state = _beginning(request, data, saved)
-    return train_in_session(
+    outcome = train_in_session(
         request.session,
         data.settings,
         data.index,
@@ -95,6 +104,9 @@ def train(
         on_step=on_step,
         saving=saving,
     )
+    if outcome.report.ended:
+        raise StreamEndedError(outcome.report.ended)
+    return outcome
 
 
 def _beginning(
@@ -147,9 +159,9 @@ def evaluate_weights(data: DeviceData, weights: Weights, saved: DeviceCheckpoint
     """
     settings = data.settings
     task = load_task(settings.task)
-    held_out = task.test_data(partition_of(settings, data.index, data.count))
+    held_out = held_out_data(task, partition_of(settings, data.index, data.count))
     model = build_model(task, settings.seed, with_personal(data, weights, saved), settings.personal)
-    return evaluate(model, task, held_out)
+    return evaluate(model.to(choose_device(settings.device)), task, held_out)
 
 
 def initial_weights(settings: TrainSettings) -> Weights:

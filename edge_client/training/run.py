@@ -77,7 +77,7 @@ def train_in_session(
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
-        TaskError: the task cannot be loaded.
+        TaskError: the task cannot be loaded, or its data.
         ValueError: settings, weights or state do not fit.
 
     """
@@ -100,7 +100,7 @@ def train_in_session(
         last = current()
         if saving is not None:
             saving.save(last)
-        exchange.close()
+        exchange.close(failure=report.ended)
     except BaseException as error:
         exchange.close(failure=_reason(error))
         raise
@@ -114,8 +114,8 @@ def averaged_weights(trainer: Trainer) -> Weights:
 
 
 def copy_weights(model: nn.Module) -> Weights:
-    """Return a copy of a model's state_dict, whose tensors share no memory."""
-    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    """Return a copy of a model's state_dict in the host's memory, whose tensors share none."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _reason(error: BaseException) -> str:

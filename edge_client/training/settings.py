@@ -6,9 +6,18 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from edgenewton.common.options import OptionError, flat_names, flatten
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from edge_client.curvature.probe import Probe
+from edge_client.device_name import check_device_name
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, IterateAverage, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
@@ -74,6 +83,9 @@ class TrainSettings(BaseModel):
     """Steps between two evaluations on the device's held-out samples; 0 for none."""
     threads: Annotated[int, Field(ge=0)] = 1
     """Threads that torch may use; 0 leaves it to torch."""
+    device: Annotated[str, AfterValidator(check_device_name)] = "cpu"
+    """The hardware that trains: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of CUDA, MPS and the CPU
+    that there is. Devices of one session may differ in it."""
 
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = None
     """Step size; "auto" for what suits the estimator."""
