@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_client.curvature.inputs import part_width
-from edge_client.curvature.linalg import damped_inverse, eigen, pack_symmetric, packed_size, unpack_symmetric
+from edge_client.curvature.linalg import (
+    damped_inverse,
+    eigen,
+    pack_symmetric,
+    packed_size,
+    precise,
+    unpack_symmetric,
+)
 
 
 class Factor:
@@ -81,7 +88,7 @@ class Factor:
     def mean_eigenvalue(self) -> Tensor:
         """Return the mean eigenvalue of each block, `[blocks]`, in float64: products of it must not overflow."""
         if self._mean is None:
-            self._mean = self.diagonal.double().mean(dim=-1)
+            self._mean = precise(self.diagonal).mean(dim=-1)
         return self._mean
 
     def inverse(self, damping: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ class Factor:
             CurvatureError: it cannot be inverted.
 
         """
-        damping = damping.to(self.value.dtype)
+        damping = damping.to(self.value)
         if self.is_diagonal:
             return 1 / (self.value + damping.unsqueeze(-1))
         return damped_inverse(self.value, damping.repeat_interleave(self.parts) if self.parts > 1 else damping)

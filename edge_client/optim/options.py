@@ -112,3 +112,22 @@ class Refresh:
         check_number("factor_every", self.factor_every, at_least=1)
         check_number("inverse_every", self.inverse_every, at_least=1)
         check_number("growth", self.growth, at_least=1)
+
+
+@dataclass(frozen=True)
+class IterateAverage:
+    """Which average of the iterates is the training's result; see `NewtonOptimizer.averaged`.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+
+    FLAT_NAMES: ClassVar = {"decay": "averaging"}
+
+    decay: float = 0.97
+    """How much of the average stays after each batch; less in the first ones, whose n-th, from 0, makes
+    max(1 - decay, 9 / (10 + n)) of it. 0 for none: the last iterate is the result."""
+
+    def __post_init__(self) -> None:
+        check_number("averaging", self.decay, at_least=0, below=1)

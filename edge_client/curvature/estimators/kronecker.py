@@ -13,6 +13,7 @@ from torch import Tensor
 from edge_client.curvature.estimators.base import Estimator, EstimatorOptions
 from edge_client.curvature.factor import Factor, multiply_left, multiply_right
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.linalg import precise
 from edge_client.curvature.whitening import Whitening, root_in_basis, root_of
 
 
@@ -71,12 +72,12 @@ class EigenbasisInverse(NamedTuple):
         Its eigenvalues are the products of two numbers, one for each row and one for each column of `scales`, whose
         logarithms are those of `scales` in the least squares.
         """
-        logarithms = self.scales.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+        logarithms = precise(self.scales).clamp(min=torch.finfo(torch.float32).tiny).log()
         middle = logarithms.mean(dim=(1, 2)).unsqueeze(-1) / 2
         values_A, values_G = (logarithms.mean(dim=dim) - middle for dim in (1, 2))
-        dtype = self.scales.dtype
         return Whitening.of(
-            root_in_basis(self.Q_A, values_A.exp().to(dtype)), root_in_basis(self.Q_G, values_G.exp().to(dtype))
+            root_in_basis(self.Q_A, values_A.exp().to(self.scales)),
+            root_in_basis(self.Q_G, values_G.exp().to(self.scales)),
         )
 
 
