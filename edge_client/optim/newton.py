@@ -101,7 +101,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         averaging = averaging if averaging is not None else IterateAverage(0.0)
         suitable = curvature.estimator_type.defaults
         trust = trust if trust is not None else TrustRegion()
-        self._bounds = trust.bounds(suitable)
+        self._trust, self._bounds = trust, trust.bounds(suitable)
         defaults = {
             "lr": suitable.lr if lr is None else lr,
             "momentum": suitable.momentum if momentum is None else momentum,
@@ -506,6 +506,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
         scheduled = self._factor(update.result.step)
+        shrunk = self._trust.shrunk(update.result.step)
         groups = self._groups()
         factor = 1.0 if self._adaptive is None else self._adaptive.factor
         directions = self._preconditioner.step(
@@ -518,8 +519,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
             directions,
             lambda weight: groups[weight]["lr"] * scheduled,
             lambda weight: max(_full_lr(groups[weight]), groups[weight]["lr"] * scheduled),
-            kl_clip=self._bounds.kl_clip,
-            update_clip=self._bounds.update_clip,
+            kl_clip=shrunk**2 * self._bounds.kl_clip,
+            update_clip=shrunk * self._bounds.update_clip,
         )
         self._predicted_decrease, self._common_share = step.predicted_decrease, step.common_share
         directions_of = {**update.gradients, **step.directions}

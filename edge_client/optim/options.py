@@ -1,5 +1,6 @@
 """What a user may choose of the optimizer, in groups; each group checks itself."""
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, get_args
@@ -60,6 +61,9 @@ class TrustRegion:
     """Bound on lr^2 * P . G, summed over the layers; infinity for none."""
     update_clip: float | None = None
     """Bound on the norm of a layer's step, as a part of its weights' norm; infinity for none."""
+    shrink_after: float = 50.0
+    """Steps after which `kl_clip` is half of what it was at first: in step t it is divided by 1 + t / shrink_after, and
+    `update_clip` by the root of that, as the step itself is. Infinity for bounds that stay."""
     adapt_every: int | None = None
     """Steps between two comparisons of the loss with what the quadratic model predicted, which the damping then
     follows; `step` needs `reevaluate` for it, a forward pass each time. None for a damping that stays."""
@@ -68,6 +72,7 @@ class TrustRegion:
         check_number("damping", self.damping, above=0)
         check_number("kl_clip", self.kl_clip, above=0)
         check_number("update_clip", self.update_clip, above=0)
+        check_number("shrink_after", self.shrink_after, above=0)
         check_number("adapt_every", self.adapt_every, at_least=1)
 
     def bounds(self, suitable: EstimatorDefaults) -> "Bounds":
@@ -77,6 +82,15 @@ class TrustRegion:
             suitable.kl_clip if self.kl_clip is None else self.kl_clip,
             suitable.update_clip if self.update_clip is None else self.update_clip,
         )
+
+    def shrunk(self, step: int) -> float:
+        """Return what a step's size is multiplied with by its number, where a bound is active.
+
+        The steps of a noisy descent must become smaller, and not too soon, for it to end: their sum must diverge and
+        that of their squares converge (Robbins & Monro 1951, https://doi.org/10.1214/aoms/1177729586). Roots of 1 / t
+        are what suits an averaged descent, whatever its length (Moulines & Bach 2011, sections 3 and 4).
+        """
+        return 1 / math.sqrt(1 + step / self.shrink_after)
 
 
 class Bounds(NamedTuple):

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 import weakref
 from functools import partial
@@ -101,11 +102,13 @@ def test_one_step_with_exact_curvature_reaches_the_minimum_of_a_quadratic():
     torch.testing.assert_close(model.weight.detach(), solution)
 
 
-def moved(**options):
-    """Return how far a first step moves each parameter, and the parameters before."""
+def moved(number=0, **options):
+    """Return how far the step of a number, its optimizer's first, moves each parameter, and the parameters before."""
     model = small_model()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    step(model, NewtonOptimizer(model, lr=0.5, trust=TrustRegion(**options)))
+    optimizer = NewtonOptimizer(model, lr=0.5, trust=TrustRegion(**options))
+    optimizer.load_state_dict(optimizer.state_dict() | {"sync": {"step": number}})
+    step(model, optimizer)
     return [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)], before
 
 
@@ -117,6 +120,25 @@ def test_the_trust_region_scales_all_layers_together():
     ratio = clipped.norm() / free.norm()
     assert ratio < 0.5
     torch.testing.assert_close(clipped, free * ratio, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("active", "idle"), [({"kl_clip": 1e-4}, {"update_clip": math.inf}), ({"update_clip": 0.03}, {"kl_clip": math.inf})]
+)
+def test_the_trust_region_shrinks_with_the_root_of_the_steps(active, idle):
+    first, later, kept, free = (
+        torch.cat([part.flatten() for part in moved(number, **active, **idle, shrink_after=after)[0]])
+        for number, after in ((0, 50), (150, 50), (150, math.inf), (0, 1e-9))
+    )
+    torch.testing.assert_close(later, first / 2, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(kept, first)
+    torch.testing.assert_close(free, first)  # the first step is never shortened
+
+
+def test_a_step_within_its_trust_region_is_not_shortened():
+    of_all = {"kl_clip": math.inf, "update_clip": math.inf}
+    for late, first in zip(moved(150, **of_all)[0], moved(0, **of_all)[0], strict=True):
+        torch.testing.assert_close(late, first)
 
 
 def test_no_layer_changes_by_more_than_its_part():
@@ -477,6 +499,7 @@ def test_hooks_can_be_taken_off():
         (TrustRegion, {"kl_clip": 0.0}),
         (TrustRegion, {"update_clip": 0.0}),
         (TrustRegion, {"update_clip": float("nan")}),
+        (TrustRegion, {"shrink_after": 0.0}),
         (TrustRegion, {"adapt_every": 0}),
         (Refresh, {"warmup_steps": -1}),
         (Refresh, {"factor_every": 0}),
