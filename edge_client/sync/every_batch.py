@@ -73,6 +73,8 @@ class EveryBatch(SyncPlan):
         self._left: dict[Tensor, _Left] = {}
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
+        self._aligns = False
+        """Whether the parameters are averaged in the step that is on, because the devices round differently."""
 
     @property
     def step(self) -> int:
@@ -127,7 +129,10 @@ class EveryBatch(SyncPlan):
             *statistics,
             *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
-            *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
+            *(
+                _spec(("parameter", name), tensor.shape, tensor)
+                for name, tensor in (self._parameters | self._averaged()).items()
+            ),
         ]
 
     def join(self, options: Mapping[str, str]) -> None:
@@ -208,7 +213,7 @@ class EveryBatch(SyncPlan):
         if not self._averaged():
             return None
         self._begin(1)
-        self._contribute_averaged()
+        self._contribute_averaged(self._averaged_in(self.step) | self._averaged())
         return self._collect(Report())
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,7 +234,8 @@ class EveryBatch(SyncPlan):
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what of the plan is equal on all devices."""
-        return {"step": self.step} | ({"common": self._common.state_dict()} if self._whitens else {})
+        common = {"common": self._common.state_dict()} if self._whitens else {}
+        return {"step": self.step} | common | ({"aligns": True} if self._aligns else {})
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave."""
@@ -237,6 +243,7 @@ class EveryBatch(SyncPlan):
             self._membership.resume_at(state["step"])
         else:
             self._first_step = self.replica.next_step = state["step"]
+        self._aligns = state.get("aligns", False)
         if self._whitens and "common" in state:
             self._common.load_state_dict(state["common"])
 
@@ -245,12 +252,12 @@ class EveryBatch(SyncPlan):
         """Layers whose statistics are exchanged."""
         return self._subject.layers
 
-    def _averages_in(self, step: int) -> bool:  # noqa: ARG002
-        """Whether a step averages what `_averaged` names, too."""
-        return False
+    def _averaged_in(self, step: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return, by name, the model's tensors that the step that is on averages, too."""
+        return self._parameters if self._aligns else {}
 
     def _averaged(self) -> dict[str, Tensor]:
-        """Return, by name, the model's tensors that are averaged."""
+        """Return, by name, the model's tensors that `average` averages."""
         return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
@@ -295,6 +302,11 @@ class EveryBatch(SyncPlan):
         }
 
     # ------------------------------------------------------------------ inner workings
+
+    @property
+    def _parameters(self) -> dict[str, Tensor]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for parameter, name in self._names.items()}
 
     @property
     def _updates_curvature(self) -> bool:
@@ -358,8 +370,7 @@ class EveryBatch(SyncPlan):
             self._contribute_doubts()
         for name, value in report.scalars.items():
             self._contribute(("curvature", name), torch.tensor([value]))
-        if self._averages_in(self.step):
-            self._contribute_averaged()
+        self._contribute_averaged(self._averaged_in(self.step))
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
         key = ("gradient", part.name)
@@ -371,8 +382,8 @@ class EveryBatch(SyncPlan):
         )
         self._contribute(key, gradient if scale in (0.0, 1.0) else gradient * scale)
 
-    def _contribute_averaged(self) -> None:
-        for name, tensor in self._averaged().items():
+    def _contribute_averaged(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
             self._contribute(("parameter", name), tensor)
 
     def _check_unchanged(self) -> None:
@@ -412,8 +423,9 @@ class EveryBatch(SyncPlan):
 
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
-        for name, tensor in self._averaged().items():
-            if ("parameter", name) in result.tensors:
+        self._aligns = result.aligns_next
+        for name, tensor in (self._parameters | self._averaged()).items():
+            if ("parameter", name) in result.tensors and result.samples:
                 with torch.no_grad():
                     tensor.copy_(result.tensors["parameter", name])
         gradients = {

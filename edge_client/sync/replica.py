@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from edgenewton.v1.sketch import Sketch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.exchange.interface import StepResult
+from edge_client.sync.sketching import sketch_of
 
 
 def parameters_digest(model: nn.Module) -> bytes:
@@ -62,6 +64,7 @@ class ModelReplica:
         is_shared: whether the weights are equal on all devices before every step.
         apply: takes a committed step.
         before: gives the tensors of the model that the step that is on has changed already, as they were before it.
+        is_common: tells by name which parameters are those of all devices, and so are compared with theirs.
 
     """
 
@@ -72,6 +75,7 @@ class ModelReplica:
         is_shared: bool,
         apply: Callable[[StepResult], None],
         before: Callable[[], Mapping[str, Tensor]],
+        is_common: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
@@ -79,6 +83,7 @@ class ModelReplica:
         self._model = model
         self._apply = apply
         self._before = before
+        self._is_common = is_common
         self._parts: dict[str, _Part] = {}
         self.register("model", self._weights, self._load_weights)
 
@@ -87,9 +92,15 @@ class ModelReplica:
         self._parts[name] = _Part(save, load)
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the parameters, as they were before the step that is on; buffers are each device's."""
-        before = self._before()
-        return tensors_digest({name: before.get(name, p) for name, p in self._model.named_parameters()})
+        """Return the SHA-256 of the common parameters, as they were before the step that is on.
+
+        Buffers are each device's own.
+        """
+        return tensors_digest(self._common())
+
+    def sketch(self, seed: int) -> Sketch:
+        """Return the sketch of the same parameters with a seed."""
+        return sketch_of(self._common(), seed)
 
     def dump(self) -> bytes:
         """Return the states of all parts, as they were before the step that is on."""
@@ -112,6 +123,10 @@ class ModelReplica:
     def apply(self, result: StepResult) -> None:
         """Apply a committed step."""
         self._apply(result)
+
+    def _common(self) -> dict[str, Tensor]:
+        before = self._before()
+        return {name: before.get(name, p) for name, p in self._model.named_parameters() if self._is_common(name)}
 
     def _weights(self) -> dict[str, Any]:
         weights = self._model.state_dict()
