@@ -59,6 +59,7 @@ def _run(job: Job, folder: Path) -> None:
     exchange = GradientExchange.connect(job.address, session=job.session, device=f"d{job.index}")
     try:
         trainer = Trainer(check_settings(job.settings), job.index, job.count, exchange)
+        model = trainer.model
         if job.uses_bfloat16:
             trainer.model = _InBfloat16(trainer.model)
         replica = trainer.plan.replica
@@ -73,10 +74,10 @@ def _run(job: Job, folder: Path) -> None:
                     lines.write(json.dumps(_to_lists(step, replica.sketch(step))) + "\n")
                 if step == job.spoilt_at:
                     with torch.no_grad():
-                        max(trainer.model.parameters(), key=torch.numel).view(-1)[0].add_(0.01)
+                        max(model.parameters(), key=torch.numel).view(-1)[0].add_(0.01)
 
             trainer.train(trainer.settings.steps, on_step=note)
-        save_file(trainer.optimizer._model.state_dict(), folder / f"{job.index}.safetensors")
+        save_file(model.state_dict(), folder / f"{job.index}.safetensors")
         exchange.close()
     except BaseException as error:
         exchange.close(failure=str(error))

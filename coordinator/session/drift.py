@@ -1,14 +1,15 @@
 """Compares the weights of a session's devices by their sketches: rounding is told from what really differs.
 
-Devices apply the same means, but machines of different kinds round differently, so their weights drift apart. Of a group
-of parameters of norm N in a type of unit roundoff u (2^-24 in float32) storing the weights alone makes errors of u N in a
-step. The direction has more: the means are multiplied with the inverse of a damped curvature, whose condition magnifies
-the rounding of its factors, and the error stays nearly the same while the inverse does, so that errors add up and do not
-average out. After k steps this allows a difference of
+Devices apply the same means, but machines of different kinds round differently, so their weights drift apart. In a
+group of norm N whose type has the unit roundoff u (2^-24 in float32), storing the weights makes an error of u N at most
+in each step. The direction has more: it is the mean times the inverse of a damped curvature, whose condition number
+magnifies the rounding of its factors (Higham 2002, "Accuracy and stability of numerical algorithms", section 7.1). The
+error stays the same while the inverse does, so that those of k steps add up. They are allowed
 
     N min(u (FIRST + PER_STEP k), max(LIMIT, 4 u)).
 
-docs/exchange.md has what was measured. Before rounding could come to that, all devices take the mean of their weights.
+FIRST has the first steps, which are the longest. docs/exchange.md has what was measured. Long before rounding comes to
+the limit, all devices take the mean of their weights.
 """
 
 import math
@@ -23,9 +24,9 @@ from coordinator.session.step import Step
 
 FIRST = 2000.0
 """Unit roundoffs by which groups may differ at once."""
-PER_STEP = 200.0
+PER_STEP = 100.0
 """Unit roundoffs that each step adds."""
-LIMIT = 1e-3
+LIMIT = 3e-4
 """Part of a group's norm that is never taken for rounding."""
 _WORTH_ALIGNING = 0.25
 """Devices average their weights once one is so far from the others, as a part of what is allowed."""
@@ -99,10 +100,10 @@ class Drift:
 
 
 def compare(sketches: Mapping[str, Sketch], steps: float) -> tuple[list[Difference], Drift]:
-    """Return how devices differ that are not as most are, by name, and the drift of the others.
+    """Return how devices differ from most of them, by name, and the drift of the others.
 
-    As most are those of the largest set of devices within what is allowed of the first of them; of sets as large, that of
-    the first device counts. The others are compared with the median of the set.
+    Most are the largest set of devices within what is allowed of the first of them; of sets as large, that of the first
+    device. All are compared with the median of the set.
 
     Args:
         sketches: of each device, made with the same seed.

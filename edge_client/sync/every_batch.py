@@ -118,7 +118,7 @@ class EveryBatch(SyncPlan):
         self._take_parts({p: n for n, p in self._subject.model.named_parameters() if p.requires_grad or p in known})
 
     def specs(self) -> list[TensorSpec]:
-        """Return gradients, statistics, numbers, and what `average` averages."""
+        """Return gradients, statistics, numbers, what `average` averages, and what is aligned."""
         statistics = (
             _spec(("curvature", _statistic(state, name)), shape, state.layer.weight)
             for state in self._exchanged_layers
@@ -129,10 +129,8 @@ class EveryBatch(SyncPlan):
             *statistics,
             *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
-            *(
-                _spec(("parameter", name), tensor.shape, tensor)
-                for name, tensor in (self._parameters | self._averaged()).items()
-            ),
+            *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
+            *(_spec(("weight", name), tensor.shape, tensor) for name, tensor in self._aligned().items()),
         ]
 
     def join(self, options: Mapping[str, str]) -> None:
@@ -213,7 +211,8 @@ class EveryBatch(SyncPlan):
         if not self._averaged():
             return None
         self._begin(1)
-        self._contribute_averaged(self._averaged_in(self.step) | self._averaged())
+        self._contribute_averaged()
+        self._contribute_aligned()
         return self._collect(Report())
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,12 +251,12 @@ class EveryBatch(SyncPlan):
         """Layers whose statistics are exchanged."""
         return self._subject.layers
 
-    def _averaged_in(self, step: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return, by name, the model's tensors that the step that is on averages, too."""
-        return self._parameters if self._aligns else {}
+    def _averages_in(self, step: int) -> bool:  # noqa: ARG002
+        """Whether a step averages what `_averaged` names, too."""
+        return False
 
     def _averaged(self) -> dict[str, Tensor]:
-        """Return, by name, the model's tensors that `average` averages."""
+        """Return, by name, the model's tensors that are averaged."""
         return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
@@ -302,11 +301,6 @@ class EveryBatch(SyncPlan):
         }
 
     # ------------------------------------------------------------------ inner workings
-
-    @property
-    def _parameters(self) -> dict[str, Tensor]:
-        """The parameters that are trained, by name."""
-        return {name: parameter for parameter, name in self._names.items()}
 
     @property
     def _updates_curvature(self) -> bool:
@@ -370,7 +364,9 @@ class EveryBatch(SyncPlan):
             self._contribute_doubts()
         for name, value in report.scalars.items():
             self._contribute(("curvature", name), torch.tensor([value]))
-        self._contribute_averaged(self._averaged_in(self.step))
+        if self._averages_in(self.step):
+            self._contribute_averaged()
+        self._contribute_aligned()
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
         key = ("gradient", part.name)
@@ -382,9 +378,18 @@ class EveryBatch(SyncPlan):
         )
         self._contribute(key, gradient if scale in (0.0, 1.0) else gradient * scale)
 
-    def _contribute_averaged(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
+    def _contribute_averaged(self) -> None:
+        for name, tensor in self._averaged().items():
             self._contribute(("parameter", name), tensor)
+
+    def _aligned(self) -> dict[str, Tensor]:
+        """Return, by name, the parameters that are the same on all devices but for rounding."""
+        return {name: parameter for parameter, name in self._names.items()} if self.is_shared else {}
+
+    def _contribute_aligned(self) -> None:
+        if self._aligns:
+            for name, parameter in self._aligned().items():
+                self._contribute(("weight", name), parameter)
 
     def _check_unchanged(self) -> None:
         """Check that what has left is what is there.
@@ -424,10 +429,12 @@ class EveryBatch(SyncPlan):
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
         self._aligns = result.aligns_next
-        for name, tensor in (self._parameters | self._averaged()).items():
-            if ("parameter", name) in result.tensors and result.samples:
+        taken = {("parameter", n): t for n, t in self._averaged().items()}
+        taken |= {("weight", n): t for n, t in self._aligned().items()}
+        for key, tensor in taken.items():
+            if key in result.tensors and result.samples:  # without samples the means are zeros
                 with torch.no_grad():
-                    tensor.copy_(result.tensors["parameter", name])
+                    tensor.copy_(result.tensors[key])
         gradients = {
             parameter: gradient
             for part in self._parts

@@ -55,11 +55,11 @@ class LocalCurvature(EveryBatch):
     def _exchanged_layers(self) -> Sequence[PreconditionedLayer]:
         return ()
 
-    def _averaged_in(self, step: int) -> dict[str, Tensor]:
-        return self._averaged() if step > 0 and step % self._sync_every == 0 else {}
+    def _averages_in(self, step: int) -> bool:
+        return step > 0 and step % self._sync_every == 0
 
     def _averaged(self) -> dict[str, Tensor]:
-        return super()._averaged() | self._parameters
+        return super()._averaged() | {name: parameter for parameter, name in self._names.items()}
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         return state.name in self._own

@@ -157,9 +157,11 @@ class LocalSteps(SyncPlan):
 
     def specs(self) -> list[TensorSpec]:
         """Return the moves of all parameters, the anchor and the buffers, and what the curvature's scope exchanges."""
+        tensors = {"parameter": self._tensors.buffers, "weight": self._tensors.parameters}
         averaged = [
-            TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), "parameter")
-            for name, buffer in (self._tensors.parameters | self._tensors.buffers).items()
+            TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
+            for kind, of_kind in tensors.items()
+            for name, tensor in of_kind.items()
         ]
         return [*(vector.spec() for vector in self._moves), *averaged, *self._scope.specs()]
 
@@ -318,7 +320,7 @@ class LocalSteps(SyncPlan):
         assert self._membership is not None
         told = Told({("parameter", name): buffer for name, buffer in copies(self._tensors.buffers).items()})
         if self._aligns:
-            told |= {("parameter", name): self._anchor[name] for name in self._tensors.parameters}
+            told |= {("weight", name): self._anchor[name] for name in self._tensors.parameters}
         self._scope.contribute(told)
         loss, hyperparameters = taken.mean_loss, self._report.hyperparameters
         parameters = copies(self._tensors.parameters) if self._overlaps else {}
@@ -382,8 +384,8 @@ class LocalSteps(SyncPlan):
         """Take the outer step of a round, from the anchor; what this device did since is in what it has sent."""
         put(dict(self._subject.model.named_parameters()) | self._tensors.buffers, self._anchor)
         if result.samples:
-            averaged = self._tensors.parameters | self._tensors.buffers
-            put(averaged, {name: mean for (kind, name), mean in result.tensors.items() if kind == "parameter"})
+            put(self._tensors.buffers, {n: mean for (kind, n), mean in result.tensors.items() if kind == "parameter"})
+            put(self._tensors.parameters, {n: mean for (kind, n), mean in result.tensors.items() if kind == "weight"})
             for vector in self._moves:
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():

@@ -39,6 +39,7 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TENSOR_KIND_PARAMETER: _ClassVar[TensorKind]
     TENSOR_KIND_CURVATURE: _ClassVar[TensorKind]
     TENSOR_KIND_DELTA: _ClassVar[TensorKind]
+    TENSOR_KIND_WEIGHT: _ClassVar[TensorKind]
 
 class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -77,6 +78,7 @@ TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
 TENSOR_KIND_DELTA: TensorKind
+TENSOR_KIND_WEIGHT: TensorKind
 SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
 SNAPSHOT_ACTION_NONE: SnapshotAction
 SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction

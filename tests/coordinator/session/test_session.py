@@ -645,7 +645,7 @@ def test_rounding_is_no_divergence_and_is_undone_in_the_next_step():
 def test_weights_are_averaged_only_in_a_step_that_somebody_has_samples_in():
     session = begun("a", "b", digest_every=1)
     for number, samples in enumerate((1, None, 1)):
-        for device, value in (("a", 1.0), ("b", 1 + 3e-4)):
+        for device, value in (("a", 1.0), ("b", 1 + 5e-4)):
             contribute_weights(session, device, value, number, samples)
         session.advance(1.0)
     commits = of_type(session, d.StepCommitted)
