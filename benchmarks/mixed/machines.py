@@ -22,4 +22,5 @@ TWO_THREADS = Machine("two threads", threads=2)
 BFLOAT16 = Machine("bfloat16 autocast", uses_bfloat16=True)
 
 ALIKE = (USUAL, USUAL, USUAL, USUAL)
+FLOAT32 = (USUAL, BASELINE, TWO_THREADS, USUAL)
 MIXED = (USUAL, BASELINE, TWO_THREADS, BFLOAT16)

@@ -42,7 +42,7 @@ class Outcome:
     accuracies: list[float]
     """Of the devices' models at the end, on all held-out samples."""
     drift: dict[str, list[tuple[int, float]]]
-    """Of each kind of machine, by step: the largest difference of a group from the median, as a part of its norm."""
+    """Of each device, by step: the largest difference of a group from the median, as a part of its norm."""
 
     @property
     def accuracy(self) -> float:
@@ -116,7 +116,7 @@ def _drift(found: Sequence[Mapping[int, Sketch]], machines: Sequence[Machine]) -
     for step in sorted(set.intersection(*(set(of_device) for of_device in found))):
         at_step = [of_device[step] for of_device in found]
         center = np.median([sketch.projections for sketch in at_step], axis=0)
-        for machine, sketch in zip(machines, at_step, strict=True):
+        for index, (machine, sketch) in enumerate(zip(machines, at_step, strict=True)):
             parts = np.sqrt(((sketch.projections - center) ** 2).mean(1)) / sketch.scales
-            curves.setdefault(machine.name, []).append((step, float(parts.max())))
+            curves.setdefault(f"d{index}, {machine.name}", []).append((step, float(f"{parts.max():.3g}")))
     return curves
