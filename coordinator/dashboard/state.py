@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from edgenewton.common.progress import seconds_left
+
 from coordinator.session.members import Member
 from coordinator.telemetry.metrics import WatchedSession
 from coordinator.telemetry.statistics import Curves, DeviceStatistics
@@ -26,6 +28,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
     """
     session, statistics = room.session, room.chronicle.statistics
     members = session.members
+    per_s = statistics.batches_per_s(now)
     present = sorted((d for d in statistics.devices.values() if d.device in members), key=lambda d: d.device)
     gone = sorted(
         (d for d in statistics.devices.values() if d.device not in members), key=lambda d: (-d.seen_at, d.device)
@@ -43,10 +46,15 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "every": statistics.every,
         "cadence": statistics.cadence,
         "form": statistics.form,
-        "steps_per_s": statistics.steps_per_s(now),
+        "done": statistics.done,
+        "run_steps": statistics.run_steps,
+        "batches_per_s": per_s,
+        "left_s": seconds_left(statistics.done, statistics.run_steps, per_s),
         "samples": statistics.samples,
         "loss": statistics.curves.loss.last,
         "accuracy": statistics.curves.accuracy.last,
+        "best": statistics.best,
+        "averages": statistics.averages,
         "received": statistics.received,
         "sent": statistics.sent,
         "saved": statistics.saved,

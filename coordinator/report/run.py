@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgenewton.common.progress import Best
 from edgenewton.v1.tensor_spec import TensorSpec
 from safetensors import SafetensorError, safe_open
 
@@ -54,6 +55,12 @@ class Run:
     steps: list[StepRecord] = field(default_factory=list)
     """In order; of a long run not all."""
     committed: int = 0
+    run_steps: int | None = None
+    """Steps of the whole run; None if no device said."""
+    best: Best | None = None
+    """The best accuracy."""
+    averages: bool = False
+    """Whether accuracies are those of averaged weights."""
     samples: int = 0
     received: int = 0
     sent: int = 0
@@ -167,6 +174,9 @@ def _add_session(run: Run, entry: SessionRecord, statistics: SessionStatistics, 
     run.began_at = min((t for t in (run.began_at, began_at) if t is not None), default=None)
     run.ended_at = max((t for t in (run.ended_at, ended_at) if t is not None), default=None)
     run.committed += statistics.steps
+    run.run_steps = max(filter(None, (run.run_steps, statistics.run_steps)), default=None)
+    run.best = max(filter(None, (run.best, statistics.best)), key=lambda best: best.accuracy, default=None)
+    run.averages |= statistics.averages
     run.samples += statistics.samples
     run.received += statistics.received
     run.sent += statistics.sent

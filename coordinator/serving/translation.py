@@ -14,6 +14,8 @@ from coordinator.session.step import Contribution
 
 MAX_ID_LENGTH = 128
 """Characters of a device's id."""
+MAX_RUN_STEPS = 10**12
+"""Steps that a device may say its run has."""
 
 SNAPSHOT_ACTIONS = {
     Standing.ACTIVE: pb.SNAPSHOT_ACTION_NONE,
@@ -44,6 +46,12 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
             f"device {request.device!r} speaks protocol version {request.protocol_version} and the coordinator version "
             f"{PROTOCOL_VERSION}; install the same release on both",
         )
+    if request.HasField("run_steps") and not 0 < request.run_steps <= MAX_RUN_STEPS:
+        raise RefusedError(
+            Status.INVALID_ARGUMENT,
+            f"device {request.device!r} says that its run has {request.run_steps} steps; it may have 1 to "
+            f"{MAX_RUN_STEPS}, or not say it",
+        )
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
         sketch = Sketch.from_proto(request.sketch)
@@ -60,6 +68,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         next_step=request.next_step if request.HasField("next_step") else None,
         token=request.token,
         sketch=sketch,
+        run_steps=request.run_steps if request.HasField("run_steps") else None,
     )
 
 

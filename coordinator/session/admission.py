@@ -45,12 +45,13 @@ class Admission:
             )
         self._check_size(who, joining)
         if self.fingerprint:
-            difference = first_difference(self.fingerprint, joining.fingerprint)
-            if difference:
-                raise RefusedError(Status.FAILED_PRECONDITION, f"{who}: its model differs: {difference}")
+            # First, because an option, such as which layers are personal, often is why the tensors differ.
             difference = first_option_difference(self.options, joining.options)
             if difference:
                 raise RefusedError(Status.FAILED_PRECONDITION, f"{who}: {difference}")
+            difference = first_difference(self.fingerprint, joining.fingerprint)
+            if difference:
+                raise RefusedError(Status.FAILED_PRECONDITION, f"{who}: its model differs: {difference}")
         if taken is None and len(members) >= self.settings.capacity:
             raise RefusedError(Status.RESOURCE_EXHAUSTED, f"{who}: all its {self.settings.capacity} places are taken")
 

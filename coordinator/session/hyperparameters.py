@@ -34,7 +34,7 @@ def check_hyperparameters(
                 step,
                 f"its option {name!r} is {_text(ours)} where it is {_text(theirs)} on device {first!r}; all devices "
                 "must take the step alike: give them the same optimizer options, and the same scheduler, stepped as "
-                "often",
+                "often; optimizer.follow(scheduler) does so by the session's step, also on a device that came late",
             )
 
 

@@ -33,6 +33,9 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
             event.joined.device = joining.device
             event.joined.training_samples = joining.training_samples
             event.joined.software = joining.software
+            event.joined.averages = joining.options.get("averaging", "0") not in ("0", "0.0")
+            if joining.run_steps is not None:
+                event.joined.run_steps = joining.run_steps
         case d.DeviceRemoved(device, status, reason):
             event.left.CopyFrom(
                 pb.DeviceLeft(

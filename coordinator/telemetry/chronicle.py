@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 5.0
 """Seconds between two times that the statistics are recorded."""
+TELL_EVERY_S = 60.0
+"""Seconds between two lines of the log that say how far the run is."""
 
 
 class Chronicle:
@@ -38,6 +40,7 @@ class Chronicle:
         self._publish = publish
         self._record = record
         self._saved_at = 0.0
+        self._told_at: float | None = None
         self.statistics = record.statistics(session.name) if record is not None else SessionStatistics(session.name)
 
     def adopt_model(self) -> None:
@@ -74,8 +77,18 @@ class Chronicle:
         try:
             self.statistics.apply(event)
             self._save(event.time_s)
+            self._log_progress(event)
         except Exception:  # who trains does not suffer from who watches
             log.exception("session %r: its statistics are wrong from now on", self._session.name)
+
+    def _log_progress(self, event: pb.SessionEvent) -> None:
+        if event.WhichOneof("event") != "step":
+            return
+        if self._told_at is None:
+            self._told_at = event.time_s
+        elif event.time_s >= self._told_at + TELL_EVERY_S:
+            self._told_at = event.time_s
+            log.info("session %r: %s", self._session.name, self.statistics.progress(event.time_s))
 
     def _save(self, now: float = 0.0, *, force: bool = False) -> None:
         if self._record is not None and (force or not self._saved_at <= now < self._saved_at + SAVE_EVERY_S):

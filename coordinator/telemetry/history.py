@@ -138,6 +138,10 @@ class History:
         """
         row = self._database.execute("SELECT content FROM statistics WHERE session = ?", (session,)).fetchone()
         found = SessionStatistics(session) if row is None else load_statistics(session, row[0])
+        before = None
         for step in self.steps(session):
+            found.try_model(step.step, step.accuracy)
+            found.pace.add(step.step - (step.step if before is None else before), step.time_s)
+            before = step.step
             found.curves.add(step.step, step.loss, step.accuracy, step.seconds, step.received + step.sent, step.saved)
         return found

@@ -1,5 +1,6 @@
 """The coordinator's metrics, for Prometheus; read from the sessions' statistics when they are asked for."""
 
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Protocol
@@ -87,6 +88,9 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     )
     loss = GaugeMetricFamily(_PREFIX + "loss", "Mean loss over the batches of the last step", labels=labels)
     accuracy = GaugeMetricFamily(_PREFIX + "accuracy", "Part of the held-out samples recognised", labels=labels)
+    best = GaugeMetricFamily(_PREFIX + "best_accuracy", "The best accuracy of all steps", labels=labels)
+    run = GaugeMetricFamily(_PREFIX + "run_steps", "Steps of the whole run, as the devices say", labels=labels)
+    pace = GaugeMetricFamily(_PREFIX + "batches_per_second", "Of each device, over the last minute", labels=labels)
     for room in rooms:
         statistics, name = room.chronicle.statistics, [room.session.name]
         for known in Phase:
@@ -100,10 +104,18 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         every.add_metric(name, statistics.every)
         for chosen in Form if statistics.form else ():
             form.add_metric([*name, chosen], statistics.form == chosen)
-        for gauge, value in ((step, statistics.step), (loss, curves.loss.last), (accuracy, curves.accuracy.last)):
+        values = (
+            (step, statistics.step),
+            (loss, curves.loss.last),
+            (accuracy, curves.accuracy.last),
+            (best, None if statistics.best is None else statistics.best.accuracy),
+            (run, statistics.run_steps),
+            (pace, statistics.batches_per_s(time.time()) or 0.0),
+        )
+        for gauge, value in values:
             if value is not None:
                 gauge.add_metric(name, value)
-    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, form, loss, accuracy)
+    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, form, loss, accuracy, best, run, pace)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:

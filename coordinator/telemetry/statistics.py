@@ -8,6 +8,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from edgenewton.common.progress import Best, Pace, better, progress_text
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
 
@@ -19,8 +20,6 @@ MAX_GONE = 500
 """So many devices that are gone are kept."""
 MAX_INCIDENTS = 200
 MAX_REFUSED = 50
-PACE_STEPS = 32
-"""Latest steps that the pace is taken from."""
 MAX_TEXT = 300
 """Characters of a text that came from a device."""
 STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -40,6 +39,10 @@ class DeviceStatistics:
     """joined, training, healing, finished or gone."""
     software: str = ""
     training_samples: int = 0
+    run_steps: int | None = None
+    """Steps of the whole run; None if it did not say."""
+    averages: bool = False
+    """Whether it evaluates averaged weights."""
     step: int | None = None
     """The last one that it contributed to."""
     batches: int = 0
@@ -169,8 +172,11 @@ class SessionStatistics:
     refused: deque[Incident] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
     """Apart, so that whoever is refused a thousand times hides nothing else."""
     curves: Curves = field(default_factory=Curves)
+    best: Best | None = None
+    """The best accuracy of all steps, also of those that are in no curve any more."""
+    pace: Pace = field(default_factory=Pace)
+    """Of the batches of each device."""
     _first_report: tuple[int, float] = (-1, 0.0)
-    _commits: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
 
     def apply(self, event: pb.SessionEvent) -> None:
         """Take one event in."""
@@ -203,13 +209,39 @@ class SessionStatistics:
             self.devices[device].fail(reason, now)
         self.refused.append(Incident(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
 
-    def steps_per_s(self, now: float) -> float:
-        """Return the pace of the latest steps; none once no step has come for much longer than they took."""
-        if len(self._commits) < 2 or self.ended_at is not None:
-            return 0.0
-        seconds = self._commits[-1] - self._commits[0]
-        pause_s = max(RATE_S, 3 * seconds / (len(self._commits) - 1))
-        return (len(self._commits) - 1) / seconds if seconds > 0 and now < self._commits[-1] + pause_s else 0.0
+    @property
+    def done(self) -> int:
+        """Batches of each device, from the run's beginning on."""
+        done = 0 if self.step is None else self.step + 1
+        # Averages of buffers are steps, too.
+        return done if self.run_steps is None else min(done, self.run_steps)
+
+    @property
+    def run_steps(self) -> int | None:
+        """Steps of the whole run; None if no device says.
+
+        The devices that are there count, if any of them says; of several numbers the largest.
+        """
+        told = [(not device.is_gone, device.run_steps) for device in list(self.devices.values()) if device.run_steps]
+        return max(told)[1] if told else None
+
+    @property
+    def averages(self) -> bool:
+        """Whether accuracies are those of averaged weights."""
+        return any(device.averages for device in list(self.devices.values()))
+
+    def batches_per_s(self, now: float) -> float | None:
+        """Return each device's batches per second; None while that is not known, in a pause, and at the end."""
+        return self.pace.per_s(now) if self.ended_at is None else None
+
+    def progress(self, now: float) -> str:
+        """Return how far the run is, in words."""
+        return progress_text(self.done, self.run_steps, self.batches_per_s(now), self.best)
+
+    def try_model(self, step: int, accuracy: float | None) -> None:
+        """Take note of the accuracy before a step, if the model was tried."""
+        if accuracy is not None:
+            self.best = better(self.best, step, accuracy)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -225,6 +257,8 @@ class SessionStatistics:
         device = self._device(joined.device)
         device.state, device.training_samples = "joined", joined.training_samples
         device.software = joined.software[:MAX_TEXT]
+        device.run_steps = joined.run_steps if joined.HasField("run_steps") else None
+        device.averages = joined.averages
         device.joined_at = device.seen_at = now
         self._happened(now, "joined", joined.device, joined.software)
 
@@ -248,7 +282,7 @@ class SessionStatistics:
         self.steps += 1
         self._apply_cadence(step.commit, now)
         self.samples += step.commit.samples
-        self._commits.append(now)
+        self.pace.add(self.every, now)
         self.step_seconds += step.seconds
         self.step_buckets[next((i for i, s in enumerate(STEP_SECONDS) if step.seconds <= s), len(STEP_SECONDS))] += 1
         self.left_out += len(step.commit.left_out)
@@ -260,6 +294,7 @@ class SessionStatistics:
             self._happened(now, "left out", name, "was not in time", step.step)
         evaluation = step.evaluation
         accuracy = evaluation.correct / evaluation.samples if evaluation.samples else None
+        self.try_model(step.step, accuracy)
         self.curves.add(
             step.step, _finite(step.commit.loss), accuracy, step.seconds, self.received + self.sent, self.saved
         )

@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from edgenewton.common.progress import Best
+
 from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics
 
 
@@ -30,6 +32,7 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "received": statistics.received,
             "sent": statistics.sent,
             "saved": statistics.saved,
+            "best": statistics.best,
         },
         "refusals": statistics.refusals,
         "devices": [_device_content(device) for device in statistics.devices.values()],
@@ -69,6 +72,7 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             received=totals["received"],
             sent=totals["sent"],
             saved=totals["saved"],
+            best=Best(*totals["best"]) if totals.get("best") else None,
             refusals=Counter(content["refusals"]),
             devices={entry["device"]: DeviceStatistics(**entry) for entry in content["devices"]},
         )

@@ -1,5 +1,7 @@
 """What a terminal shows of a session, or of all sessions of a coordinator."""
 
+import time
+
 from edgenewton.v1 import exchange_pb2 as pb
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -35,7 +37,7 @@ class TerminalView:
         wrong = [device for device in list(self.statistics.devices.values()) if device.last_error]
         wrong.sort(key=lambda device: device.last_error_at or 0.0)
         errors = [Text(f"{device.device}: {device.last_error}", style="red") for device in wrong[-MAX_ERRORS:]]
-        return Group(self._head(), self._table(), *errors)
+        return Group(self._head(), self._progress(), self._table(), *errors)
 
     def _head(self) -> Text:
         statistics = self.statistics
@@ -47,10 +49,14 @@ class TerminalView:
             (title, "bold"),
             f"  step {statistics.step or 0}  loss {loss:.4f}  ",
             f"accuracy {accuracy:.1%}" if accuracy is not None else "accuracy -",
+            " (averaged weights)" if accuracy is not None and statistics.averages else "",
             f"  {statistics.every} batches an exchange" if statistics.every > 1 else "",
             f"  moves in {statistics.form}" if statistics.form else "",
             f"  saved by {statistics.codec} {megabytes(statistics.saved)}" if statistics.saved > 0 else "",
         )
+
+    def _progress(self) -> Text:
+        return Text(self.statistics.progress(time.time()) if self.statistics.step is not None else "")
 
     def _table(self) -> Table:
         table = Table("device", "state", "samples", "batches", "loss", "lag", "late", "sent", "received", expand=False)

@@ -5,12 +5,13 @@ from edgenewton.common.console import CommandLine
 from edge_client.cli.daemon import daemon, promote, status
 from edge_client.cli.evaluate import evaluate
 from edge_client.cli.export import export
+from edge_client.cli.fetch import fetch
 from edge_client.cli.recognise import predict, tasks
 from edge_client.cli.serve import serve
 from edge_client.cli.train import train
 
 app = CommandLine("Trains a model on this device together with other devices, and recognises with it.")
-for _command in (train, predict, evaluate, export, serve, daemon, status, promote, tasks):
+for _command in (train, fetch, predict, evaluate, export, serve, daemon, status, promote, tasks):
     app.command()(_command)
 
 

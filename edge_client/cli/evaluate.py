@@ -69,4 +69,4 @@ def _evaluate_held_out(model: Path, engine: str | None) -> Confusion:
         probabilities = classifier(samples.inputs)
     ensure_finite(probabilities)
     answers = probabilities.argmax(dim=1).numpy().astype(np.int64)
-    return confusion_of(artefact.labels, samples.targets.numpy(), answers)
+    return confusion_of(artefact.labels, samples.answers.numpy(), answers)

@@ -9,6 +9,7 @@ from edgenewton.common.console import fail, out
 
 from edge_client.cli.model_file import check_output, save
 from edge_client.inference import Artefact, ArtefactError
+from edge_client.inference.pipeline import build_classifier
 from edge_client.tasks import TaskError, load_task
 
 
@@ -42,6 +43,8 @@ def export(
     try:
         is_checkpoint = source.suffix == ".safetensors"
         artefact = Artefact.from_checkpoint(source) if is_checkpoint else Artefact.load(source)
+        if is_checkpoint:
+            build_classifier(artefact, load_task(artefact.task))  # it may lack personal layers
         if kind is Format.ONNX:
             _export_onnx(artefact, output, int8)
         else:

@@ -56,6 +56,7 @@ def train(
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
+    from edge_client.cli.training_view import TrainingView
     from edge_client.exchange import ExchangeError
     from edge_client.exchange.remote import TlsFiles
     from edge_client.inference import Artefact
@@ -74,16 +75,17 @@ def train(
         saved = DeviceCheckpoint.load(state, session) if state is not None else None
         if saved is not None:
             out.print(f"{device}: goes on from {state} at step {saved.step}")
-        with out.status(f"{device}: training"):
+        with TrainingView(device, settings.steps) as view:
             trained = train_in_session(
                 session,
                 settings,
                 index,
                 count,
                 until_step=settings.steps,
-                connect=_exchange(coordinator, session, device, reconnect_deadline_s, files),
+                connect=_exchange(coordinator, session, device, settings.steps, reconnect_deadline_s, files),
                 weights=saved.model if saved is not None else None,
                 state=saved.optimizer if saved is not None else None,
+                on_step=view,
                 saving=Saving(lambda current: current.save(state), save_every) if state is not None else None,
             )
     except (SettingsError, TaskError, ExchangeError, ValueError) as error:
@@ -103,7 +105,12 @@ def train(
 
 
 def _exchange(
-    coordinator: str | None, session: str, device: str, reconnect_deadline_s: float, tls: "TlsFiles | None"
+    coordinator: str | None,
+    session: str,
+    device: str,
+    run_steps: int,
+    reconnect_deadline_s: float,
+    tls: "TlsFiles | None",
 ) -> "Callable[[], Exchange]":
     from edge_client.exchange import InProcessExchange
     from edge_client.exchange.remote import GradientExchange
@@ -114,6 +121,7 @@ def _exchange(
         coordinator,
         session=session,
         device=device,
+        run_steps=run_steps,
         reconnect_deadline_s=reconnect_deadline_s,
         tls=tls,
     )

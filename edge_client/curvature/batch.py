@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from edge_client.curvature.backward import NONE, current_backward
 from edge_client.curvature.capture import LayerCapture, sample_gradients
@@ -54,9 +55,10 @@ class Batch:
         samples_fisher: bool,
     ) -> None:
         self.buffers: dict[str, Tensor] = {}
-        """The model's buffers as they were before the batch: a forward may change them."""
+        """The model's buffers that a forward may change, as they were before the batch."""
         self._model = model
-        self._modules = list(model.modules())  # walking over them takes longer than looking into each
+        # Walking over all modules takes longer than looking into those that are known.
+        self._with_buffers = [(name, module) for name, module in model.named_modules() if module._buffers]
         self._before = before
         self._is_captured = is_captured
         self._samples_fisher = samples_fisher
@@ -79,8 +81,9 @@ class Batch:
             model.register_forward_hook(Hook(self._after_forward), always_call=True),
             *(
                 module.register_forward_pre_hook(Hook(self._begin))
-                for module in self._modules
-                if module is not model and module._buffers
+                for _, module in self._with_buffers
+                if module is not model
+                and (_may_write(module) or any(p.requires_grad for p in module.parameters(False)))
             ),
             *(
                 module.register_forward_hook(Hook(self._count_use), with_kwargs=True)
@@ -245,8 +248,13 @@ class Batch:
             return
         self._before()
         self._has_begun = True
-        if any(module._buffers for module in self._modules):
-            self.buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        self.buffers = {
+            f"{owner}.{name}" if owner else name: buffer.clone()
+            for owner, module in self._with_buffers
+            if _may_write(module)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
 
     def _count_use(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:  # noqa: ARG002
         """Count the rows of a module that has parameters and no curvature."""
@@ -276,6 +284,11 @@ class Batch:
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 self._pass.watch(tensor)
+
+
+def _may_write(module: nn.Module) -> bool:
+    """Whether a module's forward may change its buffers; a norm that does not train leaves its moments alone."""
+    return module.training or not isinstance(module, _NormBase)
 
 
 def _give_up(state: PreconditionedLayer, reason: str) -> None:

@@ -190,8 +190,10 @@ class Preconditioner:
 
     def _refresh_all(self, damping_of: Callable[[Tensor], float]) -> None:
         updated = [state for state in self.layers if state.estimator.updates]
+        # Personal layers are measured in the unit of the common ones, which must be the same on all devices.
+        common = [state for state in updated if not state.layer.is_personal] or updated
         unit = mean_curvature(
-            (state.estimator.trace for state in updated), (state.estimator.shape.size for state in updated)
+            (state.estimator.trace for state in common), (state.estimator.shape.size for state in common)
         )
         for state in updated:
             self._refresh(state, max(damping_of(state.layer.weight) * unit, SMALLEST_DAMPING))

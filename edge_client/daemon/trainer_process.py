@@ -60,7 +60,7 @@ class JobRunner:
                 case TrainRequest():
                     return self._train(job)
                 case EvaluateMessage():
-                    return evaluate_weights(self._data(job.data), read_weights(job.weights))
+                    return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
                     return dump_weights(initial_weights(check_settings(job.settings)))
         except ExchangeError as error:
@@ -91,7 +91,7 @@ class JobRunner:
         artefact.save(path)
         return Trained(
             report=outcome.report,
-            weights=dump_weights(weights),
+            weights=dump_weights(outcome.common_weights),
             model=path,
             accuracy=outcome.trainer.evaluate().accuracy,
             serving_accuracy=self._accuracy_of(request.serving, data),

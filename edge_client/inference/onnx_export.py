@@ -64,12 +64,10 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
     held_out = task.test_data(whole)
     model = _export_classifier(artefact, task)
     quantised = _quantise(model, task.train_data(whole).inputs[:CALIBRATION_SAMPLES].numpy())
-    return QuantisedModel(
-        _assemble(quantised, artefact, task, is_quantised=True),
-        accuracy=_accuracy(quantised, task, held_out),
-        float_accuracy=_accuracy(model, task, held_out),
-        samples=len(held_out),
-    )
+    # Tried before they are assembled, which renames the inputs.
+    accuracy, float_accuracy = (_accuracy(part, task, held_out) for part in (quantised, model))
+    content = _assemble(quantised, artefact, task, is_quantised=True)
+    return QuantisedModel(content, accuracy, float_accuracy, samples=len(held_out))
 
 
 def save_onnx(content: bytes, path: Path) -> None:
@@ -78,7 +76,8 @@ def save_onnx(content: bytes, path: Path) -> None:
 
 
 def _export_classifier(artefact: Artefact, task: Task) -> Any:
-    example = torch.zeros(2, *task.input_shape)
+    # Inputs are numbers or, of a language model, tokens.
+    example = torch.zeros_like(task.preprocess(torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)))
     return _export(build_classifier(artefact, task), example, _INPUTS, OUTPUT)
 
 
@@ -168,7 +167,7 @@ def _accuracy(model: Any, task: Task, samples: Samples) -> float:
     runtime = import_onnx("onnxruntime")
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (probabilities,) = session.run([OUTPUT], {_INPUTS: samples.inputs.numpy()})
-    return task.correct(torch.from_numpy(probabilities), samples.targets) / len(samples)
+    return task.correct(torch.from_numpy(probabilities), samples.answers) / len(samples)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """From decoded samples to probabilities: what every engine computes, and what exported models contain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ from edge_client.tasks import Task
 class Classifier(nn.Module):
     """A model with a softmax behind it: inputs `[n, *input_shape]` to probabilities `[n, labels]`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
+        self._answer = answer
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the probability of each label."""
-        probabilities: Tensor = self.model(inputs).softmax(dim=1)
-        return probabilities
+        return self._answer(self.model(inputs)).softmax(dim=-1)
 
 
 class Preprocessing(nn.Module):
@@ -47,7 +47,7 @@ def build_classifier(artefact: Artefact, task: Task) -> Classifier:
     if difference is not None:
         raise ArtefactError(f"the artefact does not fit task {artefact.task!r}: {difference}")
     model.load_state_dict(artefact.weights)
-    classifier = Classifier(model)
+    classifier = Classifier(model, task.answer)
     classifier.eval()
     return classifier.requires_grad_(False)
 
@@ -65,7 +65,10 @@ def _difference(artefact: Artefact, task: Task, expected: Mapping[str, Tensor]) 
         return f"it has {len(artefact.labels)} labels, the task {len(task.labels)}"
     for name, tensor in expected.items():
         if name not in artefact.weights:
-            return f"it lacks {name!r}, which is {shape_text(tensor.shape)} in the model"
+            return (
+                f"it lacks {name!r}, which is {shape_text(tensor.shape)} in the model; the devices alone have their "
+                "personal layers: take a device's own model"
+            )
         given = artefact.weights[name]
         if given.shape != tensor.shape:
             return f"its {name!r} is {shape_text(given.shape)}, the model's {shape_text(tensor.shape)}"

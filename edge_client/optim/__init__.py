@@ -2,5 +2,6 @@
 
 from edge_client.optim.newton import NewtonOptimizer
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
+from edge_client.optim.schedules import Schedule
 
-__all__ = ["Curvature", "NewtonOptimizer", "Refresh", "TrustRegion"]
+__all__ = ["Curvature", "NewtonOptimizer", "Refresh", "Schedule", "TrustRegion"]

@@ -11,16 +11,19 @@ import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.options import check_choice, check_number, flatten
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.exchange import StepResult
 from edge_client.optim.damping import AdaptiveDamping
+from edge_client.optim.followed_scheduler import FollowedScheduler
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
-from edge_client.optim.saved_state import in_present_names
+from edge_client.optim.saved_state import Personal, in_present_names
+from edge_client.optim.schedules import Schedule, StepFactor
 from edge_client.optim.trust_region import bounded
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
@@ -55,6 +58,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: how the inverse Hessian is estimated; a name alone chooses the estimator.
         trust: how far a step may go.
         refresh: when the curvature is renewed.
+        schedule: what `lr` is multiplied with in a step, by the step's number; the bounds of `trust` shrink with it, so
+            that the step does. None for a constant step size. See `follow` for torch's own schedulers.
         sync: how devices synchronise; None for one device alone.
         maximize: go up the loss instead of down.
         nonfinite: what becomes of a batch with a gradient that is NaN or infinite: "raise" is an error, "skip" lets
@@ -79,6 +84,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: Curvature | str = "kfac",
         trust: TrustRegion | None = None,
         refresh: Refresh | None = None,
+        schedule: StepFactor | None = None,
         sync: SyncPlan | None = None,
         maximize: bool = False,
         nonfinite: Nonfinite = "raise",
@@ -98,6 +104,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_number("momentum", defaults["momentum"], at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        self._factor_of = schedule if schedule is not None else Schedule()
+        self._scheduler: FollowedScheduler | None = None
+        self._factor(0)
         model, params = model_and_params(params_or_model, model)
         self._is_made = self._is_closed = False
         super().__init__(params, defaults | {"damping": self._bounds.damping})
@@ -110,6 +119,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Batches of this device that took part with no sample, because a gradient was not finite."""
         self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
         self._predicted_decrease = 0.0
+        self._common_share = 1.0
+        """Of the predicted decrease, what layers promise that are not personal: all devices predict that alike."""
         self._decrease: float | None = None
         """What the last step achieved, to be told in the next one."""
         self._report = Report()
@@ -144,8 +155,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
-        self._sync.replica.register("optimizer", self._state, self._load)
+        self._sync.replica.register("optimizer", self._common_state, self._take_over)
         self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
+        if isinstance(schedule, Schedule) and not schedule.is_constant:
+            self._options |= flatten(schedule=schedule)
         self._handles: dict[Tensor, Any] = {}
         self._hook_parameters()
         self._is_made = True
@@ -269,12 +282,25 @@ class NewtonOptimizer(torch.optim.Optimizer):
             if parameter.grad is not gradient:
                 parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not result.is_healed:
-            self._decrease = before - float(reevaluate())
+            self._decrease = (before - float(reevaluate())) * self._common_share
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
         """Say how this batch went; user interfaces show it. Call it before `step`."""
         self._report = Report(loss, evaluation)
+
+    def follow(self, scheduler: LRScheduler) -> None:
+        """Let a scheduler of torch set the groups by the number of the session's step; do not step it yourself.
+
+        So a device that missed steps, came late or was restarted has the values that all others have. The bounds of the
+        trust region shrink with the learning rate, from the one that the scheduler was made with (of OneCycleLR, from
+        its largest), so that the step does.
+
+        Raises:
+            ValueError: the scheduler is another optimizer's, was stepped already, or follows a device's own loss.
+
+        """
+        self._scheduler = FollowedScheduler(self, scheduler)
 
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the curvature's gradients from `loss`, formed with targets that `sample_targets` drew.
@@ -322,7 +348,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         return self._state() | {"sync": self._sync.state_dict()}
 
     def _state(self) -> dict[str, Any]:
-        """Return what another device may go on from: all but what the plan knows of this one alone."""
+        """Return what this device may go on from: all but what the plan knows."""
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["began_at"] = self._schedule.began_at
@@ -342,6 +368,23 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._load(state)
         self._sync.load_state_dict(sync)
 
+    def _common_state(self) -> dict[str, Any]:
+        """Return what another device may go on from."""
+        return self._personal.taken_from(self._state())
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        """Go on from where another device is; the personal layers stay as they are."""
+        self._load(self._personal.kept_in(state, self._state()))
+
+    @property
+    def _personal(self) -> Personal:
+        """What in the state is this device's alone."""
+        names = self._sync.personal
+        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
+        numbers = {number for number, parameter in enumerate(self._groups()) if parameter in own}
+        layers = {state.name for state in self._preconditioner.layers if state.layer.is_personal}
+        return Personal(numbers, layers, names)
+
     def _load(self, state: dict[str, Any]) -> None:
         self._is_captured = None
         self._preconditioner.load_state_dict(state.pop("curvature", {}))
@@ -351,6 +394,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if self._adaptive is not None:
             self._adaptive.factor = factor
         super().load_state_dict(state)
+        if self._scheduler is not None:
+            self._scheduler.stray()
 
     # ------------------------------------------------------------------ the step itself
 
@@ -358,11 +403,25 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Return each optimised parameter's group."""
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
+    def _factor(self, step: int) -> float:
+        """Return what step sizes are multiplied with in a step, and bring a scheduler there.
+
+        Raises:
+            OptionError: the schedule gives something impossible, or lacks the length of the run.
+
+        """
+        if self._scheduler is not None:
+            self._scheduler.go_to(step)
+        factor = float(self._factor_of(step))
+        check_number(f"the schedule's factor in step {step}", factor, at_least=0, below=math.inf)
+        return factor
+
     def _hyperparameters(self) -> dict[str, float]:
         """Return what a scheduler or the user may have changed since the devices joined."""
+        factor = self._factor(self.current_step)
         several = len(self.param_groups) > 1
         told = {
-            f"{name} of group {number}" if several else name: float(group[name])
+            f"{name} of group {number}" if several else name: float(group[name]) * (factor if name == "lr" else 1)
             for number, group in enumerate(self.param_groups)
             for name in ("lr", "momentum", "weight_decay", "damping")
         }
@@ -424,6 +483,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             return
         if self._adaptive is not None and _DECREASE in update.scalars:
             self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
+        scheduled = self._factor(update.result.step)
         groups = self._groups()
         factor = 1.0 if self._adaptive is None else self._adaptive.factor
         directions = self._preconditioner.step(
@@ -434,25 +494,26 @@ class NewtonOptimizer(torch.optim.Optimizer):
         )
         step = bounded(
             directions,
-            lambda weight: groups[weight]["lr"],
+            lambda weight: groups[weight]["lr"] * scheduled,
+            lambda weight: max(_full_lr(groups[weight]), groups[weight]["lr"] * scheduled),
             kl_clip=self._bounds.kl_clip,
             update_clip=self._bounds.update_clip,
         )
-        self._predicted_decrease = step.predicted_decrease
+        self._predicted_decrease, self._common_share = step.predicted_decrease, step.common_share
         directions_of = {**update.gradients, **step.directions}
         for group in self.param_groups:
             # What was frozen since is not moved.
             moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
             if moved:
-                self._move(moved, [directions_of[p] for p in moved], group)
+                self._move(moved, [directions_of[p] for p in moved], group, group["lr"] * scheduled)
 
-    def _move(self, parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
+    def _move(self, parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any], lr: float) -> None:
         """Update parameters of one group."""
         if group["momentum"]:
             directions = self._with_momentum(parameters, directions, group["momentum"])
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, directions, alpha=group["lr"] if group["maximize"] else -group["lr"])
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=lr if group["maximize"] else -lr)
 
     def _with_momentum(self, parameters: list[Tensor], directions: list[Tensor], momentum: float) -> list[Tensor]:
         """Take directions into the parameters' momentum, and return it."""
@@ -470,3 +531,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
             torch._foreach_mul_(before, momentum)
             torch._foreach_add_(before, new)
         return buffers
+
+
+def _full_lr(group: dict[str, Any]) -> float:
+    """Return the step size from which a scheduler of torch, if there is one, takes a part."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))

@@ -17,37 +17,55 @@ class BoundedStep(NamedTuple):
     directions: dict[Tensor, Tensor]
     """The direction of each parameter that has one, to be multiplied with its step size."""
     predicted_decrease: float
-    """Decrease of the loss that the quadratic model predicts for the step."""
+    """Decrease of the loss that the quadratic model predicts for the step, in the layers that are not personal."""
+    common_share: float = 1.0
+    """What that is of the decrease that it predicts in all layers."""
 
 
 def bounded(
-    directions: Iterable[Direction], lr_of: Callable[[Tensor], float], *, kl_clip: float, update_clip: float
+    directions: Iterable[Direction],
+    lr_of: Callable[[Tensor], float],
+    full_lr_of: Callable[[Tensor], float] | None = None,
+    *,
+    kl_clip: float,
+    update_clip: float,
 ) -> BoundedStep:
     """Shorten the layers' directions so that the step stays in its trust regions.
+
+    Personal layers have a region of their own: the others are to take the same step on all devices.
+
+    The bounds are those of a step of the full size. One that a schedule has made f times as large is f times the full
+    step after it was bounded: where a bound is active, a smaller step size alone would change nothing. So the bounds
+    are f^2 kl_clip and f update_clip.
 
     Args:
         directions: of the layers.
         lr_of: returns the step size of a parameter.
-        kl_clip: bound on the sum of lr^2 P . G over the layers; shortens all alike.
+        full_lr_of: returns what it is before a schedule makes it smaller; None for no schedule.
+        kl_clip: bound on the sum of lr^2 P . G over the layers, and over the personal ones; shortens all of them alike.
         update_clip: bound on the norm of each layer's step, as a part of its weights' norm; shortens this layer.
 
     """
     directions = list(directions)
-    predicted = sum(lr_of(layer.weight) ** 2 * alignment for layer, _, alignment in directions)
-    of_all = trust_region_scale(kl_clip, predicted)
+    full_lr_of = full_lr_of if full_lr_of is not None else lr_of
+    predicted, decrease = [0.0, 0.0], [0.0, 0.0]
+    for layer, _, alignment in directions:
+        predicted[layer.is_personal] += full_lr_of(layer.weight) ** 2 * alignment
+    of_all = [trust_region_scale(kl_clip, of_layers) for of_layers in predicted]
     scales = []
-    decrease = 0.0
     for (layer, _, alignment), weight_norm, direction_norm in zip(directions, *_norms(directions), strict=True):
         lr = lr_of(layer.weight)
-        step_norm = lr * of_all * direction_norm
-        scale = of_all * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
-        decrease += (lr * scale - (lr * scale) ** 2 / 2) * alignment
+        of_group = of_all[layer.is_personal]
+        step_norm = full_lr_of(layer.weight) * of_group * direction_norm
+        scale = of_group * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
+        decrease[layer.is_personal] += (lr * scale - (lr * scale) ** 2 / 2) * alignment
         scales.append(scale)
     parameters: dict[Tensor, Tensor] = {}
     for (layer, _, _), matrix in zip(directions, _scaled([matrix for _, matrix, _ in directions], scales), strict=True):
         parts = layer.from_matrix(matrix)
         parameters.update((parameter, parts[name]) for name, parameter in layer.parameters.items())
-    return BoundedStep(parameters, decrease)
+    together = sum(decrease)
+    return BoundedStep(parameters, decrease[0], decrease[0] / together if together else 1.0)
 
 
 def _norms(directions: Sequence[Direction]) -> tuple[list[float], list[float]]:

@@ -37,7 +37,7 @@ class CommonCurvature:
     def update(self, statistics: Mapping[str, Statistics]) -> None:
         """Move the estimates, and find the coordinates anew where that is due."""
         self._estimators = self._new_estimators() | self._estimators
-        for state in self._subject.layers:
+        for state in self._subject.common_layers:
             if statistics.get(state.name):
                 # What the statistics do not tell, an estimator takes from the gradient; that of a probe says nothing.
                 gradient = state.layer.weight.new_zeros(state.layer.shape.of_gradient)
@@ -65,13 +65,13 @@ class CommonCurvature:
     def _new_estimators(self) -> dict[str, Estimator]:
         return {
             state.name: type(state.estimator)(state.estimator.shape, state.estimator.options)
-            for state in self._subject.layers
+            for state in self._subject.common_layers
         }
 
     def _find_whitening(self) -> None:
         updated = [e for e in self._estimators.values() if e.updates]
         unit = mean_curvature((e.trace for e in updated), (e.shape.size for e in updated))
-        for state in self._subject.layers:
+        for state in self._subject.common_layers:
             estimator = self._estimators[state.name]
             if not estimator.updates:
                 continue

@@ -3,9 +3,9 @@
 Each layer's tensors leave as soon as backward has produced them; `before_update` waits for the synchronised values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from edgenewton.common.options import check_number
@@ -18,7 +18,11 @@ from edge_client.curvature.preconditioner import PreconditionedLayer
 from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
 from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.left_gradients import LeftGradients
+from edge_client.sync.model_tensors import ModelTensors, averaged_in, put
 from edge_client.sync.parts import Part, parts_of
+from edge_client.sync.personal import patterns_of
+from edge_client.sync.personal_step import PersonalStep
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.whitening_stage import whitening_stages
@@ -38,6 +42,7 @@ class EveryBatch(SyncPlan):
         whiten: write each layer's gradient in the coordinates in which the curvature that all devices share is the
             unit matrix, where the session's codec keeps few bits.
         training_samples: how many private samples this device holds; the coordinator is told.
+        personal: patterns of the names of what never leaves this device: see `personal_names`.
 
     Raises:
         OptionError: `clip_grad_norm` is impossible.
@@ -55,6 +60,7 @@ class EveryBatch(SyncPlan):
         clip_grad_norm: float | None = None,
         whiten: bool = False,
         training_samples: int = 0,
+        personal: str | Collection[str] = (),
     ) -> None:
         check_number("clip_grad_norm", clip_grad_norm, above=0)
         self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
@@ -62,6 +68,7 @@ class EveryBatch(SyncPlan):
         self._clip_grad_norm = clip_grad_norm
         self._whitens = whiten
         self._training_samples = training_samples
+        self._patterns = patterns_of(personal)
         self._membership: Membership | None = None
         self._first_step = 0
         self._has_begun = False
@@ -70,7 +77,7 @@ class EveryBatch(SyncPlan):
         self._contributed: set[TensorKey] = set()
         self._arrived: set[Tensor] = set()
         """Parameters whose gradient backward has produced."""
-        self._left: dict[Tensor, _Left] = {}
+        self._left = LeftGradients()
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
         self._aligns = False
@@ -105,17 +112,20 @@ class EveryBatch(SyncPlan):
         """Take what is to be synchronised."""
         self._subject = subject
         self._overlaps = self._overlaps and not subject.skips_nonfinite
-        self._take_parts({p: name for name, p in subject.model.named_parameters() if p.requires_grad})
+        self._take_parts()
         self._common = CommonCurvature(subject)
         self.replica = ModelReplica(
-            subject.model, is_shared=self.is_shared, apply=self._apply_missed, before=lambda: subject.batch.buffers
+            subject.model,
+            is_shared=self.is_shared,
+            apply=self._apply_missed,
+            before=lambda: subject.batch.buffers,
+            staying=lambda: self._tensors.staying,
         )
         self.replica.register("plan", self._shared_state, self._load_shared)
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        known = self._names
-        self._take_parts({p: n for n, p in self._subject.model.named_parameters() if p.requires_grad or p in known})
+        self._take_parts(self._tensors.trained)
 
     def specs(self) -> list[TensorSpec]:
         """Return gradients, statistics, numbers, what `average` averages, and what is aligned."""
@@ -130,11 +140,13 @@ class EveryBatch(SyncPlan):
             *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
             *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
-            *(_spec(("weight", name), tensor.shape, tensor) for name, tensor in self._aligned().items()),
+            *(self._tensors.weight_specs() if self.is_shared else ()),
         ]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
+        self._tensors.settle()
+        options = {**options, **self._tensors.options}
         self._membership = self._exchange.join(
             self.specs(), options, self.replica, self._training_samples, self._stages
         )
@@ -147,7 +159,9 @@ class EveryBatch(SyncPlan):
             return
         if self._is_spoilt:
             raise RuntimeError("the last batch was given up: call optimizer.zero_grad() before the next backward")
-        part = self._part_of[parameter]
+        part = self._part_of.get(parameter)
+        if part is None:  # it is personal
+            return
         if ("gradient", part.name) in self._contributed:
             raise RuntimeError(
                 f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a "
@@ -164,9 +178,7 @@ class EveryBatch(SyncPlan):
         except BaseException:
             self._give_batch_up()
             raise
-        for sent in part.parameters:
-            if sent.grad is not None:
-                self._left[sent] = _Left(id(sent.grad), sent.grad._version)
+        self._left.note(part.parameters)
 
     def discard(self) -> None:
         """Forget the batch: see `SyncPlan.discard`. After an error the rest of the step is skipped."""
@@ -185,9 +197,10 @@ class EveryBatch(SyncPlan):
     def before_update(self, report: Report) -> Update:
         """Complete this device's contribution, and wait for the synchronised tensors."""
         try:
-            self._check_unchanged()
+            self._left.check_unchanged(self._tensors.names)
+            self._tensors.check_still()
             samples = self._subject.batch.samples if report.samples is None else report.samples
-            is_bad = self._subject.skips_nonfinite and nonfinite_gradient(self._names) is not None
+            is_bad = self._subject.skips_nonfinite and nonfinite_gradient(self._tensors.trained) is not None
             skips = report.is_skipped or samples == 0 or is_bad
             if not self._has_begun:
                 self._begin(0 if skips else samples or 1)
@@ -249,7 +262,7 @@ class EveryBatch(SyncPlan):
     @property
     def _exchanged_layers(self) -> Sequence[PreconditionedLayer]:
         """Layers whose statistics are exchanged."""
-        return self._subject.layers
+        return self._subject.common_layers
 
     def _averages_in(self, step: int) -> bool:  # noqa: ARG002
         """Whether a step averages what `_averaged` names, too."""
@@ -257,7 +270,7 @@ class EveryBatch(SyncPlan):
 
     def _averaged(self) -> dict[str, Tensor]:
         """Return, by name, the model's tensors that are averaged."""
-        return {name: buffer for name, buffer in self._subject.model.named_buffers() if buffer.is_floating_point()}
+        return self._tensors.buffers
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         """Whether a layer's statistics have been taken in the step that is on."""
@@ -297,7 +310,7 @@ class EveryBatch(SyncPlan):
                 name: result.tensors["curvature", _statistic(state, name)].to(state.layer.weight.device)
                 for name in state.estimator.statistic_shapes
             }
-            for state in self._subject.layers
+            for state in self._subject.common_layers
         }
 
     # ------------------------------------------------------------------ inner workings
@@ -306,12 +319,14 @@ class EveryBatch(SyncPlan):
     def _updates_curvature(self) -> bool:
         return self._subject.updates_curvature(self.step)
 
-    def _take_parts(self, names: dict[Tensor, str]) -> None:
+    def _take_parts(self, known: Collection[Tensor] = ()) -> None:
         """Take note of what is exchanged: weight and bias of a layer together, where they are whitened together."""
-        self._names = names
-        layers = self._subject.layers
+        self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns, known)
+        self.personal = self._tensors.personal
+        self._own_step = PersonalStep(self._subject, self._tensors)
+        layers = self._subject.common_layers
         self._layer_of: dict[Tensor, PreconditionedLayer] = {state.layer.weight: state for state in layers}
-        self._parts = parts_of(names, layers if self._whitens else ())
+        self._parts = parts_of(self._tensors.names, layers if self._whitens else ())
         self._part_of = {parameter: part for part in self._parts for parameter in part.parameters}
 
     def _stages(self, spec: TensorSpec) -> Sequence[Stage[Any, Any]]:
@@ -352,11 +367,13 @@ class EveryBatch(SyncPlan):
 
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         """Contribute what has not left yet; zeros for a batch that is skipped."""
-        scale = clip_scale(self._names, self._clip_grad_norm) if not skips else 0.0
+        scale = clip_scale(self._tensors.trained, self._clip_grad_norm) if not skips else 0.0
+        if not skips:
+            self._own_step.take(self._exchange.device, self.step, scale, report.loss_scale)
         for part in reversed(self._parts):  # as backward goes
             self._contribute_gradient(part, scale)
         if self._updates_curvature:
-            for state in self._subject.layers:
+            for state in self._subject.common_layers:
                 if not self._has_statistics(state):
                     if skips:
                         self._subject.batch.forget_layer(state)
@@ -384,28 +401,12 @@ class EveryBatch(SyncPlan):
 
     def _aligned(self) -> dict[str, Tensor]:
         """Return, by name, the parameters that are the same on all devices but for rounding."""
-        return {name: parameter for parameter, name in self._names.items()} if self.is_shared else {}
+        return self._tensors.parameters if self.is_shared else {}
 
     def _contribute_aligned(self) -> None:
         if self._aligns:
             for name, parameter in self._aligned().items():
                 self._contribute(("weight", name), parameter)
-
-    def _check_unchanged(self) -> None:
-        """Check that what has left is what is there.
-
-        Raises:
-            RuntimeError: a gradient was changed since; the text names it and the way that works.
-
-        """
-        for parameter, left in self._left.items():
-            gradient = parameter.grad
-            if gradient is None or _Left(id(gradient), gradient._version) != left:
-                raise RuntimeError(
-                    f"the gradient of {self._names[parameter]!r} was changed after it had left, during backward, for "
-                    "the other devices. To clip or edit gradients, or to use torch.amp.GradScaler, let the step send "
-                    "them: EveryBatch(exchange, overlap=False); to clip, EveryBatch(exchange, clip_grad_norm=...) does"
-                )
 
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
@@ -413,7 +414,7 @@ class EveryBatch(SyncPlan):
         self._has_begun, self._contributed = False, set()  # all has left, whatever becomes of it
         self._membership.complete(report.loss, report.evaluation, report.hyperparameters)
         result = self._membership.collect()
-        update = Update(result) if result.is_healed else self._received(result)
+        update = self._own_step.added_to(Update(result) if result.is_healed else self._received(result))
         self._forget_batch()
         self._is_spoilt = False
         return replace(update, is_skipped=is_skipped)
@@ -421,7 +422,8 @@ class EveryBatch(SyncPlan):
     def _forget_batch(self) -> None:
         """Forget what is known of the batch that is on."""
         self._subject.batch.forget()
-        self._left, self._arrived = {}, set()
+        self._own_step.forget()
+        self._left, self._arrived = LeftGradients(), set()
 
     def _apply_missed(self, result: StepResult) -> None:
         self._subject.apply(self._received(result))
@@ -429,12 +431,8 @@ class EveryBatch(SyncPlan):
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
         self._aligns = result.aligns_next
-        taken = {("parameter", n): t for n, t in self._averaged().items()}
-        taken |= {("weight", n): t for n, t in self._aligned().items()}
-        for key, tensor in taken.items():
-            if key in result.tensors and result.samples:  # without samples the means are zeros
-                with torch.no_grad():
-                    tensor.copy_(result.tensors[key])
+        put(self._averaged(), averaged_in(result))
+        put(self._aligned(), averaged_in(result, "weight"))
         gradients = {
             parameter: gradient
             for part in self._parts
@@ -454,13 +452,6 @@ class EveryBatch(SyncPlan):
 
 
 _DOUBTS = "layers without curvature"
-
-
-class _Left(NamedTuple):
-    """Which gradient has left: an edit in place raises the version, and another tensor has another id."""
-
-    tensor: int
-    version: int
 
 
 def _statistic(state: PreconditionedLayer, name: str) -> str:

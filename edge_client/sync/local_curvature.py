@@ -1,6 +1,6 @@
 """An exchange after every batch, but each device inverts with its own curvature; the models drift, and are averaged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgenewton.common.options import check_number
 from torch import Tensor
@@ -23,6 +23,7 @@ class LocalCurvature(EveryBatch):
         overlap: see `EveryBatch`.
         clip_grad_norm: see `EveryBatch`.
         training_samples: how many private samples this device holds; the coordinator is told.
+        personal: see `EveryBatch`.
 
     Raises:
         OptionError: `sync_every` is impossible.
@@ -39,9 +40,16 @@ class LocalCurvature(EveryBatch):
         overlap: bool = True,
         clip_grad_norm: float | None = None,
         training_samples: int = 0,
+        personal: str | Collection[str] = (),
     ) -> None:
         check_number("sync_every", sync_every, at_least=1)
-        super().__init__(exchange, overlap=overlap, clip_grad_norm=clip_grad_norm, training_samples=training_samples)
+        super().__init__(
+            exchange,
+            overlap=overlap,
+            clip_grad_norm=clip_grad_norm,
+            training_samples=training_samples,
+            personal=personal,
+        )
         self._sync_every = sync_every
         self._own: dict[str, Statistics] = {}
         """Of the batch that is on, by layer."""
@@ -59,7 +67,7 @@ class LocalCurvature(EveryBatch):
         return step > 0 and step % self._sync_every == 0
 
     def _averaged(self) -> dict[str, Tensor]:
-        return super()._averaged() | {name: parameter for parameter, name in self._names.items()}
+        return super()._averaged() | self._tensors.parameters
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         return state.name in self._own

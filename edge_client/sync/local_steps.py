@@ -10,7 +10,7 @@ move (the overlapped outer step of Douillard et al. 2025, "Streaming DiLoCo", ht
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -29,12 +29,13 @@ from edge_client.exchange import (
     StepResult,
 )
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
-from edge_client.sync.model_tensors import ModelTensors, copies, held, put
+from edge_client.sync.model_tensors import ModelTensors, averaged_in, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
 from edge_client.sync.outer import Outer, OuterStep
 from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import parts_of
+from edge_client.sync.personal import patterns_of
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.rounds import Round, SentRound, SessionChoice, Told
@@ -55,6 +56,7 @@ class LocalSteps(SyncPlan):
         scope: whose curvature the local steps use; None for each device's own.
         clip_grad_norm: bound on the norm of a batch's gradient over all parameters.
         training_samples: how many private samples this device holds; the coordinator is told.
+        personal: patterns of the names of what never leaves this device: see `personal_names`.
 
     Raises:
         OptionError: an option is impossible.
@@ -71,6 +73,7 @@ class LocalSteps(SyncPlan):
         scope: CurvatureScope | None = None,
         clip_grad_norm: float | None = None,
         training_samples: int = 0,
+        personal: str | Collection[str] = (),
     ) -> None:
         check_number("local_steps", every, at_least=1)
         check_number("clip_grad_norm", clip_grad_norm, above=0)
@@ -86,6 +89,7 @@ class LocalSteps(SyncPlan):
         self._scope = scope if scope is not None else Own()
         self._clip_grad_norm = clip_grad_norm
         self._training_samples = training_samples
+        self._patterns = patterns_of(personal)
         self._membership: Membership | None = None
         self._first_step = 0
         self._round = Round()
@@ -143,13 +147,15 @@ class LocalSteps(SyncPlan):
             is_shared=True,
             apply=self._take,
             before=lambda: self._anchor or subject.batch.buffers,
+            staying=lambda: self._tensors.staying,
         )
         self.replica.register("round", self._shared_state, self._take_over)
-        self._scope.attach(subject)
+        self._scope.attach(replace(subject, has_personal=bool(self.personal)))
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._tensors = ModelTensors(self._subject.model)
+        self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns)
+        self.personal = self._tensors.personal
         self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers))
         self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
@@ -157,17 +163,13 @@ class LocalSteps(SyncPlan):
 
     def specs(self) -> list[TensorSpec]:
         """Return the moves of all parameters, the anchor and the buffers, and what the curvature's scope exchanges."""
-        tensors = {"parameter": self._tensors.buffers, "weight": self._tensors.parameters}
-        averaged = [
-            TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
-            for kind, of_kind in tensors.items()
-            for name, tensor in of_kind.items()
-        ]
+        averaged = [*self._tensors.buffer_specs(), *self._tensors.weight_specs()]
         return [*(vector.spec() for vector in self._moves), *averaged, *self._scope.specs()]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        stages = self._scales.stages
+        self._tensors.settle()
+        options, stages = {**options, **self._tensors.options}, self._scales.stages
         self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples, stages)
         self._membership.load_state_dict(self._unsent)
         self._unsent = {}
@@ -208,10 +210,11 @@ class LocalSteps(SyncPlan):
             raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
         batch = self._subject.batch
         samples = batch.samples if report.samples is None else report.samples
-        bad = nonfinite_gradient(self._tensors.names)
+        self._tensors.check_still()
+        bad = nonfinite_gradient(self._tensors.trained)
         if report.is_skipped or bad is not None:
             # The forward of a batch that does not count leaves nothing behind, such as a running mean of NaN.
-            put(self._tensors.all, batch.buffers)
+            put(dict(self._subject.model.named_buffers()), batch.buffers)
         if bad is not None and not (report.is_skipped or self._subject.skips_nonfinite):
             batch.forget()
             raise NonFiniteGradientError(self._exchange.device, f"gradient of {bad!r}", self.step)
@@ -220,8 +223,9 @@ class LocalSteps(SyncPlan):
         result = StepResult(self.step, {}, count, devices=1, loss=math.nan if is_skipped else report.loss)
         update = Update(result, is_skipped=is_skipped)
         if not is_skipped:
-            scale = clip_scale(self._tensors.names, self._clip_grad_norm)
-            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in self._tensors.names if p.grad is not None}
+            trained = self._tensors.trained
+            scale = clip_scale(trained, self._clip_grad_norm)
+            gradients = {p: p.grad if scale == 1 else p.grad * scale for p in trained if p.grad is not None}
             is_first = self._round.is_first
             update = replace(
                 update,
@@ -256,10 +260,9 @@ class LocalSteps(SyncPlan):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has still to send."""
-        state = self._shared_state() | {"round": dict(vars(self._round))}
+        state = self._shared_state() | {"round": dict(vars(self._round)), "own": self._scope.own_state_dict()}
         if self._round.batches or self._sent is not None:
             state["anchor"] = dict(self._anchor)
-            state["own"] = self._scope.own_state_dict()
         if self._sent is not None:
             return state | {"sent": self._sent.state_dict(), "unsent": self._sent.unsent}
         state["unsent"] = self._membership.state_dict() if self._membership is not None else self._unsent
@@ -383,9 +386,9 @@ class LocalSteps(SyncPlan):
     def _take(self, result: StepResult) -> None:
         """Take the outer step of a round, from the anchor; what this device did since is in what it has sent."""
         put(dict(self._subject.model.named_parameters()) | self._tensors.buffers, self._anchor)
+        put(self._tensors.buffers, averaged_in(result))
+        put(self._tensors.parameters, averaged_in(result, "weight"))
         if result.samples:
-            put(self._tensors.buffers, {n: mean for (kind, n), mean in result.tensors.items() if kind == "parameter"})
-            put(self._tensors.parameters, {n: mean for (kind, n), mean in result.tensors.items() if kind == "weight"})
             for vector in self._moves:
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():

@@ -71,6 +71,18 @@ class Subject:
     """Applies a step that this device took no part in."""
     damping_of: Callable[[Tensor], float]
     """Returns the damping of a layer's weight, in units of the mean curvature."""
+    has_personal: bool = False
+    """Whether parts of the model are this device's own, so that the same inputs give something else on another."""
+
+    @property
+    def common_layers(self) -> list[PreconditionedLayer]:
+        """Layers that all devices train together."""
+        return [state for state in self.layers if not state.layer.is_personal]
+
+    @property
+    def personal_layers(self) -> list[PreconditionedLayer]:
+        """Layers that this device keeps for itself."""
+        return [state for state in self.layers if state.layer.is_personal]
 
 
 class SyncPlan(ABC):
@@ -82,6 +94,8 @@ class SyncPlan(ABC):
 
     replica: ModelReplica
     """The device's state, for the exchange; parts register theirs with it, from `attach` on."""
+    personal: frozenset[str] = frozenset()
+    """Names of the model's parameters and buffers that never leave this device; known from `attach` on."""
 
     @property
     @abstractmethod

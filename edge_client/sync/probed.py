@@ -83,8 +83,8 @@ class Probed(CurvatureScope):
 
     @property
     def in_common(self) -> Mapping[str, Statistics]:
-        """The probe's."""
-        return self._of_round
+        """The probe's; through personal layers each device has its own."""
+        return {} if self._subject.has_personal else self._of_round
 
     def specs(self) -> list[TensorSpec]:
         """Return what the probe's inputs are drawn by."""
@@ -100,10 +100,9 @@ class Probed(CurvatureScope):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probe's inputs, its curvature, and that of the round that is on."""
-        of_round = {name: dict(statistics) for name, statistics in self._of_round.items()}
         return {
             "probe": self._probe.state_dict(),
-            "of_round": of_round,
+            "of_round": {} if self._subject.has_personal else self._saved(),
             "first_step": self._first_step,
             "probed_at": self._probed_at,
             "is_new": self._is_new,
@@ -116,6 +115,18 @@ class Probed(CurvatureScope):
             self._of_round = dict(state["of_round"])
             self._first_step, self._probed_at = state["first_step"], state["probed_at"]
             self._is_new = state["is_new"]
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """Return the probe's curvature, where it is not that of all devices."""
+        return {"of_round": self._saved()} if self._subject.has_personal else {}
+
+    def load_own_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `own_state_dict` gave; without it, from the device's own batches until the next probe."""
+        if self._subject.has_personal:
+            self._of_round = dict(state.get("of_round", {}))
+
+    def _saved(self) -> dict[str, Any]:
+        return {name: dict(statistics) for name, statistics in self._of_round.items()}
 
     def _is_due(self, step: int) -> bool:
         """Whether a scheduled step has come since the last probe."""

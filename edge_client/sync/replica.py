@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,8 @@ class ModelReplica:
         is_shared: whether the weights are equal on all devices before every step.
         apply: takes a committed step.
         before: gives the tensors of the model that the step that is on has changed already, as they were before it.
-        is_common: tells by name which parameters are those of all devices, and so are compared with theirs.
+        staying: gives the names of the model's tensors that are no part of the state: each device has its own, or all
+            have the same from the beginning.
 
     """
 
@@ -75,7 +76,7 @@ class ModelReplica:
         is_shared: bool,
         apply: Callable[[StepResult], None],
         before: Callable[[], Mapping[str, Tensor]],
-        is_common: Callable[[str], bool] = lambda _: True,
+        staying: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
@@ -83,7 +84,7 @@ class ModelReplica:
         self._model = model
         self._apply = apply
         self._before = before
-        self._is_common = is_common
+        self._staying = staying
         self._parts: dict[str, _Part] = {}
         self.register("model", self._weights, self._load_weights)
 
@@ -125,16 +126,19 @@ class ModelReplica:
         self._apply(result)
 
     def _common(self) -> dict[str, Tensor]:
-        before = self._before()
-        return {name: before.get(name, p) for name, p in self._model.named_parameters() if self._is_common(name)}
+        before, staying = self._before(), self._staying()
+        return {name: before.get(name, p) for name, p in self._model.named_parameters() if name not in staying}
 
     def _weights(self) -> dict[str, Any]:
         weights = self._model.state_dict()
         weights.update((name, tensor) for name, tensor in self._before().items() if name in weights)
-        return weights
+        staying = self._staying()
+        return {name: tensor for name, tensor in weights.items() if name not in staying}
 
     def _load_weights(self, weights: dict[str, Any]) -> None:
+        staying = self._staying()
+        kept = {name: tensor for name, tensor in self._model.state_dict().items() if name in staying}
         try:
-            self._model.load_state_dict(weights)
+            self._model.load_state_dict({**weights, **kept})
         except RuntimeError as error:
             raise ValueError(f"the state does not fit this model: {error}") from None

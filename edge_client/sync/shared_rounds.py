@@ -41,10 +41,12 @@ class Shared(CurvatureScope):
 
     def statistics(self, step: int, loss_scale: float, *, is_first: bool) -> dict[str, Statistics]:
         """Return the mean that came with the last round; those of the batch that is on are told at the round's end."""
+        personal: dict[str, Statistics] = {}
         if is_first and is_on_log_schedule(self._round):
             self._own = own_statistics(self._subject, step, loss_scale)
+            personal = {state.name: self._own.pop(state.name) for state in self._subject.personal_layers}
         is_new, self._is_new = self._is_new, False
-        return self._mean if is_new else {}
+        return {**(self._mean if is_new else {}), **personal}
 
     def refreshes(self, *, is_first: bool) -> bool | None:
         """Once the curvature has changed."""
@@ -59,7 +61,7 @@ class Shared(CurvatureScope):
         """Return the statistics of all layers."""
         return [
             TensorSpec(f"{state.name}:{name}", shape, kind="curvature")
-            for state in self._subject.layers
+            for state in self._subject.common_layers
             for name, shape in state.estimator.statistic_shapes.items()
         ]
 
@@ -68,7 +70,7 @@ class Shared(CurvatureScope):
         self._is_told = True
         if not is_on_log_schedule(self._rounds):
             return
-        for state in self._subject.layers:
+        for state in self._subject.common_layers:
             own = self._own.get(state.name, {})
             for name, shape in state.estimator.statistic_shapes.items():
                 value = own[name] if name in own else torch.zeros(shape)
@@ -83,7 +85,7 @@ class Shared(CurvatureScope):
                     name: result.tensors["curvature", f"{state.name}:{name}"].to(state.layer.weight)
                     for name in state.estimator.statistic_shapes
                 }
-                for state in self._subject.layers
+                for state in self._subject.common_layers
             }
             self._is_new = True
         self._rounds += 1

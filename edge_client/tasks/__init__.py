@@ -6,8 +6,15 @@ from edge_client.tasks.task import Partition, PartitionKind, SampleError, Sample
 
 TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
+    "fashion": "edge_client.tasks.fashion:FashionTask",
+    "fashion-groupnorm": "edge_client.tasks.fashion:FashionGroupNormTask",
+    "fashion-lora": "edge_client.tasks.fashion:FashionLoraTask",
+    "fashion-vit": "edge_client.tasks.fashion:FashionVitTask",
     "keywords": "edge_client.tasks.keywords:KeywordsTask",
+    "languages": "edge_client.tasks.languages:LanguagesTask",
+    "leaves": "edge_client.tasks.leaves:LeavesTask",
     "motion": "edge_client.tasks.motion:MotionTask",
+    "text": "edge_client.tasks.text:TextTask",
 }
 """Built-in tasks and where they are; they are imported when they are needed."""
 

@@ -31,6 +31,30 @@ def cache_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgenewton"
 
 
+def cache_path(name: str) -> Path:
+    """Return the file in which tensors are kept under a name; it may not exist yet."""
+    return cache_folder() / f"{name}.safetensors"
+
+
+def kept(name: str) -> dict[str, Tensor] | None:
+    """Return the tensors that are kept under a name, or None if there are none or they are damaged."""
+    return _read(cache_path(name))
+
+
+def keep(name: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors under a name, in place of those that are there.
+
+    Raises:
+        OSError: they cannot be written.
+
+    """
+    path = cache_path(name)
+    try:
+        write_atomically(path, dump_tensors(tensors, {_DIGEST: _digest(tensors)}))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors that are kept under a name; make and keep them when there are none.
 
@@ -42,7 +66,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
         make: returns the tensors.
 
     """
-    path = cache_folder() / f"{name}.safetensors"
+    path = cache_path(name)
     found = _read(path)
     if found is not None:
         return found
@@ -53,7 +77,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
             if found is not None:
                 return found
             made = make()
-            _keep(path, made)
+            _try_to_keep(name, made)
             return made
     except Timeout:
         log.warning("another process has kept %s.lock for %d s; %s is made without it", path, _LOCK_S, name)
@@ -71,19 +95,19 @@ def _read(path: Path) -> dict[str, Tensor] | None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             digest = (file.metadata() or {}).get(_DIGEST)
     except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be read and is made anew: %s", path, error)
+        log.warning("%s cannot be read and counts as missing: %s", path, error)
         return None
     if digest != _digest(tensors):
-        log.warning("%s is damaged and is made anew", path)
+        log.warning("%s is damaged and counts as missing", path)
         return None
     return tensors
 
 
-def _keep(path: Path, tensors: dict[str, Tensor]) -> None:
+def _try_to_keep(name: str, tensors: dict[str, Tensor]) -> None:
     try:
-        write_atomically(path, dump_tensors(tensors, {_DIGEST: _digest(tensors)}))
-    except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be written and will be made anew the next time: %s", path, error)
+        keep(name, tensors)
+    except OSError as error:
+        log.warning("%s cannot be written and will be made anew the next time: %s", cache_path(name), error)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -20,20 +20,27 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled samples: decoded ones `[n, *raw_shape]`, and the position of each one's label, int64 `[n]`."""
+    """Labelled samples: decoded ones `[n, *raw_shape]`, and the position of each one's label, int64 `[n]`.
+
+    Sequences have a label for each place, `[n, places]`. They need `is_held_out`, and `groups`, of which a skewed
+    partition then gives a device more or fewer.
+    """
 
     raw: Tensor
     targets: Tensor
     labels: tuple[str, ...]
     groups: Tensor | None = None
     """Speaker, place or sensor of each sample, int64 `[n]`, for the partition `natural`."""
+    is_held_out: Tensor | None = None
+    """Which samples are held out, bool `[n]`, where the data say so themselves."""
 
 
 class DatasetTask(Task):
     """A task whose samples are all loaded at once. A subclass says what they are, and what model recognises them."""
 
     test_fraction = 0.2
-    """Part of the samples of each label that is held out; the same samples on every device and for every seed."""
+    """Part of the samples of each label that is held out, the same on every device and for every seed, where the data
+    set does not say which are."""
 
     @abstractmethod
     def dataset(self) -> Dataset:
@@ -70,6 +77,9 @@ class DatasetTask(Task):
 
     @cached_property
     def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.loaded.is_held_out is not None:
+            chosen = self.loaded.is_held_out.numpy()
+            return np.flatnonzero(~chosen), np.flatnonzero(chosen)
         targets = self.loaded.targets.numpy()
         rng = np.random.default_rng(_SPLIT_SEED)
         held_out = np.zeros(len(targets), dtype=bool)
@@ -79,8 +89,9 @@ class DatasetTask(Task):
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def _share(self, of: NDArray[np.int64], partition: Partition) -> Samples:
-        targets, groups = self.loaded.targets.numpy(), self.loaded.groups
-        chosen = of[part(targets[of], partition, None if groups is None else groups.numpy()[of])]
+        groups = None if self.loaded.groups is None else self.loaded.groups.numpy()[of]
+        targets = self.loaded.targets.numpy()[of]
+        chosen = of[part(groups if targets.ndim > 1 and groups is not None else targets, partition, groups)]
         with torch.no_grad():
             return Samples(self.preprocess(self.loaded.raw[chosen]), self.loaded.targets[chosen])
 

@@ -21,7 +21,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Samples:
-    """Prepared samples: inputs `[n, *input_shape]` and targets `[n]`."""
+    """Prepared samples: inputs `[n, *input_shape]`, and targets `[n]`, or `[n, places]` for sequences."""
 
     inputs: Tensor
     targets: Tensor
@@ -32,6 +32,16 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def predictions(self) -> int:
+        """How many things there are to be predicted: one for each sample, or for each place of each sequence."""
+        return self.targets.numel()
+
+    @property
+    def answers(self) -> Tensor:
+        """What recognition should answer, `[n]`: of sequences their last place, see `Task.answer`."""
+        return self.targets if self.targets.dim() == 1 else self.targets[:, -1]
 
 
 PartitionKind = Literal["iid", "dirichlet", "natural"]
@@ -128,8 +138,23 @@ class Task(ABC):
         return None
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over a batch: cross entropy, unless a task knows better."""
+        """Return the mean loss over a batch: cross entropy, unless a task knows better.
+
+        Args:
+            outputs: of the model, `[n, labels]`, or `[n, places, labels]` for sequences.
+            targets: positions of labels, `[n]` or `[n, places]`.
+
+        """
+        if outputs.dim() == 3:
+            outputs, targets = outputs.flatten(0, 1), targets.flatten()
         return F.cross_entropy(outputs, targets)
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """Return what recognition takes of outputs, `[n, labels]`: of sequences the last place.
+
+        It becomes a part of exported models, so it may use nothing but tensor operations.
+        """
+        return outputs[:, -1] if outputs.dim() == 3 else outputs
 
     def probe(self, generator: torch.Generator, n: int) -> Tensor | None:  # noqa: ARG002
         """Return `n` synthetic inputs, `[n, *input_shape]`, of which devices can form the same curvature.
@@ -141,5 +166,5 @@ class Task(ABC):
         return None
 
     def correct(self, outputs: Tensor, targets: Tensor) -> int:
-        """Return how many samples of a batch were recognised: the largest output decides."""
-        return int((outputs.argmax(dim=1) == targets).sum())
+        """Return how many predictions of a batch are right, of `Samples.predictions`: the largest output decides."""
+        return int((outputs.argmax(dim=-1) == targets).sum())

@@ -15,4 +15,4 @@ def evaluate(model: nn.Module, task: Task, samples: Samples) -> Evaluation:
     outputs = model(samples.inputs)
     model.train(was_training)
     loss = task.loss(outputs, samples.targets).item()
-    return Evaluation(task.correct(outputs, samples.targets), len(samples), loss)
+    return Evaluation(task.correct(outputs, samples.targets), samples.predictions, loss)

@@ -11,6 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
 from edge_client.exchange.remote import GradientExchange, TlsFiles
+from edge_client.sync.personal import personal_names
 from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
 from edge_client.training.checkpoint import DeviceCheckpoint
@@ -83,7 +84,11 @@ def train(
         data.count,
         until_step=request.first_step + request.steps,
         connect=lambda: GradientExchange.connect(
-            request.coordinator, session=request.session, device=_device_id(request, tls), tls=tls
+            request.coordinator,
+            session=request.session,
+            device=_device_id(request, tls),
+            run_steps=max(data.settings.steps, request.first_step + request.steps),
+            tls=tls,
         ),
         weights=weights,
         state=state,
@@ -99,15 +104,28 @@ def _beginning(
     """Return the weights and the optimizer's state to begin with.
 
     A saved state of this session is gone on from: the device was started again in the middle of it. One of an
-    earlier session gives the optimizer's state if it belongs to the weights that are asked for.
+    earlier session gives the optimizer's state if it belongs to the weights that are asked for, and the personal
+    layers, which are not among these, unless the run begins anew.
     """
     weights = read_weights(request.weights)
     if saved is not None and saved.settings == data.text:
         if saved.session == request.session:
             return saved.model, saved.optimizer
-        if saved.step == request.first_step and tensors_digest(saved.model) == tensors_digest(weights):
+        common = {name: tensor for name, tensor in saved.model.items() if name in weights}
+        is_of_same = saved.step == request.first_step and tensors_digest(common) == tensors_digest(weights)
+        if request.first_step:
+            weights = with_personal(data, weights, saved)
+        if is_of_same:
             return weights, saved.optimizer
     return weights, None
+
+
+def with_personal(data: DeviceData, weights: Weights, saved: DeviceCheckpoint | None) -> Weights:
+    """Return weights with the personal layers of a device's state where they lack them, if it is of the same data."""
+    if not data.settings.personal or saved is None or saved.settings != data.text:
+        return weights
+    names = personal_names(build_model(load_task(data.settings.task), data.settings.seed), data.settings.personal)
+    return {name: tensor for name, tensor in saved.model.items() if name in names} | weights
 
 
 def _device_id(request: TrainRequest, tls: TlsFiles | None) -> str:
@@ -122,8 +140,8 @@ def _device_id(request: TrainRequest, tls: TlsFiles | None) -> str:
     return f"device-{request.data.index}" if tls is None else tls.read().identity.name
 
 
-def evaluate_weights(data: DeviceData, weights: Weights) -> Evaluation:
-    """Try weights on a device's held-out samples.
+def evaluate_weights(data: DeviceData, weights: Weights, saved: DeviceCheckpoint | None = None) -> Evaluation:
+    """Try weights on a device's held-out samples, with the personal layers of its state, if they lack them.
 
     Raises:
         TaskError: the task cannot be loaded.
@@ -133,17 +151,21 @@ def evaluate_weights(data: DeviceData, weights: Weights) -> Evaluation:
     settings = data.settings
     task = load_task(settings.task)
     held_out = task.test_data(partition_of(settings, data.index, data.count))
-    return evaluate(build_model(task, settings.seed, weights), task, held_out)
+    model = build_model(task, settings.seed, with_personal(data, weights, saved), settings.personal)
+    return evaluate(model, task, held_out)
 
 
 def initial_weights(settings: TrainSettings) -> Weights:
-    """Return the weights that a run begins with.
+    """Return the weights that a run begins with; personal layers begin on each device as the settings' seed gives them.
 
     Raises:
         TaskError: the task cannot be loaded.
+        ValueError: a pattern of the personal layers matches nothing.
 
     """
-    return copy_weights(build_model(load_task(settings.task), settings.seed))
+    model = build_model(load_task(settings.task), settings.seed)
+    personal = personal_names(model, settings.personal)
+    return {name: tensor for name, tensor in copy_weights(model).items() if name not in personal}
 
 
 def dump_weights(weights: Weights) -> bytes:

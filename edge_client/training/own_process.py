@@ -52,17 +52,19 @@ class OwnProcess:
 
     def train(self, request: TrainRequest) -> tuple[TrainingReport, bytes]:
         """Train a session's steps; return the report and the weights."""
-        kept = self._keeper.load()
         with _explained():
-            saved = DeviceCheckpoint.parse(kept) if kept is not None else None
-            outcome = train(request, DeviceData.of(request.data), saved, tls=self._tls)
+            outcome = train(request, DeviceData.of(request.data), self._saved(), tls=self._tls)
         self._keeper.save(outcome.state.dump())
-        return outcome.report, dump_weights(outcome.state.model)
+        return outcome.report, dump_weights(outcome.common_weights)
 
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Try weights on the device's held-out samples."""
         with _explained():
-            return evaluate_weights(DeviceData.of(data), read_weights(weights))
+            return evaluate_weights(DeviceData.of(data), read_weights(weights), self._saved())
+
+    def _saved(self) -> DeviceCheckpoint | None:
+        kept = self._keeper.load()
+        return DeviceCheckpoint.parse(kept) if kept is not None else None
 
 
 @contextmanager

@@ -37,6 +37,11 @@ class TrainOutcome:
     """To go on from; it has the weights."""
     trainer: Trainer
 
+    @property
+    def common_weights(self) -> Weights:
+        """The weights that all devices have in common."""
+        return self.trainer.common(self.state.model)
+
 
 def train_in_session(
     session: str,

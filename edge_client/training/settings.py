@@ -2,14 +2,15 @@
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from edgenewton.common.options import OptionError, flat_names, flatten
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange
-from edge_client.optim import Curvature, Refresh, TrustRegion
+from edge_client.optim import Curvature, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
 from edge_client.sync import (
     CurvatureScope,
@@ -25,6 +26,7 @@ from edge_client.sync import (
 )
 from edge_client.sync.local_curvature import SYNC_EVERY
 from edge_client.sync.local_steps import LOCAL_STEPS
+from edge_client.sync.personal import patterns_of
 from edge_client.tasks import PartitionKind
 
 Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" else value)]
@@ -33,6 +35,11 @@ Auto = Annotated[None, BeforeValidator(lambda value: None if value == "auto" els
 
 Never = Annotated[None, BeforeValidator(lambda value: None if value == "never" else value)]
 """Not done; written "never" in texts."""
+
+
+def _patterns(value: object) -> object:
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)
+    return patterns_of(value) if is_list or isinstance(value, str) else value  # type: ignore[arg-type]
 
 
 Cadence = Literal["auto", "every-batch", "local-steps"]
@@ -75,6 +82,9 @@ class TrainSettings(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay."""
     curvature: Annotated[Curvature, BeforeValidator(lambda v: Curvature(v) if isinstance(v, str) else v)] = Curvature()
+    schedule: Annotated[Schedule, BeforeValidator(lambda v: Schedule(v) if isinstance(v, str) else v)] = Schedule()
+    """What the step size is multiplied with over the run. Its length is `steps`, over all rounds, unless it has one of
+    its own."""
     trust: TrustRegion = TrustRegion()
     refresh: Refresh = Refresh()
     """Unless one of its options is set, steps between exchanges renew the curvature with a growth of 1.5: it takes a
@@ -98,6 +108,9 @@ class TrainSettings(BaseModel):
     """Whose curvature a device uses: the average of all devices' ("shared"), its own ("local"), that of a common
     synthetic batch ("probe"), or the last two together ("blend"). "auto" is shared with an exchange after every batch,
     which knows no blend, and else a blend."""
+    personal: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+    """Patterns, as of file names, of the parameters, buffers and modules that never leave a device: a list, or a text
+    with commas between them."""
     whiten: bool = False
     """Whether the gradients of every batch are written in the coordinates in which the shared or the synthetic batch's
     curvature is the unit matrix; it matters for codecs of few bits."""
@@ -108,10 +121,16 @@ class TrainSettings(BaseModel):
     probe_share: Annotated[float, Field(gt=0, lt=1)] = PROBE_SHARE
     """Share of the synthetic batch in a blend."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._schedule()  # it may not suit the number of steps
+        return self
+
     def optimizer_options(self, *, is_alone: bool = True) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan; a device may be alone, or not."""
         names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
         options = {name: getattr(self, name) for name in names}
+        options["schedule"] = self._schedule()
         if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
             options["refresh"] = _LOCAL_REFRESH
         return options
@@ -130,7 +149,11 @@ class TrainSettings(BaseModel):
             SettingsError: the settings do not suit each other; the text names them.
 
         """
-        options: dict[str, Any] = {"clip_grad_norm": self.clip_grad_norm, "training_samples": training_samples}
+        options: dict[str, Any] = {
+            "clip_grad_norm": self.clip_grad_norm,
+            "training_samples": training_samples,
+            "personal": self.personal,
+        }
         cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
@@ -150,8 +173,18 @@ class TrainSettings(BaseModel):
         if scope == "local":
             return LocalCurvature(exchange, self.sync_every, **options)
         if scope == "probe" and probe is not None:
+            if options.pop("personal"):
+                raise SettingsError(
+                    "setting 'curvature-scope' is 'probe': through personal layers a synthetic batch has another "
+                    "curvature on each device, which an exchange after every batch does not bear; take 'shared' or "
+                    "'local'"
+                )
             return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
         return EveryBatch(exchange, whiten=self.whiten, **options)
+
+    def _schedule(self) -> Schedule:
+        """Return the schedule over the run."""
+        return replace(self.schedule, steps=self.schedule.steps or self.steps)
 
     def _cadence(self, *, is_alone: bool) -> Cadence:
         """Return when there is an exchange: a device alone has nobody to wait for."""
@@ -170,10 +203,17 @@ class TrainSettings(BaseModel):
         What is left to the optimizer is not named.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in flatten(**values).items() if value is not None}
+        flat = {name: value for name, value in flatten(**values).items() if value is not None}
+        return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
-_GROUPS: dict[str, type[Any]] = {"curvature": Curvature, "trust": TrustRegion, "refresh": Refresh, "outer": Outer}
+_GROUPS: dict[str, type[Any]] = {
+    "curvature": Curvature,
+    "schedule": Schedule,
+    "trust": TrustRegion,
+    "refresh": Refresh,
+    "outer": Outer,
+}
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
 _UNSET = {"adapt_every": "never", "growth": "auto"}

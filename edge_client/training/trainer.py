@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optim import NewtonOptimizer
-from edge_client.sync.replica import weights_digest
+from edge_client.sync.personal import personal_names
+from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import Partition, Task, load_task
 from edge_client.training.batches import BatchOrder
 from edge_client.training.evaluation import evaluate
@@ -30,7 +31,7 @@ class Trainer:
         index: number of this device's partition, from 0.
         count: number of partitions.
         exchange: how devices synchronise; None for one device alone.
-        weights: initial weights; None for those that the settings' seed gives.
+        weights: initial weights; None for those that the settings' seed gives. Those of personal layers may be missing.
         state: of the optimizer, from `Trainer.state_dict`.
 
     Raises:
@@ -56,7 +57,7 @@ class Trainer:
         self._held_out = self.task.test_data(partition)
         self._seed = device_seed(settings.seed, index)
         self._batches = BatchOrder(len(self._samples), settings.batch_size, self._seed)
-        self.model = build_model(self.task, settings.seed, weights)
+        self.model = build_model(self.task, settings.seed, weights, settings.personal)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self._evaluation_due: int | None = None
         self.plan = settings.plan(self.exchange, len(self._samples), self._probe)
@@ -75,7 +76,12 @@ class Trainer:
             ExchangeError: the coordinator is down or refuses this device.
 
         """
+        self.model.train()  # what trains its moments now is exchanged
         self.optimizer.join()
+
+    def common(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of the model's weights that are no personal layer's: all devices have them in common."""
+        return {name: tensor for name, tensor in weights.items() if name not in self.plan.personal}
 
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
@@ -107,7 +113,7 @@ class Trainer:
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
-            weights_digest=weights_digest(self.model).hex(),
+            weights_digest=tensors_digest(self.common(self.model.state_dict())).hex(),
         )
 
     def train_batch(self) -> TrainedStep:
@@ -148,6 +154,7 @@ class Trainer:
             curvature_s=self.optimizer.curvature_s,
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
+            evaluation=evaluation,
         )
 
     def _is_evaluation_due(self, step: int) -> bool:
@@ -198,19 +205,29 @@ def device_seed(seed: int, index: int) -> int:
     return seed * 10_007 + index
 
 
-def build_model(task: Task, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def build_model(
+    task: Task, seed: int, weights: Mapping[str, Tensor] | None = None, personal: Collection[str] = ()
+) -> nn.Module:
     """Return a task's model with the weights of a seed, or with given ones.
 
+    Args:
+        task: the task.
+        seed: gives the weights that are not given.
+        weights: by name; None for all from the seed.
+        personal: patterns of those that may be missing: see `personal_names`.
+
     Raises:
-        ValueError: the weights do not fit the model.
+        ValueError: the weights do not fit the model, or a pattern matches nothing.
 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.model()
     if weights is not None:
+        own = model.state_dict()
+        kept = {name: own[name] for name in personal_names(model, personal) if name in own}
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict({**kept, **weights})
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model of task {task.name!r}: {error}") from None
     return model

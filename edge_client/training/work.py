@@ -60,6 +60,8 @@ class TrainedStep:
     bytes_sent: int = 0
     """In the session so far."""
     bytes_received: int = 0
+    evaluation: Evaluation | None = None
+    """Of the device's model before the step, if it was tried."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.daemon.translation import train_to_proto
 from edge_client.exchange.remote import GradientExchange
 from edge_client.inference import Artefact, Recognizer
+from edge_client.sync.replica import weights_digest
 from edge_client.training.jobs import dump_weights, initial_weights
 from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import Trainer, weights_digest
+from edge_client.training.trainer import Trainer
 from edge_client.training.work import DataRequest, TrainRequest
 
 SETTINGS = TrainSettings(cadence="every-batch", curvature="eva", batch_size=16, steps=6)

@@ -42,6 +42,7 @@ def processes_of(mark: str) -> list[str]:
     return found
 
 
+@pytest.mark.flower
 def test_the_demo_trains_recognises_and_leaves_nothing_running(tmp_path):
     mark = f"EDGENEWTON_TEST={tmp_path}"
     folder = tmp_path / "a [red] demo"

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from bare_client import Device
 from browser import NEEDS_CHROMIUM, chromium, screenshot
+from edgenewton.common.progress import duration_text, rate_text
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1 import exchange_pb2_grpc
 from processes import Coordinator, running
@@ -131,6 +132,8 @@ def test_metrics_are_what_prometheus_reads(training):
     assert counts == sorted(counts)
     assert counts[-1] == STEPS
     session = training.session()
+    assert [s.value for s in families["edgenewton_coordinator_run_steps"].samples] == [STEPS]
+    assert [s.value for s in families["edgenewton_coordinator_best_accuracy"].samples] == [session["best"][1]]
     exchanged = {s.labels["direction"]: s for s in families["edgenewton_coordinator_bytes"].samples}
     assert exchanged["received"].value == session["received"]
     assert exchanged["sent"].labels["codec"] == "int8"
@@ -142,6 +145,7 @@ def test_metrics_are_what_prometheus_reads(training):
 def test_the_terminal_shows_the_same(training):
     text = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["watch", training.address, "--session", "leaves"]).stdout
     assert f"leaves: ended  step {STEPS - 1}" in text
+    assert f"{STEPS} of {STEPS} batches, best accuracy" in text
     assert [f"gateway-{index}" in text for index in range(DEVICES)] == [True] * DEVICES
 
 
@@ -154,7 +158,8 @@ def test_a_person_sees_what_happens_as_it_happens(tmp_path):
         page.wait_for_selector("text=No device has joined yet.")
         with grpc.insecure_channel(training.address) as channel:
             devices = [
-                Device(exchange_pb2_grpc.GradientExchangeStub(channel), name, session="leaves") for name in names
+                Device(exchange_pb2_grpc.GradientExchangeStub(channel), name, session="leaves", run_steps=3000)
+                for name in names
             ]
             for device in devices:
                 device.beat(1.0)
@@ -169,6 +174,10 @@ def test_a_person_sees_what_happens_as_it_happens(tmp_path):
             assert page.locator("#devices .state.active").count() == 3
             assert page.inner_text("#loss") == "0.333"
             assert page.inner_text("#live") == "live"
+            assert page.inner_text("#done") == "3 of 3,000 batches"  # so soon nobody knows how long they take
+            for value in (0.02, 0.25, 7.14, 40, 99.6, 3_000, 7_300, 300_000):
+                shown = page.evaluate("v => import('/static/format.js').then(f => [f.duration(v), f.rate(v)])", value)
+                assert shown == [duration_text(value), rate_text(value).replace(",", "")]
             shown = page.locator("#devices tr td:first-child span").all_inner_texts()
             assert sorted(shown) == names
             assert page.locator("#evil").count() == 0  # what a device said is text
@@ -190,6 +199,8 @@ def test_a_person_sees_a_training_of_real_devices(training):
         page = browser.open(training.url, "desktop")
         page.wait_for_selector("#phase.ended")
         assert page.inner_text("#step") == str(STEPS - 1)
+        assert page.inner_text("#done") == f"{STEPS} of {STEPS} batches"
+        assert "at step" in page.inner_text("#best")
         assert "%" in page.inner_text("#accuracy")
         assert "times smaller" in page.inner_text("#codec")
         assert page.locator("svg.chart .line").count() == 5

@@ -7,15 +7,18 @@ import sys
 
 import pytest
 import torch
-from client_app_calls import ask, context, rounds
+from client_app_calls import SETTINGS, ask, context, rounds
 from edgenewton.common.identity import Kind
 
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.authority import Authority
 from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
+from coordinator.serving.server import embedded_coordinator
+from coordinator.session.settings import SessionSettings
+from edge_client.sync.replica import weights_digest
 from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import Trainer, weights_digest
+from edge_client.training.trainer import Trainer
 
 
 def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
@@ -26,6 +29,18 @@ def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
     assert all(torch.equal(tensor, weights[name]) for name, tensor in alone.model.state_dict().items())
     result = alone.evaluate()
     assert evaluation["accuracy"] == pytest.approx(result.correct / result.samples)
+
+
+def test_of_a_round_the_coordinator_is_told_how_long_the_whole_run_is(monkeypatch):
+    monkeypatch.setitem(SETTINGS, "steps", 90)
+    given = context()
+    weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
+    with embedded_coordinator() as coordinator:
+        coordinator.create_session("round-2", SessionSettings(devices=1, first_step=30))
+        place = {"coordinator": coordinator.address, "session": "round-2", "first-step": 30, "steps": 2}
+        assert not ask("train", given, weights, **place).has_error()
+        statistics = coordinator.directory.find("round-2").chronicle.statistics
+        assert (statistics.done, statistics.run_steps) == (32, 90)
 
 
 @pytest.mark.parametrize("by", ["node config", "environment"])

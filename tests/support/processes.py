@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 COORDINATOR = Path(sys.executable).with_name("edge-coordinator")
+_ALSO_IMPORTED = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
 CLIENT = Path(sys.executable).with_name("edge-client")
 DEADLINE_S = 120
 IMPATIENT = ("--heartbeat-s=0.2", "--lease-s=1", "--rejoin-deadline-s=0")
@@ -57,7 +58,7 @@ def running(*arguments: object) -> Iterator["subprocess.Popen[str]"]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *_ALSO_IMPORTED])},
     )
     with client:
         try:

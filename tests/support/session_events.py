@@ -12,8 +12,9 @@ def phase(kind, time_s=0.0, session=""):
     )
 
 
-def joined(device, time_s=0.0):
-    return pb.SessionEvent(time_s=time_s, joined=pb.DeviceJoined(device=device, training_samples=7, software="x 1"))
+def joined(device, time_s=0.0, **fields):
+    told = pb.DeviceJoined(device=device, training_samples=7, software="x 1", **fields)
+    return pb.SessionEvent(time_s=time_s, joined=told)
 
 
 def report(device, step, time_s, received=0, sent=0, saved=0, loss=1.0, *, skipped=False):

@@ -35,6 +35,19 @@ export function seconds(value) {
   return `${(value / 3600).toFixed(1)} h`;
 }
 
+export function duration(value) {
+  if (value < 99.5) return `${value.toFixed(0)} s`;
+  const minutes = Math.round(value / 60);
+  if (minutes < 120) return `${minutes} min`;
+  const hours = Math.round(value / 3600);
+  return hours < 48 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+export function rate(perSecond) {
+  if (perSecond < 0.1) return `${+(60 * perSecond).toPrecision(2)} batches/min`;
+  return `${perSecond.toFixed(perSecond < 1 ? 2 : perSecond < 100 ? 1 : 0)} batches/s`;
+}
+
 export function clock(time) {
   return new Date(1000 * time).toLocaleTimeString("en-GB");
 }

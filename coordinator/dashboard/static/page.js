@@ -115,18 +115,22 @@ function drawFigures(session) {
   setText(at("step"), format.count(session.step));
   const every = session.every > 1 ? `, ${session.every} batches an exchange` : "";
   const form = session.form ? `, moves in ${session.form}` : "";
-  const pace = session.steps_per_s > 0 ? `${session.steps_per_s.toFixed(1)} exchanges a second` : lasted(session);
-  setText(at("pace"), (every ? `${pace}${every}` : pace.replace("exchanges", "steps")) + form);
+  const pace = session.batches_per_s > 0 ? format.rate(session.batches_per_s) : lasted(session);
+  const left = session.left_s > 0 ? `${format.duration(session.left_s)} left, ` : "";
+  setText(at("pace"), `${left}${pace.replace(" ", "\u00a0")}${every}${form}`);
   at("pace").title = session.cadence;
+  drawProgress(session);
+  setText(at("accuracy-of"), session.averages ? "Accuracy (averaged weights)" : "Accuracy");
+  at("weights").hidden = !session.averages;
   setText(at("accuracy"), format.percent(session.accuracy));
-  const best = Math.max(...session.curves.accuracy.map(([, value]) => value));
-  setText(at("best"), Number.isFinite(best) ? `best ${format.percent(best)}` : "not tried yet");
+  const [step, best] = session.best ?? [];
+  setText(at("best"), session.best ? `best ${format.percent(best)} at step ${format.count(step)}` : "not tried yet");
   setText(at("loss"), format.number(session.loss));
   const skipped = session.skipped > 0 ? `, ${format.count(session.skipped)} batches skipped` : "";
   setText(at("samples"), session.samples > 0 || skipped ? `${format.count(session.samples)} samples${skipped}` : "");
   setText(at("count"), `${session.members}`);
-  const left = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
-  setText(at("places"), `of ${session.places} places${left}`);
+  const late = session.left_out > 0 ? `, late ${format.count(session.left_out)} ×` : "";
+  setText(at("places"), `of ${session.places} places${late}`);
   const total = session.received + session.sent;
   setText(at("wire"), format.bytes(total));
   setText(at("directions"), `${format.bytes(session.received, true)} in, ${format.bytes(session.sent, true)} out`);
@@ -134,6 +138,15 @@ function drawFigures(session) {
   setText(at("saved"), saved > 0 ? format.bytes(saved) : "–");
   const part = saved > 0 ? `${session.codec}: ${((total + saved) / total).toFixed(1)} times smaller` : session.codec;
   setText(at("codec"), part);
+}
+
+function drawProgress(session) {
+  const isKnown = session.run_steps !== null && session.done > 0;
+  at("progress").hidden = at("done").hidden = !isKnown;
+  if (!isKnown) return;
+  at("progress").max = session.run_steps;
+  at("progress").value = session.done;
+  setText(at("done"), `${format.count(session.done)} of ${format.count(session.run_steps)} batches`);
 }
 
 function lasted(session) {

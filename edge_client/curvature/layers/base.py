@@ -47,6 +47,9 @@ class Layer(ABC):
 
     """
 
+    is_personal = False
+    """Whether this device keeps it for itself: its curvature and its trust region are then apart from the others'."""
+
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module

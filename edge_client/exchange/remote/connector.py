@@ -39,11 +39,19 @@ class GradientExchange:
 
     is_alone = False
 
-    def __init__(self, loop: LoopThread, connection: Connection, place: Place, reconnect_deadline_s: float) -> None:
+    def __init__(
+        self,
+        loop: LoopThread,
+        connection: Connection,
+        place: Place,
+        reconnect_deadline_s: float,
+        run_steps: int | None = None,
+    ) -> None:
         self._loop = loop
         self._connection = connection
         self._place = place
         self._reconnect_deadline_s = reconnect_deadline_s
+        self._run_steps = run_steps
         self._membership: GrpcMembership | None = None
         self._is_closed = False
 
@@ -54,6 +62,7 @@ class GradientExchange:
         *,
         session: str,
         device: str,
+        run_steps: int | None = None,
         connect_timeout_s: float = 5.0,
         reconnect_deadline_s: float = 120.0,
         tls: TlsFiles | None = None,
@@ -62,6 +71,8 @@ class GradientExchange:
 
         The place itself is taken by `join`, because it depends on the model; an optimizer does it. When the connection
         or the coordinator is lost later on, the exchange tries for `reconnect_deadline_s` to get back.
+
+        With `run_steps`, the steps of the whole run from step 0 on, those who watch see how much of it is left.
 
         With `tls` the device shows its certificate, whose name must be `device`. The files are read again for each new
         connection, so that a renewed certificate takes the place of the old one in a running session.
@@ -80,7 +91,7 @@ class GradientExchange:
             loop.stop()
             cause = Cause.REFUSED if error.is_refused else Cause.UNREACHABLE
             raise ExchangeError(f"device {device!r}: {error}" if error.is_refused else str(error), cause) from None
-        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s)
+        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s, run_steps)
 
     @property
     def address(self) -> str:
@@ -126,6 +137,7 @@ class GradientExchange:
             software=f"edgenewton {version('edgenewton')}",
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,
+            run_steps=self._run_steps,
         )
         round_trip = RoundTrip()
         try:

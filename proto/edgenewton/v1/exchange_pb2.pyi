@@ -103,7 +103,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch")
+    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch", "run_steps")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class JoinRequest(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SKETCH_FIELD_NUMBER: _ClassVar[int]
+    RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session: str
     device: str
@@ -135,7 +136,8 @@ class JoinRequest(_message.Message):
     next_step: int
     token: str
     sketch: Sketch
-    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
+    run_steps: int
+    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., run_steps: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches", "form")
@@ -434,14 +436,18 @@ class PhaseChanged(_message.Message):
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., reason: _Optional[str] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ...) -> None: ...
 
 class DeviceJoined(_message.Message):
-    __slots__ = ("device", "training_samples", "software")
+    __slots__ = ("device", "training_samples", "software", "run_steps", "averages")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
+    AVERAGES_FIELD_NUMBER: _ClassVar[int]
     device: str
     training_samples: int
     software: str
-    def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    run_steps: int
+    averages: bool
+    def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ..., run_steps: _Optional[int] = ..., averages: _Optional[bool] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
     __slots__ = ("device", "reason", "bytes_received", "bytes_sent", "bytes_saved", "status")

@@ -119,6 +119,34 @@ def test_state_and_metrics_are_those_of_the_devices(served, stub):
     assert metrics["edgenewton_coordinator_device_bytes_total", ("device", "a"), ("direction", "received"), of] > 0
 
 
+def test_how_far_the_run_is_is_told_as_the_devices_say_it(served, stub):
+    served.create(devices=2, codec="fp32")
+    a = Device(stub, "a", options={"averaging": "0.97"}, run_steps=200)
+    b = Device(stub, "b", options={"averaging": "0.97"})
+    of = ("session", "s")
+    assert (served.session()["done"], served.session()["run_steps"], served.session()["best"]) == (0, 200, None)
+    evaluation = pb.Evaluation(correct=3, samples=4)
+    a.send(gradient_frame(0, 1.0, 4, evaluation=evaluation))
+    b.send_gradient(0, 1.0, samples=4)
+    next(a.stream)
+    train((a, b), [1])
+    session = served.session()
+    assert (session["done"], session["run_steps"], session["best"], session["averages"]) == (2, 200, [0, 0.75], True)
+    assert session["batches_per_s"] is None  # two steps say nothing yet
+    assert session["left_s"] is None
+    assert served.metrics()["edgenewton_coordinator_run_steps", of] == 200
+    assert served.metrics()["edgenewton_coordinator_best_accuracy", of] == 0.75
+    assert served.metrics()["edgenewton_coordinator_batches_per_second", of] == 0
+
+
+@pytest.mark.parametrize("steps", [0, 2**63])
+def test_a_length_that_no_run_has_is_refused(served, stub, steps):
+    served.create(devices=2)
+    code, details = refused(lambda: stub.Join(join_request("a", run_steps=steps)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"device 'a' says that its run has {steps} steps" in details
+
+
 def test_the_form_of_moves_is_shown_once_it_is_chosen(served, stub):
     served.create(devices=1)
     train((Device(stub, "a"),), range(1))

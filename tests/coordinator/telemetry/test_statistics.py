@@ -6,7 +6,9 @@ import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from session_events import committed, joined, left, phase, report
 
+from coordinator.session.settings import SessionSettings
 from coordinator.telemetry.curve import Curve
+from coordinator.telemetry.history import StepRecord
 from coordinator.telemetry.record import Record
 from coordinator.telemetry.statistics import MAX_GONE, STEP_SECONDS, SessionStatistics
 from coordinator.telemetry.stored import dump_statistics, load_statistics
@@ -170,6 +172,58 @@ def test_they_come_back_from_the_record_as_they_were(tmp_path):
     record.close()
     found = Record(path).statistics("s")
     statistics.devices["a"].end_membership()
-    for passing in ("curves", "_first_report", "_commits"):
+    for passing in ("curves", "_first_report", "pace"):
         setattr(found, passing, getattr(statistics, passing))
     assert found == statistics
+
+
+def test_the_length_of_the_run_is_what_the_devices_that_are_there_say():
+    statistics = statistics_of(joined("a"), joined("b"))
+    assert statistics.run_steps is None
+    assert (statistics.done, statistics.progress(0.0)) == (0, "0 batches")
+    statistics = statistics_of(joined("a", run_steps=60), joined("b", run_steps=100), joined("c"))
+    assert statistics.run_steps == 100
+    statistics.apply(left("b", 1.0, "OK", "stopped"))
+    assert statistics.run_steps == 60
+    statistics.apply(left("a", 2.0, "OK", "finished"))
+    assert statistics.run_steps == 100  # nobody who is there says
+    for step in (58, 59, 100):  # the last one averages what devices have of their own
+        statistics.apply(committed(step, 3.0))
+    assert statistics.progress(3.0) == "100 of 100 batches"
+
+
+def test_progress_is_in_batches_at_the_pace_of_the_last_minute():
+    statistics = statistics_of(
+        phase(pb.PHASE_TRAINING, 0.0),
+        joined("a", run_steps=1_000, averages=True),
+        *(committed(10 * i + 9, 5.0 * i, batches=10, correct=min(i, 3)) for i in range(10)),
+    )
+    assert (statistics.done, statistics.batches_per_s(45.0), statistics.averages) == (100, 2.0, True)
+    assert (
+        statistics.progress(45.0) == "100 of 1,000 batches, 8 min left, 2.0 batches/s, best accuracy 30.0% at step 39"
+    )
+    assert "left" not in statistics.progress(200.0)  # it pauses
+    statistics.apply(phase(pb.PHASE_ENDED, 46.0))
+    assert statistics.progress(46.0) == "100 of 1,000 batches, best accuracy 30.0% at step 39"
+
+
+def test_progress_comes_back_from_the_record(tmp_path):
+    statistics = statistics_of(joined("a", run_steps=1_000))
+    record = Record(tmp_path / "record.sqlite")
+    record.begin_session("s", SessionSettings())
+    for step in range(50):
+        event = committed(step, step / 2, correct=9 if step == 20 else 5)
+        record.set_committed("s", StepRecord.of(event.step, event.time_s, statistics))
+        statistics.apply(event)
+    record.set_statistics(statistics)
+    found = record.statistics("s")
+    assert found.progress(24.5) == statistics.progress(24.5)
+    assert found.best == (20, 0.9)
+    # The best step may have been thinned away since, and an older release stored none.
+    record._database.execute("DELETE FROM steps WHERE step = 20")
+    assert record.statistics("s").best == (20, 0.9)
+    (content,) = record._database.execute("SELECT content FROM statistics").fetchone()
+    older = json.loads(content)
+    del older["totals"]["best"]
+    record._database.execute("UPDATE statistics SET content = ?", (json.dumps(older),))
+    assert record.statistics("s").best == (0, 0.5)

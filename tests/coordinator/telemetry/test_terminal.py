@@ -3,7 +3,7 @@ import math
 import pytest
 from edgenewton.v1 import exchange_pb2 as pb
 from rich.console import Console
-from session_events import committed, left, phase, report, three_sessions
+from session_events import committed, joined, left, phase, report, three_sessions
 
 from coordinator.telemetry.terminal import TerminalView
 
@@ -71,3 +71,13 @@ def test_a_loss_that_is_no_number_is_shown_as_such():
     ):
         view.apply(event)
     assert "s: training  step 1  loss nan" in printed(view)
+
+
+def test_how_far_the_run_is_is_shown_and_of_which_weights_the_accuracy_is():
+    view = TerminalView()
+    view.apply(joined("a", run_steps=3_000, averages=True))
+    view.apply(phase(pb.PHASE_TRAINING, 100.0, "s"))
+    view.apply(committed(858, 101.0, correct=9))
+    text = printed(view)
+    assert "accuracy 90.0% (averaged weights)" in text
+    assert "859 of 3,000 batches, best accuracy 90.0% at step 858" in text

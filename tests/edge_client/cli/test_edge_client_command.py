@@ -73,3 +73,14 @@ def test_train_makes_the_folder_and_saves(run, tmp_path):
     assert f"model saved as {path}" in result.output
     assert Artefact.load(path).step == 1
     assert TrainSettings().task == Artefact.load(path).task
+
+
+def test_a_checkpoint_without_the_personal_layers_is_no_model(run, tmp_path):
+    weights = build_model(load_task("digits"), seed=0).state_dict()
+    del weights["output.weight"]
+    save_file(weights, tmp_path / "round-1.safetensors", {"task": "digits", "step": "7"})
+    result = run("export", tmp_path / "round-1.safetensors", "--output", tmp_path / "m.pt")
+    assert result.exit_code == 1
+    assert "it lacks 'output.weight', which is 10 x" in result.output
+    assert "take a device's own model" in " ".join(result.output.split())
+    assert not (tmp_path / "m.pt").exists()

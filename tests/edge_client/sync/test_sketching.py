@@ -137,8 +137,8 @@ def test_weights_that_are_not_finite_show_in_their_group_alone():
 
 def test_personal_parameters_are_no_part_of_what_is_compared():
     def replica(model):
-        common = {"is_common": lambda name: not name.startswith("1.")}
-        return ModelReplica(model, is_shared=True, apply=lambda _: None, before=dict, **common)
+        staying = ["1.weight", "1.bias"]
+        return ModelReplica(model, is_shared=True, apply=lambda _: None, before=dict, staying=lambda: staying)
 
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     before = replica(model).sketch(1), replica(model).digest()

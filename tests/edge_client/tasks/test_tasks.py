@@ -256,7 +256,7 @@ def test_tasks_are_found_by_name_and_by_import_path():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("trees", "task 'trees' is unknown; known are digits, keywords, motion, and import paths"),
+        ("trees", "task 'trees' is unknown; known are digits, fashion, .*, motion, text, and import paths"),
         ("no.such.module:Task", "module 'no.such.module' cannot be imported"),
         (f"{__name__}:Nothing", "has no 'Nothing'"),
         (f"{__name__}:not_a_task", "'not_a_task' .* is not an edge_client.tasks.Task"),

@@ -3,7 +3,7 @@ import inspect
 
 import pytest
 
-from edge_client import Curvature, EveryBatch, LocalCurvature, NewtonOptimizer, Refresh, TrustRegion
+from edge_client import Curvature, EveryBatch, LocalCurvature, NewtonOptimizer, Refresh, Schedule, TrustRegion
 from edge_client.training.settings import (
     SettingsError,
     TrainSettings,
@@ -62,12 +62,25 @@ def test_settings_are_written_as_in_flwr_run():
         ("damping=0", "setting 'damping' is 0"),
         ("momentum=none", "setting 'momentum' is 'none'"),
         ("lr=nan", "setting 'lr' is nan"),
+        ("schedule=cosin", "setting 'schedule' is 'cosin'"),
+        ("lr-warmup-steps=5", "setting 'lr-warmup-steps' is 5: the schedule 'constant' has no warm-up"),
+        ("lr-floor=2", "setting 'lr-floor' is 2"),
         ("steps", "'steps' is not of the form name=value"),
     ],
 )
 def test_unknown_and_impossible_settings_are_named(text, message):
     with pytest.raises(SettingsError, match=message):
         parse_settings([text])
+
+
+def test_a_schedules_length_is_that_of_the_run():
+    settings = parse_settings(["schedule=warmup-cosine", "steps=90", "lr-warmup-steps=9"])
+    assert settings.optimizer_options()["schedule"] == Schedule("warmup-cosine", 90, warmup_steps=9)
+    assert check_settings(settings.flat()) == settings
+    longer = parse_settings(["schedule=cosine", "steps=90", "schedule-steps=300"])
+    assert longer.optimizer_options()["schedule"] == Schedule("cosine", 300)
+    with pytest.raises(SettingsError, match="setting 'lr-warmup-steps' is 90: it must leave something of the run's 90"):
+        parse_settings(["schedule=warmup-cosine", "steps=90", "lr-warmup-steps=90"])
 
 
 def test_what_is_left_to_the_optimizer_is_written_auto():

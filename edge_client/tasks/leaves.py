@@ -1,0 +1,166 @@
+"""Plant leaves by their outlines: OSULeaf, 442 leaves of six species, each a series of 427 distances from its centre.
+
+Gandhi 2002, "Content-based image retrieval: plant species identification" (Oregon State University); one of the series
+of the UCR archive (Dau et al. 2019, https://arxiv.org/abs/1810.07758).
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_client.tasks.datasets import Dataset
+from edge_client.tasks.packages import PackagedData, PackagedTask, PythonPackage
+from edge_client.tasks.tables import read_numbers, to_numbers
+from edge_client.tasks.task import SampleError
+
+LENGTH = 427
+SPECIES = (
+    "Acer circinatum",
+    "Acer glabrum",
+    "Acer macrophyllum",
+    "Acer negundo",
+    "Quercus garryana",
+    "Quercus kelloggii",
+)
+"""In the order of the archive's classes 1 to 6."""
+_PARTS = ("TRAIN", "TEST")
+
+
+def read_outlines(files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """Return the leaves of the package's files (.ts: remarks #, headers @, then rows "number,...,number:class").
+
+    Returns:
+        "outlines", float32 `[n, 427]`, "targets", int64 `[n]`, and "is_held_out", bool `[n]`: the archive's test part.
+
+    Raises:
+        SampleError: a file is missing or damaged; the text says where.
+
+    """
+    outlines, targets, is_held_out = [], [], []
+    for part in _PARTS:
+        found = [content for path, content in files.items() if path.endswith(f"OSULeaf_{part}.ts")]
+        if len(found) != 1:
+            raise SampleError(f"there are {len(found)} files OSULeaf_{part}.ts; 1 was expected")
+        lines = found[0].decode("utf-8", errors="replace").splitlines()
+        rows = [line.rpartition(":") for line in lines if line.strip() and line[0] not in "#@"]
+        numbers = to_numbers((row.split(",") for row, _, _ in rows), f"OSULeaf_{part}.ts")
+        classes = [label.strip() for _, _, label in rows]
+        strange = sorted(set(classes) - {str(number) for number in range(1, len(SPECIES) + 1)})
+        if numbers.shape[1] != LENGTH or strange:
+            raise SampleError(
+                f"OSULeaf_{part}.ts has series of {numbers.shape[1]} and the classes {', '.join(strange)}"
+            )
+        outlines.append(torch.from_numpy(numbers))
+        targets += [int(label) - 1 for label in classes]
+        is_held_out += [part == "TEST"] * len(classes)
+    return {
+        "outlines": torch.cat(outlines),
+        "targets": torch.tensor(targets),
+        "is_held_out": torch.tensor(is_held_out),
+    }
+
+
+OSU_LEAF = PackagedData(
+    name="osu-leaf-1",
+    about="OSULeaf, outlines of 442 leaves of six species",
+    licence="none stated by the UCR archive; the package is under BSD-3-Clause",
+    packages=(PythonPackage("aeon", ("*/datasets/data/OSULeaf/OSULeaf_T*.ts",), others=("sktime",)),),
+    download_mb=6,
+    kept_mb=0.8,
+    read=read_outlines,
+)
+
+
+class LeavesTask(PackagedTask):
+    """Recognises one of six species by the outline of a leaf."""
+
+    name = "leaves"
+    labels: Sequence[str] = SPECIES
+    input_shape = (1, LENGTH)
+    raw_shape = (LENGTH,)
+    data = OSU_LEAF
+
+    def model(self) -> nn.Module:
+        """Return a small convolutional network along the outline, which closes: it has no beginning and no end."""
+        layers: list[tuple[str, nn.Module]] = []
+        before = 1
+        for number, (channels, kernel, stride) in enumerate(((16, 9, 2), (32, 7, 2), (64, 5, 2), (64, 3, 1)), 1):
+            conv = nn.Conv1d(before, channels, kernel, stride, kernel // 2, padding_mode="circular")
+            layers.append((f"conv{number}", conv))
+            layers.append((f"norm{number}", nn.GroupNorm(4, channels)))
+            layers.append((f"relu{number}", nn.ReLU()))
+            before = channels
+        tail = (
+            ("pool", nn.AdaptiveAvgPool1d(1)),
+            ("flatten", nn.Flatten()),
+            ("output", nn.Linear(before, len(SPECIES))),
+        )
+        return nn.Sequential(OrderedDict([*layers, *tail]))
+
+    def dataset_of(self, tensors: dict[str, Tensor]) -> Dataset:
+        """Return the leaves; those of the archive's test part are held out."""
+        return Dataset(tensors["outlines"], tensors["targets"], SPECIES, is_held_out=tensors["is_held_out"])
+
+    def decode(self, sample: object) -> Tensor:
+        """Return an outline, float32 `[427]`.
+
+        Args:
+            sample: path of a CSV file of 427 numbers in one column or row, bytes of one, or array `[427]`.
+
+        Raises:
+            SampleError: it is none of these, damaged, constant, or of another length.
+
+        """
+        if isinstance(sample, (str, Path)):
+            name, numbers = str(sample), read_numbers(Path(sample))
+        elif isinstance(sample, bytes):
+            name, numbers = "the table", read_numbers(sample)
+        elif isinstance(sample, np.ndarray):
+            name, numbers = "the array", _check_array(sample)
+        else:
+            raise SampleError(f"a leaf is a path, bytes or an array, not {type(sample).__name__}")
+        if sorted(numbers.shape) not in ([LENGTH], [1, LENGTH]):
+            shape = " x ".join(map(str, numbers.shape))
+            raise SampleError(f"{name} has {shape} numbers; the leaves task expects {LENGTH}, the outline of a leaf")
+        if np.ptp(numbers) == 0:
+            raise SampleError(f"{name} is no outline: all its numbers are alike")
+        return torch.from_numpy(numbers.reshape(LENGTH))
+
+    def preprocess(self, raw: Tensor) -> Tensor:
+        """Return outlines `[n, 427]` as inputs, float32 `[n, 1, 427]`, each of mean 0 and deviation 1."""
+        centred = raw - raw.mean(dim=1, keepdim=True)
+        return (centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)).unsqueeze(1)
+
+    def true_label(self, sample: object) -> str | None:
+        """Return the label in the first line of a file, as those of `save_sample` have it."""
+        if not isinstance(sample, (str, Path)):
+            return None
+        with Path(sample).open(errors="replace") as file:
+            label = file.readline().removeprefix("#").strip()
+        return label if label in self.labels else None
+
+    def save_sample(self, index: int, path: Path) -> str:
+        """Write held-out leaf number `index` as CSV that carries its label; return the label.
+
+        Raises:
+            IndexError: there is no such held-out leaf.
+
+        """
+        if not 0 <= index < len(self.held_out):
+            raise IndexError(f"there is no held-out leaf {index}; there are {len(self.held_out)}, numbered from 0")
+        place = int(self.held_out[index])
+        label = self.labels[int(self.loaded.targets[place])]
+        numbers = "\n".join(f"{number:.9g}" for number in self.loaded.raw[place].tolist())
+        path.write_text(f"# {label}\n{numbers}\n")
+        return label
+
+
+def _check_array(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise SampleError("the array holds NaN, infinity, or no real numbers")
+    return array.astype(np.float32)
