@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from edge_client.curvature.probe import Probe
     from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
-    from edge_client.optim import Curvature, NewtonOptimizer, Refresh, Schedule, TrustRegion
+    from edge_client.optim import Curvature, IterateAverage, NewtonOptimizer, Refresh, Schedule, TrustRegion
     from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, Outer, ProbeCurvature, Probed
 
 __all__ = [
     "Curvature",
     "EveryBatch",
     "GradientExchange",
+    "IterateAverage",
     "LocalCurvature",
     "LocalSteps",
     "MeasuredInputs",
@@ -34,6 +35,7 @@ _MODULES = {
     "Curvature": "edge_client.optim",
     "EveryBatch": "edge_client.sync",
     "GradientExchange": "edge_client.exchange.remote",
+    "IterateAverage": "edge_client.optim",
     "LocalCurvature": "edge_client.sync",
     "LocalSteps": "edge_client.sync",
     "MeasuredInputs": "edge_client.curvature.measured_inputs",

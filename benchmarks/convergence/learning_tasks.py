@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.tasks.data import in_memory
 from edge_client.tasks.partition import dirichlet
 
 DEVICES = 4
@@ -173,8 +174,8 @@ class Block(nn.Module):
 
 def _from_task(task: Task, kind: str, name: str, describes: str, *, target: float, budget: int) -> LearningTask:
     parts = [Partition(index, DEVICES, kind, 0.3, seed=0) for index in range(DEVICES)]  # type: ignore[arg-type]
-    devices = [task.train_data(part) for part in parts]
-    test = task.test_data(Partition())
+    devices = [in_memory(task, task.train_data(part)) for part in parts]
+    test = in_memory(task, task.test_data(Partition()))
     return LearningTask(name, describes, task.model, task.loss, devices, test, "accuracy", target, budget)
 
 

@@ -1,13 +1,14 @@
 """What a second-order step costs over a step of SGD with momentum: time and memory, at batch 128.
 
-Steps that update and invert the curvature and those in between are timed apart, and weighed by the default intervals.
-Processor time of one thread is measured, which does not depend on what else the machine does.
+Steps that update and invert the curvature and those in between are timed apart, and weighed by how many of each the
+default schedule has. The optimizers take turns, step by step, so that what else the machine does strikes all alike, and
+processor time of one thread is measured.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -20,8 +21,13 @@ from benchmarks.convergence.resnet import resnet18
 from benchmarks.shared.results import markdown_table, save_results
 from edge_client import NewtonOptimizer, Refresh
 from edge_client.curvature import ESTIMATORS
+from edge_client.optim.refresh import RefreshSchedule
 
 BATCH = 128
+_SGD = "SGD with momentum"
+_HEADLINE = "first 1000 steps"
+_WARMUP = 2
+"""Steps with curvature, the first of which also allocates."""
 
 
 @dataclass(frozen=True)
@@ -31,64 +37,92 @@ class Cost:
     network: str
     device: str
     optimizer: str
-    interval: int
-    """Steps between two that update and invert the curvature."""
     plain_ms: float
     curvature_ms: float
     """A step that updates and inverts the curvature."""
-    ratio: float
-    """Mean step over that of SGD."""
+    ratios: Mapping[str, float]
+    """Mean step over that of SGD, by the steps that the mean is of."""
     state_mib: float
 
 
-def step_times(
-    network: Callable[[], nn.Module], inputs: Tensor, make: Callable[[nn.Module], torch.optim.Optimizer], steps: int
-) -> tuple[list[float], float]:
-    """Return the milliseconds of each step, and the MiB of the optimizer's state after them."""
-    torch.manual_seed(0)
-    model = network().to(inputs.device)
-    optimizer = make(model)
-    targets = torch.arange(BATCH, device=inputs.device) % 10
-    times = []
-    for _ in range(steps):
-        began = _now(inputs.device)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        times.append(1000 * (_now(inputs.device) - began))
-    state = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
-    return times, state / 2**20
+def shares() -> dict[str, float]:
+    """Return the share of steps with curvature, by which steps are meant."""
+    schedule = RefreshSchedule(Refresh())
+    schedule.begin(0)
+    of_first = {n: sum(schedule.updates_factors(step) for step in range(n)) / n for n in (100, 1000)}
+    every = Refresh().factor_every
+    return {f"first {n} steps": share for n, share in of_first.items()} | {
+        f"later, every {every}": 1 / every,
+        "every 10": 0.1,
+    }
+
+
+class Timed:
+    """One optimizer that trains one model.
+
+    Args:
+        network: makes the model.
+        inputs: of every batch.
+        make: makes the optimizer.
+
+    """
+
+    def __init__(
+        self, network: Callable[[], nn.Module], inputs: Tensor, make: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> None:
+        torch.manual_seed(0)
+        self._model = network().to(inputs.device)
+        self._inputs = inputs
+        self._targets = torch.arange(BATCH, device=inputs.device) % 10
+        self._optimizer = make(self._model)
+
+    def step(self) -> float:
+        """Take a step, and return its milliseconds."""
+        began = _now(self._inputs.device)
+        self._optimizer.zero_grad()
+        nn.functional.cross_entropy(self._model(self._inputs), self._targets).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return 1000 * (_now(self._inputs.device) - began)
+
+    @property
+    def state_mib(self) -> float:
+        """Size of the optimizer's state."""
+        state = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._optimizer.state_dict()))
+        return state / 2**20
 
 
 def measure(
-    name: str,
-    network: Callable[[], nn.Module],
-    inputs: Tensor,
-    estimators: list[str],
-    intervals: list[int],
-    repeats: int,
+    name: str, network: Callable[[], nn.Module], inputs: Tensor, estimators: list[str], cycles: int, cycle: int
 ) -> list[Cost]:
-    """Compare estimators with SGD on one network."""
+    """Compare estimators with SGD on one network; of `cycle` steps the first one has curvature."""
     device = inputs.device.type
-    times, memory = step_times(
-        network, inputs, lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), repeats + 1
-    )
-    sgd = statistics.median(times[1:])
-    costs = [Cost(name, device, "SGD with momentum", 1, sgd, sgd, 1.0, memory)]
-    for estimator in estimators:
-        # Two steps with curvature (the first of which also allocates), then plain ones.
-        times, memory = step_times(
+    refresh = Refresh(warmup_steps=_WARMUP, factor_every=cycle, inverse_every=cycle, growth=1)
+    sgd = Timed(network, inputs, lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9))
+    ours = {
+        estimator: Timed(
             network,
             inputs,
-            lambda model, estimator=estimator: NewtonOptimizer(  # type: ignore[misc]
-                model, 1e-3, curvature=estimator, refresh=Refresh(warmup_steps=2, factor_every=1000, inverse_every=1000)
-            ),
-            repeats + 3,
+            lambda model, estimator=estimator: NewtonOptimizer(model, 1e-3, curvature=estimator, refresh=refresh),  # type: ignore[misc]
         )
-        curvature, plain = times[1], statistics.median(times[3:])
-        for interval in intervals:
-            mean = plain + (curvature - plain) / interval
-            costs.append(Cost(name, device, estimator, interval, plain, curvature, mean / sgd, memory))
+        for estimator in estimators
+    }
+    for timed in (sgd, *ours.values()):
+        for _ in range(_WARMUP):
+            timed.step()
+    of_sgd: list[float] = []
+    curvature: dict[str, list[float]] = {estimator: [] for estimator in ours}
+    plain: dict[str, list[float]] = {estimator: [] for estimator in ours}
+    for _ in range(cycles):
+        for number in range(cycle):
+            of_sgd.append(sgd.step())
+            for estimator, timed in ours.items():
+                (plain if number else curvature)[estimator].append(timed.step())
+    base = statistics.median(of_sgd)
+    costs = [Cost(name, device, _SGD, base, base, dict.fromkeys(shares(), 1.0), sgd.state_mib)]
+    for estimator, timed in ours.items():
+        between, with_curvature = statistics.median(plain[estimator]), statistics.median(curvature[estimator])
+        ratios = {steps: (between + (with_curvature - between) * share) / base for steps, share in shares().items()}
+        costs.append(Cost(name, device, estimator, between, with_curvature, ratios, timed.state_mib))
     return costs
 
 
@@ -114,43 +148,33 @@ def main(
     torch.set_num_threads(1)
     task = digits()
     images = torch.cat([device.inputs for device in task.devices])[:BATCH]
-    default = 10
-    costs = measure("digits CNN", task.build, images, list(ESTIMATORS), [default], repeats=30)
+    costs = measure("digits CNN", task.build, images, list(ESTIMATORS), cycles=12, cycle=5)
     if not quick:
         pictures = torch.randn(BATCH, 3, 32, 32)
-        costs += measure("ResNet-18", resnet18, pictures, ["kfac", "eva"], [default, 50, 100], repeats=3)
+        costs += measure("ResNet-18", resnet18, pictures, ["kfac"], cycles=2, cycle=2)
         if torch.cuda.is_available():
             every = list(ESTIMATORS)
-            costs += measure("digits CNN", task.build, images.cuda(), every, [default], repeats=30)
-            costs += measure("ResNet-18", resnet18, pictures.cuda(), every, [default, 50, 100], repeats=10)
-    header = [
-        "network",
-        "on",
-        "optimizer",
-        "interval",
-        "plain step, ms",
-        "with curvature, ms",
-        "over SGD",
-        "state, MiB",
-    ]
+            costs += measure("digits CNN", task.build, images.cuda(), every, cycles=12, cycle=5)
+            costs += measure("ResNet-18", resnet18, pictures.cuda(), every, cycles=4, cycle=5)
+    means = list(shares())
+    header = ["network", "on", "optimizer", "plain step, ms", "with curvature, ms", *means, "state, MiB"]
     rows = [
         [
             c.network,
             c.device,
             c.optimizer,
-            c.interval,
             f"{c.plain_ms:.1f}",
             f"{c.curvature_ms:.1f}",
-            f"{c.ratio:.2f}",
+            *(f"{c.ratios[steps]:.2f}" for steps in means),
             f"{c.state_mib:.1f}",
         ]
         for c in costs
     ]
     print(markdown_table(header, rows))
     figures = {
-        f"overhead_{c.network.split()[0].lower().replace('-', '')}_{c.optimizer}": round(c.ratio, 2)
+        f"overhead_{c.network.split()[0].lower().replace('-', '')}_{c.optimizer}": round(c.ratios[_HEADLINE], 2)
         for c in costs
-        if c.optimizer == "kfac" and c.interval == default and c.device == "cpu"
+        if c.optimizer == "kfac" and c.device == "cpu"
     }
     print(json.dumps(figures, indent=1))
     if not quick:

@@ -110,6 +110,7 @@ def _batches(exchange: Any, batches: int, *, computes: bool = True) -> list[floa
             [],
             skips_nonfinite=False,
             apply=lambda _: None,
+            average=lambda _: None,
             damping_of=lambda _: 0.0,
         )
         plan.attach(subject)

@@ -18,6 +18,7 @@ from benchmarks.fleet.fedavg_app.fedavg import ALPHA, BATCH_SIZE, take_local_ste
 from benchmarks.fleet.goal import DEVICES, TARGET
 from benchmarks.shared.results import markdown_table
 from edge_client.tasks import Partition, load_task
+from edge_client.tasks.data import in_memory
 from edge_client.training.batches import BatchOrder
 from edge_client.training.evaluation import evaluate
 from edge_client.training.trainer import build_model, device_seed
@@ -33,7 +34,8 @@ def rounds_to_target(local_steps: int, lr: float, seed: int) -> float:
     torch.set_num_threads(1)
     task = load_task("digits")
     held_out = task.test_data(Partition(0, 1, "iid", ALPHA, seed))
-    data = [task.train_data(Partition(index, DEVICES, "dirichlet", ALPHA, seed)) for index in range(DEVICES)]
+    partitions = [Partition(index, DEVICES, "dirichlet", ALPHA, seed) for index in range(DEVICES)]
+    data = [in_memory(task, task.train_data(partition)) for partition in partitions]
     orders = [BatchOrder(len(samples), BATCH_SIZE, device_seed(seed, i)) for i, samples in enumerate(data)]
     weights = build_model(task, seed).state_dict()
     for number in range(1, BUDGET // local_steps + 1):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from benchmarks.convergence.learning_tasks import LearningTask
 from benchmarks.convergence.methods import Batch
 from benchmarks.convergence.trials import DeviceBatches
-from benchmarks.frontier.buffers import mean_buffers, put_buffers, take_buffers
 from benchmarks.frontier.compression import Compression, MeanExchange
 from benchmarks.frontier.interface import DivergedError, Round, Run
+from benchmarks.shared.buffers import mean_buffers, put_buffers, take_buffers
 
 Optimizers = Sequence[torch.optim.Optimizer]
 

@@ -34,7 +34,7 @@ def ours_every_batch(codec: str) -> Method:
             seed,
             CodecChoice(codec),
             lambda exchange, probe: ProbeCurvature(probe, exchange),
-            _trusted(options) | {"refresh": Refresh(growth=1.5)},
+            _trusted(options) | {"refresh": Refresh(warmup_steps=1, growth=1.5)},
         )
 
     return Method(

@@ -60,7 +60,7 @@ class OursRun(Run):
 
     @property
     def model(self) -> nn.Module:
-        """The model that the next round starts from."""
+        """What users get: the average of the models that all devices agreed on, one after the other."""
         return self._shared
 
     def round(self) -> Round:
@@ -73,7 +73,9 @@ class OursRun(Run):
             if problems:
                 raise next((p for p in problems if isinstance(p, DivergedError)), problems[0])
             self._step += 1
-        self._shared.load_state_dict(self._devices[0][0].state_dict())
+        of_first, optimizer = self._devices[0]
+        with optimizer.averaged():
+            self._shared.load_state_dict(of_first.state_dict())
         return Round(self._step - first, (self._meeting.up - up) / len(self._devices), self._meeting.down - down)
 
     def _train(self, index: int, batch: Batch) -> None:

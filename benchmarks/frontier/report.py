@@ -9,7 +9,7 @@ from benchmarks.convergence.trials import learning_task
 from benchmarks.frontier.front import Contest, Point, pareto_front
 from benchmarks.frontier.interface import Family
 from benchmarks.frontier.study import Study
-from benchmarks.frontier.trials import options_text
+from benchmarks.shared.record_store import options_text
 from benchmarks.shared.results import markdown_table
 
 

@@ -10,7 +10,8 @@ from benchmarks.convergence.trials import learning_task
 from benchmarks.frontier.front import Point
 from benchmarks.frontier.interface import Family, Method, Options
 from benchmarks.frontier.search import Rank, search
-from benchmarks.frontier.trials import Trial, TrialStore, options_text, run_trial
+from benchmarks.frontier.trials import Trial, TrialStore, run_trial
+from benchmarks.shared.record_store import options_text
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """One trial of the frontier benchmark, and its record on disk."""
 
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ import torch
 from benchmarks.convergence.trials import learning_task
 from benchmarks.frontier.front import Point
 from benchmarks.frontier.interface import DivergedError, Method, Options
+from benchmarks.shared.record_store import RecordStore, options_text
 from edge_client.curvature.linalg import CurvatureError
 from edge_client.exchange.errors import ExchangeError
 
@@ -57,42 +57,19 @@ class Trial:
         return self.task, self.method, options_text(self.options), self.seed
 
 
-def options_text(options: Options) -> str:
-    """Return options in one line, the same for the same options."""
-    return ", ".join(f"{name} {value:g}" for name, value in options.items()) or "-"
-
-
-class TrialStore:
-    """Trials on disk, one a line, so that a benchmark goes on where it was interrupted."""
+class TrialStore(RecordStore[Trial]):
+    """Trials on disk."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._known: dict[Key, Trial] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                trial = Trial(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # the line that was being written when the benchmark was killed
-            self._known[trial.key] = trial
-
-    def all(self) -> list[Trial]:
-        """Return what is kept."""
-        return list(self._known.values())
+        super().__init__(path, Trial)
 
     def find(self, key: Key, budget: int, beaten_by: Iterable[Point]) -> Trial | None:
         """Return a trial that would not go on any further today, if there is one."""
-        trial = self._known.get(key)
+        trial = self.get(key)
         if trial is None:
             return None
         is_over = trial.is_reached or trial.end == "diverged" or trial.batches >= budget
         return trial if is_over or is_beaten(Point(trial.batches, trial.bytes), beaten_by) else None
-
-    def add(self, trial: Trial) -> None:
-        """Keep a trial."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(trial)) + "\n")
-        self._known[trial.key] = trial
 
 
 def is_beaten(point: Point, others: Iterable[Point]) -> bool:

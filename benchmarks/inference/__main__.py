@@ -106,7 +106,8 @@ def train_model(folder: Path) -> Path:
     settings = TrainSettings(steps=60)
     trainer = Trainer(settings)
     trainer.train(settings.steps)
-    artefact = Artefact.of(trainer.task, settings.task, trainer.model, settings.steps)
+    with trainer.optimizer.averaged():
+        artefact = Artefact.of(trainer.task, settings.task, trainer.model, settings.steps)
     artefact.save(folder / "model.pt")
     save_onnx(to_onnx(artefact, trainer.task), folder / "model.onnx")
     return folder / "model.onnx"

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from benchmarks.convergence.learning_tasks import LearningTask
 from benchmarks.convergence.trials import BATCH_SIZE
-from benchmarks.frontier.buffers import put_buffers, take_buffers
 from benchmarks.frontier.interface import Options, Recipe
 from benchmarks.links.device import Device, OwnBatches
 from benchmarks.links.packing import Packing
+from benchmarks.shared.buffers import put_buffers, take_buffers
 from edge_client.exchange import Exchange, Membership, StepResult
 from edge_client.sync.replica import ModelReplica
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from benchmarks.convergence.learning_tasks import DEVICES
 from benchmarks.frontier.interface import Options
-from benchmarks.frontier.trials import Trial, TrialStore, options_text
+from benchmarks.frontier.trials import Trial, TrialStore
 from benchmarks.links.configuration import RECIPES, Configuration
 from benchmarks.links.link import LINKS, Links
+from benchmarks.shared.record_store import options_text
 
 TABLE = Path(__file__).with_name("options.json")
 """Candidates that are committed, for whoever has no trials."""

@@ -7,8 +7,8 @@ from edgenewton.v1.codecs import CodecChoice
 
 from benchmarks.frontier.interface import Options, Recipe
 from benchmarks.frontier.methods import METHODS
-from benchmarks.frontier.trials import options_text
 from benchmarks.links import default
+from benchmarks.shared.record_store import options_text
 
 RECIPES: Mapping[str, Recipe] = {method.name: method.recipe for method in METHODS if method.recipe is not None}
 """Of the frontier's baselines, by name."""

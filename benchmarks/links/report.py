@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.convergence.trials import learning_task
-from benchmarks.frontier.trials import options_text
 from benchmarks.links.configuration import OURS
 from benchmarks.links.run import Run
+from benchmarks.shared.record_store import options_text
 from benchmarks.shared.results import markdown_table
 
 

@@ -1,14 +1,13 @@
 """What a run gave, and its record on disk."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.frontier.trials import options_text
 from benchmarks.links.configuration import Configuration
+from benchmarks.shared.record_store import RecordStore, options_text
 
 End = Literal["reached", "budget", "time", "diverged", "failed"]
 Key = tuple[str, str, str, str, int]
@@ -64,34 +63,16 @@ def key_of(task: str, links: str, what: Configuration, seed: int) -> Key:
     return task, links, what.method, options_text(what.options), seed
 
 
-class RunStore:
-    """Runs on disk, one a line, so that a benchmark goes on where it was interrupted."""
+class RunStore(RecordStore[Run]):
+    """Runs on disk."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._known: dict[Key, Run] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                run = Run(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # the line that was being written when the benchmark was killed
-            self._known[run.key] = run
-
-    def all(self) -> list[Run]:
-        """Return what is kept."""
-        return list(self._known.values())
+        super().__init__(path, Run)
 
     def find(self, key: Key) -> Run | None:
         """Return a run, if it is kept. One that failed is run anew."""
-        run = self._known.get(key)
+        run = self.get(key)
         return None if run is None or run.end == "failed" else run
-
-    def add(self, run: Run) -> None:
-        """Keep a run."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(run)) + "\n")
-        self._known[run.key] = run
 
 
 def fastest(runs: Iterable[Run]) -> float:

@@ -1,13 +1,17 @@
 """Synchronous training of several devices in one process: the mean of their gradients is that of the union batch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from edge_client.optim import NewtonOptimizer
 from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.tasks.data import in_memory
 from edge_client.training.batches import BatchOrder
 from edge_client.training.evaluation import evaluate
+from edge_client.training.run import copy_weights
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import build_model, device_seed
 
@@ -20,7 +24,8 @@ class UnionBatches:
     def __init__(self, task: Task, settings: TrainSettings, devices: int) -> None:
         self._parts: list[tuple[Samples, BatchOrder]] = []
         for index in range(devices):
-            samples = task.train_data(Partition(index, devices, settings.partition, settings.alpha, settings.seed))
+            partition = Partition(index, devices, settings.partition, settings.alpha, settings.seed)
+            samples = in_memory(task, task.train_data(partition))
             order = BatchOrder(len(samples), settings.batch_size, device_seed(settings.seed, index))
             self._parts.append((samples, order))
 
@@ -35,6 +40,8 @@ def train_union(
     settings: TrainSettings, devices: int, optimizer: OptimizerFactory, until: float | None = None
 ) -> tuple[nn.Module, list[float]]:
     """Train as `devices` synchronous devices would, and return the model and its test accuracy after each batch.
+
+    Of an optimizer that averages its iterates both are the average's.
 
     Args:
         settings: task, partition, batches and steps.
@@ -54,11 +61,18 @@ def train_union(
         made.zero_grad()
         task.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
         made.step()
-        result = evaluate(model, task, test)
-        accuracies.append(result.accuracy)
+        with _averaged(made):
+            accuracies.append(evaluate(model, task, test).accuracy)
         if until is not None and accuracies[-1] >= until:
             break
+    with _averaged(made):
+        weights = copy_weights(model)
+    model.load_state_dict(weights)
     return model, accuracies
+
+
+def _averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    return optimizer.averaged() if isinstance(optimizer, NewtonOptimizer) else nullcontext()
 
 
 def batches_to(target: float, accuracies: list[float]) -> int | None:

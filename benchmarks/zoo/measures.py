@@ -32,7 +32,7 @@ def overhead(case: Case, repeats: int) -> float:
 
     """
     plain_sgd = statistics.median(_step_times(case, sgd, repeats + 1)[1:])
-    refresh = Refresh(warmup_steps=repeats + 1, factor_every=10**6, inverse_every=10**6)
+    refresh = Refresh(warmup_steps=repeats + 1, factor_every=10**6, inverse_every=10**6, growth=1)
     # The first step also allocates; the one after the last with curvature is due by the intervals.
     times = _step_times(case, lambda model: newton(model, refresh=refresh), 2 * repeats + 2)
     with_curvature, plain = statistics.median(times[1 : repeats + 1]), statistics.median(times[repeats + 2 :])

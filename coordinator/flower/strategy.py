@@ -176,8 +176,8 @@ class NewtonStrategy(FedAvg):
         return _messages(record, self._choose(grid, self._config.fraction_evaluate, 1), MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Add the nodes' results up."""
-        metrics = super().aggregate_evaluate(server_round, replies)
+        """Add the nodes' results up; those of nodes without held-out samples say nothing."""
+        metrics = super().aggregate_evaluate(server_round, [reply for reply in replies if not _is_of_no_sample(reply)])
         if metrics is not None:
             self.history[-1]["evaluate"] = dict(metrics)
             self.save_history()
@@ -226,3 +226,9 @@ class NewtonStrategy(FedAvg):
 
 def _messages(record: RecordDict, nodes: Iterable[Node], message_type: str) -> list[Message]:
     return [Message(record, node.id, message_type) for node in nodes]
+
+
+def _is_of_no_sample(reply: Message) -> bool:
+    return reply.has_content() and not any(
+        record.get("num-examples", 1) for record in reply.content.metric_records.values()
+    )

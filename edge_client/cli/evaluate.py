@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from edgenewton.common.console import fail, out
 from rich.table import Table
 
-from edge_client.cli.recognise import Engine, Model
+from edge_client.cli.recognise import Device, Engine, Model
+from edge_client.devices import choose_device, to_device
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
 from edge_client.inference.pipeline import build_classifier
 from edge_client.inference.recognizer import ensure_finite
 from edge_client.tasks import Partition, SampleError, TaskError, load_task
+from edge_client.tasks.data import batches_of
 from edge_client.tasks.datasets import files_by_label
+
+_BATCH = 256
+"""Samples that the model recognises at once."""
 
 
 def evaluate(
@@ -30,14 +34,15 @@ def evaluate(
         Path | None, typer.Option("--confusion", help="Where to draw the confusion matrix (.png, .svg, .pdf).")
     ] = None,
     engine: Engine = None,
+    device: Device = "cpu",
 ) -> None:
     """Try a model on samples whose labels are known: print its accuracy, overall and by label."""
     try:
         with out.status("recognising"):
             if folder is not None:
-                confusion = evaluate_files(Recognizer.load(model, engine), files_by_label(folder))
+                confusion = evaluate_files(Recognizer.load(model, engine, device), files_by_label(folder))
             else:
-                confusion = _evaluate_held_out(model, engine)
+                confusion = _evaluate_held_out(model, engine, device)
         if picture is not None:
             save_confusion(confusion, picture, model.name)
     except (ArtefactError, SampleError, TaskError, ValueError) as error:
@@ -58,15 +63,20 @@ def evaluate(
         out.print(f"confusion matrix drawn as {picture}")
 
 
-def _evaluate_held_out(model: Path, engine: str | None) -> Confusion:
+def _evaluate_held_out(model: Path, engine: str | None, device: str) -> Confusion:
     if model.suffix == ".onnx" or engine not in (None, "torch"):
         fail("the held-out samples are those of training, for the engine torch; give a folder of files", code=2)
     artefact = Artefact.load(model)
     task = load_task(artefact.task)
-    classifier = build_classifier(artefact, task)
-    samples = task.test_data(Partition())
+    hardware = choose_device(device)
+    classifier = build_classifier(artefact, task).to(hardware)
+    answers, targets = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
     with torch.inference_mode():
-        probabilities = classifier(samples.inputs)
-    ensure_finite(probabilities)
-    answers = probabilities.argmax(dim=1).numpy().astype(np.int64)
-    return confusion_of(artefact.labels, samples.answers.numpy(), answers)
+        for batch in batches_of(task, task.test_data(Partition()), _BATCH, what="held-out data"):
+            probabilities = classifier(to_device(batch.inputs, hardware)).cpu()
+            ensure_finite(probabilities)
+            answers.append(probabilities.argmax(dim=1))
+            targets.append(batch.answers)
+    if len(answers) == 1:
+        fail(f"task {task.name!r} has no held-out samples; give a folder of files")
+    return confusion_of(artefact.labels, torch.cat(targets).numpy(), torch.cat(answers).numpy())

@@ -15,16 +15,18 @@ Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an export
 Engine = Annotated[
     EngineName | None, typer.Option(help="What runs the model; torch for .pt files and ONNX Runtime for .onnx files.")
 ]
+Device = Annotated[str, typer.Option(help="The hardware that the model runs on: cpu, cuda (or cuda:1), mps, or auto.")]
 
 
 def predict(
     model: Model,
     samples: Annotated[list[Path], typer.Argument(help="Files to recognise.")],
     engine: Engine = None,
+    device: Device = "cpu",
 ) -> None:
     """Recognise samples: print the label of each file, its probability, and the true label if the file tells it."""
     try:
-        recognizer = Recognizer.load(model, engine)
+        recognizer = Recognizer.load(model, engine, device)
         predictions = recognizer.predict(samples)
         true_labels = [recognizer.true_label(path) or "" for path in samples]
     except (ArtefactError, SampleError, TaskError) as error:

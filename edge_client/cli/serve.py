@@ -10,7 +10,7 @@ import typer
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.console import fail, warn
 
-from edge_client.cli.recognise import Engine, Model
+from edge_client.cli.recognise import Device, Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.tasks import TaskError
 
@@ -26,6 +26,7 @@ def serve(
         str | None, typer.Option(help="Name of the model for clients; that of its task unless given.")
     ] = None,
     engine: Engine = None,
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(help="Threads that the model may use.", min=1)] = 1,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
@@ -39,7 +40,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     try:
-        recognizer = Recognizer.load(model, engine)
+        recognizer = Recognizer.load(model, engine, device)
         asyncio.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
     except (ArtefactError, TaskError, OSError) as error:
         fail(str(error))

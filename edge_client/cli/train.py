@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from edgenewton.common.console import fail, out
+from edgenewton.common.console import fail, out, warn
 
 from edge_client.cli.model_file import check_output, save
 
@@ -93,14 +93,19 @@ def train(
     except KeyboardInterrupt:
         fail("stopped", code=130)
     report, trainer = trained.report, trained.trainer
+    if report.ended:
+        warn(report.ended)
     result = trainer.evaluate()
+    right = f"{result.correct} of {result.samples} held-out samples right" if result.samples else "no held-out samples"
     out.print(
         f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, "
-        f"{result.correct} of {result.samples} held-out samples right, sent {report.bytes_sent:,} and received "
+        f"{right}, sent {report.bytes_sent:,} and received "
         f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
     )
     if output is not None:
-        save(Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step), output)
+        with trainer.optimizer.averaged():
+            model = Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step)
+        save(model, output)
         out.print(f"model saved as {output}")
 
 

@@ -15,6 +15,7 @@ from edge_client.curvature.capture import LayerCapture, sample_gradients
 from edge_client.curvature.forward_pass import ForwardPass, leading_dimension, tensors_in
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.curvature.schedule import is_on_log_schedule
 
 _UNEXPLAINED = 0.05
 """Autocast computes a gradient in bf16, whose rounding is not to be taken for a part that is not explained."""
@@ -74,6 +75,8 @@ class Batch:
         """Those that have reached a parameter's `grad`."""
         self._captures: dict[str, LayerCapture] = {}
         self._digested: dict[str, list[_Part]] = {}
+        self._checks: Counter[str] = Counter()
+        """Batches in which each layer could be checked: what was explained for long is checked ever more seldom."""
         # Before the model's own hooks: the model may be a layer itself, and its forward ends with them.
         self.add_layers(layers)
         self._handles = [
@@ -141,7 +144,7 @@ class Batch:
 
         Args:
             state: the layer.
-            step: number of the step, for errors.
+            step: number of the step, for errors, and to draw positions of convolutions by.
             is_fresh: whether gradients were set to nothing before the batch.
 
         Raises:
@@ -161,8 +164,10 @@ class Batch:
             if not self._samples_fisher:
                 capture.keep_only(backward)
             if is_first and not self._samples_fisher:
-                self._check_explained(state, capture)
-            captured = capture.take()
+                if is_on_log_schedule(self._checks[state.name]):
+                    self._check_explained(state, capture)
+                self._checks[state.name] += 1
+            captured = capture.take(step if state.estimator.options.sample_positions else None)
             total = sum(c.samples for c in captured)
             parts += [
                 _Part(state.estimator.statistics(c.a, c.g), c.samples, total, c.forward_pass, backward)

@@ -35,6 +35,8 @@ class Use:
     """In which it came."""
     inputs: Inputs | None = None
     """What the layer's input is in the common format, once it is known; patches take long to form."""
+    g: Tensor | None = None
+    """What the gradient is in the common format, once it is known."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,15 @@ class LayerCapture:
         self._takes_backward = takes_backward
         self._handle = layer.module.register_forward_hook(Hook(self._after_forward), with_kwargs=True)
 
-    def take(self) -> list[Captured]:
+    def take(self, seed: int | None = None) -> list[Captured]:
         """Return what was captured, an entry for each forward pass, and forget it.
 
         A module that was used several times in a forward pass counts as sharing its weight between the uses. With
         several passes (gradient accumulation) the loss of the step is taken to be the mean over all their samples.
+
+        Args:
+            seed: draws the uses that the inputs' second moment is formed of, where some are enough; None for all.
+
         """
         uses, self._uses, self.pending = self._uses, [], []
         passes = list(dict.fromkeys(use.forward_pass for use in uses))
@@ -90,11 +96,12 @@ class LayerCapture:
         for forward_pass in passes:
             together = [use for use in uses if use.forward_pass is forward_pass]
             a = join_uses([self._inputs(use) for use in together])
+            a = a if seed is None else a.sampled(seed)
             gradients = [self._gradients(use, total) for use in together]
             g = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=2)
             captured.append(Captured(a, g, forward_pass.samples, forward_pass))
         for use in uses:
-            use.gradient = use.inputs = None  # a graph that is kept may bring another
+            use.gradient = use.inputs = use.g = None  # a graph that is kept may bring another
         return captured
 
     def keep_only(self, backward: int) -> None:
@@ -130,7 +137,7 @@ class LayerCapture:
         """Take a gradient that was not the user's own backward's."""
         use.output = None
         if gradient is not None:
-            use.gradient = gradient
+            use.gradient, use.g = gradient, None
             self._uses.append(use)
 
     def remove(self) -> None:
@@ -158,10 +165,13 @@ class LayerCapture:
         return regroup(self._output_gradient(use) * scale, samples)
 
     def _output_gradient(self, use: Use) -> Tensor:
+        if use.g is not None:
+            return use.g
         if use.gradient is None:
             raise RuntimeError(f"layer {self.layer.name!r} has no gradient yet")
         gradient = use.gradient.detach().to(self.layer.weight.dtype)
-        return self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
+        use.g = self.layer.output_gradients(gradient.unsqueeze(0) if use.is_unbatched else gradient)
+        return use.g
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG002
         if not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
@@ -193,7 +203,7 @@ class LayerCapture:
         use.forward_pass.note_gradient(rows)
         if use.gradient is None:
             self._uses.append(use)
-        use.gradient, use.backward = gradient, current_backward()
+        use.gradient, use.g, use.backward = gradient, None, current_backward()
 
 
 def sample_gradients(captures: Sequence[LayerCapture], loss: Tensor) -> None:

@@ -21,14 +21,18 @@ class Inputs(ABC):
     """The inputs of one layer in one batch."""
 
     @abstractmethod
-    def second_moment(self, sharing: WeightSharing) -> Tensor:
+    def second_moment(self, sharing: WeightSharing, parts: int = 1) -> Tensor:
         """Return the factor A: the mean over samples of a a^T.
 
         With `expand` it is summed over the shared positions (Grosse & Martens 2016, eq. 24), with `reduce` a is the
         mean over them (Eschenhagen et al. 2023, eq. 22).
 
+        Args:
+            sharing: how a shared weight counts.
+            parts: blocks along the diagonal, beyond which nothing is computed: see `part_width`.
+
         Returns:
-            `[blocks, in, in]`, or its diagonal `[blocks, in]` for inputs that are one-hot.
+            `[blocks * parts, width, width]`, or the diagonal `[blocks, in]` for inputs that are one-hot.
 
         """
 
@@ -51,6 +55,15 @@ class Inputs(ABC):
     def regrouped(self, samples: int) -> "Inputs":
         """Return the inputs with `samples` samples: what was folded into the batch dimension becomes shared."""
 
+    @property
+    def formed(self) -> "Inputs":
+        """The same, with nothing that is still to be formed."""
+        return self
+
+    def sampled(self, seed: int) -> "Inputs":  # noqa: ARG002
+        """Return inputs whose second moment may be that of some uses, drawn by the seed, of which it is the mean."""
+        return self
+
 
 class DenseInputs(Inputs):
     """Inputs that are kept as they are: `rows` is `[blocks, batch, shared, features]`.
@@ -62,18 +75,16 @@ class DenseInputs(Inputs):
         self.rows = rows
         self.has_bias = has_bias
 
-    def second_moment(self, sharing: WeightSharing) -> Tensor:
-        """Return the factor A, `[blocks, in, in]`: see `Inputs.second_moment`."""
+    def second_moment(self, sharing: WeightSharing, parts: int = 1) -> Tensor:
+        """Return the factor A, `[blocks * parts, width, width]`: see `Inputs.second_moment`."""
         rows = self.rows.mean(dim=2, keepdim=True) if sharing == "reduce" else self.rows
-        blocks, samples, _, features = rows.shape
-        size = features + self.has_bias
-        moment = rows.new_empty(blocks, size, size)
-        _set_to_products(moment[:, :features, :features], rows, 1 / samples)
-        if not self.has_bias:
-            return moment
-        moment[:, :-1, -1] = moment[:, -1, :-1] = rows.sum(dim=(1, 2)) / samples
-        moment[:, -1, -1] = rows.shape[2]
-        return moment
+        _, samples, shared, features = rows.shape
+        moment = _products_in_parts(rows, 1 / samples, features + self.has_bias, parts)
+        if self.has_bias:
+            of_last, one = moment[:, -1], features - (parts - 1) * moment.shape[-1]
+            of_last[:, :one, one] = of_last[:, one, :one] = rows[..., features - one :].sum(dim=(1, 2)) / samples
+            of_last[:, one, one] = shared
+        return moment.flatten(0, 1)
 
     def mean(self) -> Tensor:
         """Return the mean over samples and shared positions, `[blocks, in]`."""
@@ -105,7 +116,7 @@ class OneHotInputs(Inputs):
         self.size = size
         self._dtype = dtype
 
-    def second_moment(self, sharing: WeightSharing) -> Tensor:
+    def second_moment(self, sharing: WeightSharing, parts: int = 1) -> Tensor:  # noqa: ARG002
         """Return the diagonal of the factor A, `[1, in]`; with `expand` A has no other entries."""
         if sharing == "expand":
             return self._counts() / len(self.indices)
@@ -168,12 +179,12 @@ def join_uses(uses: Sequence[Inputs]) -> Inputs:
     if isinstance(first, OneHotInputs):
         indices = [use.indices for use in uses if isinstance(use, OneHotInputs)]
         return OneHotInputs(torch.cat(indices, dim=1), first.size, first._dtype)
-    dense = [use for use in uses if isinstance(use, DenseInputs)]
+    dense = [formed for use in uses if isinstance(formed := use.formed, DenseInputs)]
     return DenseInputs(torch.cat([use.rows for use in dense], dim=2), has_bias=dense[0].has_bias)
 
 
-def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:
-    """Return the factor G `[blocks, out, out]` of per-sample pre-activation gradients.
+def gradient_second_moment(g: Tensor, sharing: WeightSharing, parts: int = 1) -> Tensor:
+    """Return the factor G `[blocks * parts, width, width]` of per-sample pre-activation gradients.
 
     With `expand` it is the mean over samples and shared positions of g g^T (Grosse & Martens 2016, eq. 25), with
     `reduce` the mean over samples, where g is the sum over the positions (Eschenhagen et al. 2023, eq. 22).
@@ -181,12 +192,31 @@ def gradient_second_moment(g: Tensor, sharing: WeightSharing) -> Tensor:
     Args:
         g: gradients of the pre-activations for each sample's own loss, `[blocks, batch, shared, out]`.
         sharing: how a shared weight counts.
+        parts: blocks along the diagonal: see `part_width`.
 
     """
     rows = g.sum(dim=2, keepdim=True) if sharing == "reduce" else g
-    blocks, samples, shared, features = rows.shape
-    moment = rows.new_empty(blocks, features, features)
-    _set_to_products(moment, rows, 1 / (samples * shared))
+    _, samples, shared, features = rows.shape
+    return _products_in_parts(rows, 1 / (samples * shared), features, parts).flatten(0, 1)
+
+
+def part_width(size: int, parts: int) -> int:
+    """Return the rows of each of so many parts of a matrix of `size` rows; the last one is filled with zeros."""
+    return -(-size // parts)
+
+
+def _products_in_parts(rows: Tensor, scale: float, size: int, parts: int) -> Tensor:
+    """Return the scaled sum of a a^T over rows `[blocks, batch, shared, features]`, `[blocks, parts, width, width]`.
+
+    It is that of a matrix of `size` rows, of which those beyond the features are left for the caller to set.
+    """
+    width, features = part_width(size, parts), rows.shape[-1]
+    shape = (len(rows), parts, width, width)
+    moment = rows.new_empty(shape) if parts == 1 else rows.new_zeros(shape)
+    for part, begin in enumerate(range(0, features, width)):
+        of_part = rows[..., begin : begin + width]
+        there = of_part.shape[-1]
+        _set_to_products(moment[:, part, :there, :there], of_part, scale)
     return moment
 
 

@@ -22,12 +22,15 @@ def sample_targets(
         outputs: of the model: logits `[..., classes]` of a categorical distribution; logits of Bernoulli variables; or
             means of normal variables with variance 1, whose loss is half the squared error.
         likelihood: the distribution.
-        generator: of the random numbers.
+        generator: of the random numbers. One of the CPU draws there whatever the outputs' device is: the generators of
+            others draw other numbers from the same seed.
 
     Returns:
         Classes `[...]`, int64; for the others a tensor of the outputs' shape and dtype.
 
     """
+    if generator is not None and generator.device != outputs.device:
+        return sample_targets(outputs.to(generator.device), likelihood, generator).to(outputs.device)
     if likelihood == "categorical":
         probabilities = outputs.softmax(dim=-1).flatten(0, -2)
         return torch.multinomial(probabilities, 1, generator=generator).view(outputs.shape[:-1])

@@ -1,7 +1,8 @@
 """Linear algebra on batches of symmetric matrices that never gives a NaN: packing, decomposition, damped inverse.
 
 What fails climbs a ladder, and `CurvatureError` is at its end: the matrix as it is; in float64; in float64 with its
-diagonal raised, by 1e-6 of the mean eigenvalue first and then by tenfold steps up to all of it.
+diagonal raised, by 1e-6 of the mean eigenvalue first and then by tenfold steps up to all of it. Where a kind of device
+has no float64, or lacks a decomposition, the CPU does it.
 """
 
 import math
@@ -14,6 +15,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Kinds of devices."""
 _RAISES = tuple(10.0**exponent for exponent in range(-6, 1))
 
 
@@ -24,9 +27,9 @@ class CurvatureError(ArithmeticError):
 @lru_cache(maxsize=256)
 def _triangle(size: int, device: str) -> Tensor:
     """Return where the elements of the upper triangle stand in a matrix, row by row."""
-    rows, columns = torch.triu_indices(size, size, device=device)
+    rows, columns = torch.triu_indices(size, size)  # not every kind of device has it
     positions: Tensor = rows * size + columns
-    return positions.int()  # half the bytes to read: they are as many as the elements
+    return positions.int().to(device)  # half the bytes to read: they are as many as the elements
 
 
 @lru_cache(maxsize=256)
@@ -55,6 +58,11 @@ def unpack_symmetric(packed: Tensor, size: int) -> Tensor:
     return matrix.view(*packed.shape[:-1], size, size)
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU if its own device knows no such numbers."""
+    return (tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor).double()
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
     # The sum decides nearly always, in one pass; it may overflow itself.
@@ -75,7 +83,7 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     """
     values, vectors = _climb(matrix, torch.linalg.eigh, lambda pair: all(map(is_finite, pair)))
-    return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+    return values.clamp(min=0).to(matrix), vectors.to(matrix)
 
 
 def lower_root(matrix: Tensor) -> Tensor:
@@ -88,7 +96,7 @@ def lower_root(matrix: Tensor) -> Tensor:
         CurvatureError: the matrix holds NaN or infinity, or all attempts fail.
 
     """
-    root: Tensor = _climb(matrix, torch.linalg.cholesky, is_finite).to(matrix.dtype)
+    root: Tensor = _climb(matrix, torch.linalg.cholesky, is_finite).to(matrix)
     return root
 
 
@@ -108,14 +116,14 @@ def damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     """
     if not is_finite(damping):
         raise CurvatureError("the damping is not finite")
-    return _climb(matrix, lambda candidate: _damped_inverse(candidate, damping), is_finite).to(matrix.dtype)
+    return _climb(matrix, lambda candidate: _damped_inverse(candidate, damping), is_finite).to(matrix)
 
 
 def _damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
     # In one place, with columns one after the other as LAPACK wants them: new memory for each step of a large matrix
     # takes a third of the time.
     inverse = matrix.clone(memory_format=torch.contiguous_format).mT
-    inverse.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1).to(matrix.dtype))
+    inverse.diagonal(dim1=-2, dim2=-1).add_(damping.unsqueeze(-1).to(matrix))
     torch.linalg.cholesky(inverse, out=inverse)
     return torch.cholesky_inverse(inverse, out=inverse).mT
 
@@ -136,7 +144,7 @@ def _climb(matrix: Tensor, attempt: Callable[[Tensor], T], is_good: Callable[[T]
 
 def _ladder(matrix: Tensor) -> Iterator[Tensor]:
     yield matrix  # of which all decompositions read one triangle alone
-    double = matrix.double()
+    double = precise(matrix)
     double = (double + double.mT) / 2
     yield double
     mean = double.diagonal(dim1=-2, dim2=-1).mean(dim=-1).abs()[..., None, None]

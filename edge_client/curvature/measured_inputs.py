@@ -46,7 +46,8 @@ class MeasuredInputs:
 
     def settle(self, averaged: Mapping[str, Tensor]) -> None:
         """Take the moments of all devices' inputs."""
-        self.averaged = {name: moment.clone() for name, moment in averaged.items()}
+        # On the CPU, whose generators draw the inputs, wherever a state was loaded to.
+        self.averaged = {name: moment.cpu().clone() for name, moment in averaged.items()}
         if "frequencies" in averaged:
             self._inputs = TokenInputs.of_moments(self.averaged, self._shape)
         else:

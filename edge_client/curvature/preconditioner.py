@@ -186,7 +186,7 @@ class Preconditioner:
             state.is_ready = saved[state.name]["is_ready"]
             state.is_explained = saved[state.name].get("is_explained", True)
             state.is_doubted = not state.is_explained
-            state.estimator.load_state_dict(saved[state.name]["estimator"])
+            state.estimator.load_state_dict(_moved(saved[state.name]["estimator"], state.layer.weight))
 
     def _refresh_all(self, damping_of: Callable[[Tensor], float]) -> None:
         updated = [state for state in self.layers if state.estimator.updates]

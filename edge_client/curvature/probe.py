@@ -99,7 +99,8 @@ class Probe:
         captured = {}
         for name, capture in captures.items():
             with _told(f"layer {name!r}: what the probe has called it with has no curvature"):
-                captured[name] = capture.take()
+                samples_positions = next(s for s in layers if s.name == name).estimator.options.sample_positions
+                captured[name] = capture.take(number if samples_positions else None)
         if not any(captured.values()):
             raise ProbeError("the probe's loss has no gradient: it reaches no preconditioned layer")
         return captured
@@ -126,8 +127,7 @@ class Probe:
         if not is_finite(outputs.detach()):
             raise ProbeError("the model's outputs for the probe's inputs are not finite")
         with _told(f"no {self.likelihood} targets can be drawn for outputs {'x'.join(map(str, outputs.shape))}"):
-            # On the CPU: generators of other devices would draw others from the same seed.
-            targets = sample_targets(outputs.detach().cpu(), self.likelihood, generator).to(outputs.device)
+            targets = sample_targets(outputs.detach(), self.likelihood, generator)
         with _told("the probe's loss cannot be computed"):
             loss = self.loss(outputs, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:

@@ -42,7 +42,7 @@ class GaussianInputs:
 
         They are float64: the variance is a small difference of theirs.
         """
-        inputs = inputs.detach().double().cpu()
+        inputs = inputs.detach().cpu().double()
         n = max(len(inputs), 1)  # a device without samples has no weight in the mean
         return {"mean": inputs.sum(dim=0) / n, "second_moment": inputs.square().sum(dim=0) / n}
 

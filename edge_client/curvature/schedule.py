@@ -15,5 +15,24 @@ def next_on_log_schedule(number: int, growth: float = GROWTH) -> int:
     """Return the first number of the schedule above one that is at least 0."""
     due = 0
     while due <= number:
-        due = max(due + 1, int(-(-due * growth // 1)))
+        due = _following(due, growth)
     return due
+
+
+def ever_farther(growth: float, begin: int, at_most: int) -> list[int]:
+    """Return the numbers of a log schedule up to the one after which all are `at_most` apart.
+
+    Args:
+        growth: above 1.
+        begin: the first one, at least 0.
+        at_most: how far two neighbours may be apart.
+
+    """
+    numbers = [begin]
+    while (following := _following(numbers[-1], growth)) - numbers[-1] < at_most:
+        numbers.append(following)
+    return numbers
+
+
+def _following(due: int, growth: float) -> int:
+    return max(due + 1, int(-(-due * growth // 1)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edge_client.curvature.factor import multiply_left, multiply_right
-from edge_client.curvature.linalg import lower_root
+from edge_client.curvature.linalg import lower_root, precise
 
 
 class Whitening(NamedTuple):
@@ -74,4 +74,4 @@ def restore_gradient(white: Tensor, by: Whitening) -> Tensor:
 
 def _normalised(root: Tensor) -> Tensor:
     diagonal = root if root.dim() == 2 else root.diagonal(dim1=-2, dim2=-1)
-    return root / diagonal.double().square().mean().sqrt().to(root.dtype)
+    return root / precise(diagonal).square().mean().sqrt().to(root)

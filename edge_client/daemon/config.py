@@ -6,16 +6,18 @@ from typing import Annotated, Literal, Self
 
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.tls import TlsFiles
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from edge_client.daemon.environment import ENVIRONMENT_PREFIX
+from edge_client.device_name import check_device_name
 from edge_client.inference.engine_name import EngineName
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DeviceName = Annotated[str, AfterValidator(check_device_name)]
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,8 @@ class ModelConfig(_Table):
     """A model file that serves while the store is empty."""
     engine: EngineName = "torch"
     """What runs it."""
+    device: DeviceName = "cpu"
+    """The hardware that it runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto"."""
     keep: Count = 3
     """Versions that are kept on disk."""
     gate_margin: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -75,6 +79,8 @@ class TrainingConfig(_Table):
 
     threads: Count = 1
     """Threads that training may use, whatever a run asks for."""
+    device: DeviceName | None = None
+    """The hardware that trains, whatever a run asks for: "cpu", "cuda" (or "cuda:1"), "mps", or "auto"."""
     nice: Annotated[int, Field(ge=0, le=19)] = 19
     """Priority of training; 19 is the lowest."""
     save_every_steps: Annotated[int, Field(ge=0)] = 20

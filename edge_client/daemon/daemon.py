@@ -75,7 +75,13 @@ class Daemon:
         self._metrics = TrainingMetrics(self.service.metrics.registry)
         limits = config.training
         start = Start(
-            config.state_dir, limits.threads, limits.nice, limits.save_every_steps, config.tls_files, config.log
+            config.state_dir,
+            limits.threads,
+            limits.nice,
+            limits.save_every_steps,
+            config.tls_files,
+            config.log,
+            limits.device or "",
         )
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
@@ -132,7 +138,7 @@ class Daemon:
 
         """
         async with self._promotion:
-            recognizer = await asyncio.to_thread(Recognizer.of, artefact, self.config.model.engine)
+            recognizer = await asyncio.to_thread(self._recognizer, artefact)
             version = await asyncio.to_thread(self.store.promote, artefact, accuracy)
             await self.service.swap(recognizer, version.version)
         await self.servers.set_ready(True)
@@ -157,12 +163,15 @@ class Daemon:
 
         return (await self.promote(await asyncio.to_thread(read))).version
 
+    def _recognizer(self, artefact: Artefact) -> Recognizer:
+        return Recognizer.of(artefact, self.config.model.engine, self.config.model.device)
+
     async def _restore(self) -> None:
         """Serve what served last; a version that cannot be used is set aside for the one before."""
         while self.store.serving is not None:
             try:
                 artefact = self.store.load()
-                recognizer = await asyncio.to_thread(Recognizer.of, artefact, self.config.model.engine)
+                recognizer = await asyncio.to_thread(self._recognizer, artefact)
             except StoreError:
                 break
             except ArtefactError as error:
@@ -191,7 +200,10 @@ class Daemon:
                         yield message
                     elif isinstance(message, Trained):
                         is_done = True
-                        self.training.last = f"{message.report.steps} steps, accuracy {message.accuracy:.1%}"
+                        accuracy = "no held-out samples"
+                        if message.accuracy is not None:
+                            accuracy = f"accuracy {message.accuracy:.1%}"
+                        self.training.last = f"{message.report.steps} steps, {accuracy}"
                         log.info("trained %s", self.training.last)
                         yield TrainingResult(message.report, message.weights, await self._take_trained(message))
             except BusyError:  # with another training, which goes on

@@ -23,6 +23,8 @@ class Start:
     tls: TlsFiles | None
     """This device's certificate; None for plaintext."""
     log: LogConfig
+    device: str = ""
+    """The hardware that trains; empty for what a run asks for."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Trained:
     weights: bytes
     model: Path
     """File of the artefact."""
-    accuracy: float
+    accuracy: float | None
+    """None without held-out samples."""
     serving_accuracy: float | None
 
 

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from edgenewton.common.evaluation import Evaluation
 
 from edge_client.daemon.logs import set_up_log
 from edge_client.daemon.messages import (
@@ -83,7 +84,7 @@ class JobRunner:
             tls=self._start.tls,
             saving=Saving(self._save, self._start.save_every_steps),
         )
-        task, weights = outcome.trainer.task, outcome.state.model
+        task, weights = outcome.trainer.task, outcome.weights
         artefact = Artefact(
             data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )
@@ -93,7 +94,7 @@ class JobRunner:
             report=outcome.report,
             weights=dump_weights(outcome.common_weights),
             model=path,
-            accuracy=outcome.trainer.evaluate().accuracy,
+            accuracy=_accuracy(outcome.trainer.evaluate()),
             serving_accuracy=self._accuracy_of(request.serving, data),
         )
 
@@ -103,13 +104,13 @@ class JobRunner:
         serving = Artefact.load(path)
         if serving.task != data.settings.task:
             return None
-        return evaluate_weights(data, serving.weights).accuracy
+        return _accuracy(evaluate_weights(data, serving.weights))
 
     def _tell_step(self, step: TrainedStep) -> None:
         self._connection.send(step)
 
     def _data(self, request: DataRequest) -> DeviceData:
-        return DeviceData.of(request, max_threads=self._start.threads)
+        return DeviceData.of(request, max_threads=self._start.threads, device=self._start.device)
 
     def _load_state(self) -> DeviceCheckpoint | None:
         try:
@@ -120,6 +121,10 @@ class JobRunner:
 
     def _save(self, state: DeviceCheckpoint) -> None:
         state.save(self._state_path)
+
+
+def _accuracy(evaluation: Evaluation) -> float | None:
+    return evaluation.accuracy if evaluation.samples else None
 
 
 def _receive(connection: Connection, jobs: "queue.Queue[Job]") -> None:

@@ -9,6 +9,7 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
+from edge_client.curvature.linalg import is_finite
 from edge_client.exchange.errors import NonFiniteGradientError
 from edge_client.exchange.interface import Pace, Replica, Stages, StepResult, TensorKey, Traffic, no_stages
 
@@ -70,7 +71,7 @@ class InProcessMembership:
             NonFiniteGradientError: `value` holds NaN or infinity.
 
         """
-        if not value.isfinite().all():
+        if not is_finite(value):
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
         self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
 

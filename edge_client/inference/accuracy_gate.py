@@ -9,9 +9,12 @@ class AccuracyGate:
 
     margin: float
 
-    def refusal(self, candidate: float, serving: float | None) -> str | None:
-        """Return why a version with accuracy `candidate` may not serve, or None if it may."""
-        if serving is None or candidate >= serving - self.margin:
+    def refusal(self, candidate: float | None, serving: float | None) -> str | None:
+        """Return why a version with accuracy `candidate` may not serve, or None if it may.
+
+        Without held-out samples, accuracies are None, and every version may.
+        """
+        if serving is None or candidate is None or candidate >= serving - self.margin:
             return None
         return (
             f"its accuracy is {candidate:.1%} on this device's held-out samples, the serving version's {serving:.1%}; "

@@ -6,9 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import Artefact
+from edge_client.devices import CPU, choose_device, to_device
+from edge_client.inference.artefact import Artefact, ArtefactError
 from edge_client.inference.engine_name import ENGINES, EngineName
-from edge_client.inference.pipeline import Preprocessing, build_classifier
+from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Task
 
 
@@ -28,14 +29,16 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, artefact: Artefact, task: Task) -> None:
-        self._pipeline = nn.Sequential(Preprocessing(task), build_classifier(artefact, task))
+    def __init__(self, artefact: Artefact, task: Task, device: torch.device = CPU) -> None:
+        self._preprocessing = Preprocessing(task)
+        self._classifier = build_classifier(artefact, task).to(device)
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, raw: Tensor) -> Tensor:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._pipeline(raw)
-        return probabilities
+        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
+        return probabilities.cpu()
 
 
 class ExportEngine:
@@ -47,40 +50,59 @@ class ExportEngine:
 
     name = "export"
 
-    def __init__(self, artefact: Artefact, task: Task) -> None:
-        pipeline = nn.Sequential(Preprocessing(task), build_classifier(artefact, task))
+    def __init__(self, artefact: Artefact, task: Task, device: torch.device = CPU) -> None:
         # Two samples, because a batch of one would be taken for a constant.
-        example = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
-        batch = torch.export.Dim("batch", min=1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own
-            program = torch.export.export(pipeline, (example,), dynamic_shapes=({0: batch},))
-        self._graph = program.module()
+        raw = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
+        inputs = torch.zeros_like(task.preprocess(raw))
+        self._preprocessing = _graph(Preprocessing(task), raw) if preprocesses(task) else nn.Identity()
+        self._classifier = _graph(build_classifier(artefact, task).to(device), inputs.to(device))
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, raw: Tensor) -> Tensor:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._graph(raw)
-        return probabilities
+        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
+        return probabilities.cpu()
 
 
-def make_engine(name: EngineName, artefact: Artefact, task: Task) -> Engine:
+def _graph(module: nn.Module, example: Tensor) -> nn.Module:
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},)).module()
+
+
+def make_engine(name: EngineName, artefact: Artefact, task: Task, device: str = "cpu") -> Engine:
     """Return the engine of a name for an artefact.
 
+    Args:
+        name: of the engine.
+        artefact: the model.
+        task: it is of.
+        device: the hardware that the model runs on; a task's preprocessing always runs on the CPU.
+
     Raises:
-        ArtefactError: the artefact does not fit its task, or the engine needs a package that is not installed.
+        ArtefactError: the artefact does not fit its task, the engine needs a package that is not installed, or this
+            machine, or the engine, does not have the device.
         ValueError: there is no such engine.
 
     """
     match name:
         case "torch":
-            return TorchEngine(artefact, task)
+            return TorchEngine(artefact, task, _chosen(device))
         case "export":
-            return ExportEngine(artefact, task)
+            return ExportEngine(artefact, task, _chosen(device))
         case "onnx":
             from edge_client.inference.onnx_engine import OnnxEngine, import_onnx
             from edge_client.inference.onnx_export import to_onnx
 
             import_onnx("onnxruntime")  # before the export, which takes seconds
-            return OnnxEngine(to_onnx(artefact, task))
+            return OnnxEngine(to_onnx(artefact, task), device)
     raise ValueError(f"engine {name!r} is unknown; known are {', '.join(ENGINES)}")
+
+
+def _chosen(device: str) -> torch.device:
+    try:
+        return choose_device(device)
+    except ValueError as error:
+        raise ArtefactError(str(error)) from None

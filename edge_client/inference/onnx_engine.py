@@ -9,17 +9,21 @@ import hashlib
 import json
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edge_client.device_name import AUTO, check_device_name
 from edge_client.inference.artefact import ArtefactError
 from edge_client.inference.model import ModelInfo
 
 INFO_KEY = "edgenewton"
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "raw", "probabilities"
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 _DIGEST_KEY = b"edgenewton.sha256"
 _DIGEST_LENGTH = 64
@@ -75,22 +79,29 @@ def read_onnx(path: Path) -> bytes:
 class OnnxEngine:
     """Runs the bytes of a model file in ONNX Runtime, on as many threads as torch may use.
 
+    Args:
+        content: the bytes.
+        device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), or "auto" for the first of CUDA and
+            the CPU that ONNX Runtime can use.
+
     Raises:
-        ArtefactError: ONNX Runtime is not installed or refuses the model, or the model is of a newer release.
+        ArtefactError: ONNX Runtime is not installed, refuses the model, or cannot use the device; or the model is of a
+            newer release.
 
     """
 
     name = "onnx"
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, device: str = "cpu") -> None:
         runtime = import_onnx("onnxruntime")
+        providers = _providers(device, runtime.get_available_providers())
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         # Threads that wait busily would take the processor from training.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions have no common class
             raise ArtefactError(f"ONNX Runtime refuses the model: {error}") from None
         self.info = _read_info(self._session.get_modelmeta().custom_metadata_map)
@@ -99,6 +110,21 @@ class OnnxEngine:
         """Return probabilities: see `Engine`."""
         (probabilities,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(raw.numpy())})
         return torch.from_numpy(probabilities)
+
+
+def _providers(device: str, available: list[str]) -> list[Any]:
+    """Return what ONNX Runtime is to run a model with, by the name of the hardware."""
+    try:
+        kind, _, number = check_device_name(device).partition(":")
+    except ValueError as error:
+        raise ArtefactError(str(error)) from None
+    has_cuda = _CUDA in available
+    if kind == "cpu" or (kind == AUTO and not has_cuda):
+        return [_CPU]
+    if kind == "mps" or not has_cuda:
+        usable = "cpu and cuda" if has_cuda else "cpu; for cuda install the package 'onnxruntime-gpu'"
+        raise ArtefactError(f"device {device!r}: ONNX Runtime cannot use it on this machine; it can use {usable}")
+    return [(_CUDA, {"device_id": int(number or 0)}), _CPU]
 
 
 def _read_info(metadata: dict[str, str]) -> ModelInfo:

@@ -18,12 +18,13 @@ import torch
 from edgenewton.common.files import write_atomically
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import Artefact
+from edge_client.inference.artefact import Artefact, ArtefactError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
 from edge_client.inference.onnx_overflow import keep_overflows, refuse_overflows
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Partition, Samples, Task
+from edge_client.tasks.data import first_inputs, in_memory
 
 CALIBRATION_SAMPLES = 256
 _INPUTS = "inputs"
@@ -61,9 +62,11 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
 
     """
     whole = Partition()
-    held_out = task.test_data(whole)
+    held_out = in_memory(task, task.test_data(whole))
+    if not len(held_out):
+        raise ArtefactError(f"task {task.name!r} has no held-out samples to try the int8 model on")
     model = _export_classifier(artefact, task)
-    quantised = _quantise(model, task.train_data(whole).inputs[:CALIBRATION_SAMPLES].numpy())
+    quantised = _quantise(model, first_inputs(task, task.train_data(whole), CALIBRATION_SAMPLES).numpy())
     # Tried before they are assembled, which renames the inputs.
     accuracy, float_accuracy = (_accuracy(part, task, held_out) for part in (quantised, model))
     content = _assemble(quantised, artefact, task, is_quantised=True)

@@ -48,50 +48,54 @@ class Recognizer:
         self._task = task
 
     @classmethod
-    def of(cls, artefact: Artefact, engine: EngineName = "torch") -> Self:
+    def of(cls, artefact: Artefact, engine: EngineName = "torch", device: str = "cpu") -> Self:
         """Return a recognizer for an artefact.
 
         Args:
             artefact: the model.
             engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+            device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
+                CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
 
         Raises:
-            ArtefactError: the artefact does not fit its task; the text names the first layer that differs.
+            ArtefactError: the artefact does not fit its task (the text names the first layer that differs), or this
+                machine does not have the device.
             TaskError: its task cannot be loaded.
 
         """
         task = load_task(artefact.task)
-        return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task), task)
+        return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task, device), task)
 
     @classmethod
-    def load(cls, path: str | Path, engine: EngineName | None = None) -> Self:
+    def load(cls, path: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
         """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
 
         Args:
             path: the file.
             engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
+            device: the hardware that the model runs on: see `of`.
 
         Raises:
-            ArtefactError: the file cannot be used; the text names it.
+            ArtefactError: the file cannot be used, or the device; the text names it.
             TaskError: the task of an artefact cannot be loaded.
 
         """
         path = Path(path)
         try:
             if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine)
-            return cls.of(Artefact.load(path), engine or "torch")
+                return cls._load_onnx(path, engine, device)
+            return cls.of(Artefact.load(path), engine or "torch", device)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(cls, path: Path, engine: EngineName | None) -> Self:
+    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str) -> Self:
         from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
 
         if engine not in (None, "onnx"):
             raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
-        loaded = OnnxEngine(read_onnx(path))
+        loaded = OnnxEngine(read_onnx(path), device)
         try:
             task = load_task(loaded.info.task)
         except TaskError:  # arrays can be recognised without the task's code

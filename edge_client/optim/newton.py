@@ -15,12 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from edge_client.curvature.batch import Batch
 from edge_client.curvature.preconditioner import Preconditioner
+from edge_client.devices import device_of, on_device
 from edge_client.exchange import StepResult
+from edge_client.optim.averaging import RunningAverage
 from edge_client.optim.damping import AdaptiveDamping
+from edge_client.optim.descent import descend
 from edge_client.optim.followed_scheduler import FollowedScheduler
+from edge_client.optim.hyperparameters import hyperparameters_of
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
-from edge_client.optim.options import Curvature, Refresh, TrustRegion
+from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import Personal, in_present_names
 from edge_client.optim.schedules import Schedule, StepFactor
@@ -30,6 +34,7 @@ from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 
 Nonfinite = Literal["raise", "skip"]
 
+_AVERAGING = IterateAverage()
 _DECREASE = "loss decrease"
 """Name of the number that the devices tell each other for adaptive damping."""
 
@@ -58,6 +63,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: how the inverse Hessian is estimated; a name alone chooses the estimator.
         trust: how far a step may go.
         refresh: when the curvature is renewed.
+        averaging: which average of the iterates `averaged` gives; None for the last iterate.
         schedule: what `lr` is multiplied with in a step, by the step's number; the bounds of `trust` shrink with it, so
             that the step does. None for a constant step size. See `follow` for torch's own schedulers.
         sync: how devices synchronise; None for one device alone.
@@ -84,6 +90,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         curvature: Curvature | str = "kfac",
         trust: TrustRegion | None = None,
         refresh: Refresh | None = None,
+        averaging: IterateAverage | None = _AVERAGING,
         schedule: StepFactor | None = None,
         sync: SyncPlan | None = None,
         maximize: bool = False,
@@ -91,6 +98,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     ) -> None:
         curvature = Curvature(curvature) if isinstance(curvature, str) else curvature
         refresh = refresh if refresh is not None else Refresh()
+        averaging = averaging if averaging is not None else IterateAverage(0.0)
         suitable = curvature.estimator_type.defaults
         trust = trust if trust is not None else TrustRegion()
         self._bounds = trust.bounds(suitable)
@@ -134,6 +142,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
         self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
+        self._average = RunningAverage(averaging, model, self._groups().keys())
         self._sync = sync if sync is not None else EveryBatch()
         self._batch = Batch(
             model,
@@ -152,11 +161,13 @@ class NewtonOptimizer(torch.optim.Optimizer):
                 scalars,
                 skips_nonfinite=nonfinite == "skip",
                 apply=self._take,
+                average=self._average.take,
                 damping_of=lambda weight: float(self._groups()[weight]["damping"]),
             )
         )
         self._sync.replica.register("optimizer", self._common_state, self._take_over)
-        self._options = flatten(**defaults, curvature=curvature, trust=trust, refresh=refresh) | self._bounds._asdict()
+        groups = {"curvature": curvature, "trust": trust, "refresh": refresh, "averaging": averaging}
+        self._options = flatten(**defaults, **groups) | self._bounds._asdict()
         if isinstance(schedule, Schedule) and not schedule.is_constant:
             self._options |= flatten(schedule=schedule)
         self._handles: dict[Tensor, Any] = {}
@@ -187,6 +198,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the last batch, also of one that no step was made of; the first time, `join`."""
+        self._average.check_trainable()
         self.join()
         if self._batch.has_gradients or self._sync.has_left:
             self._sync.discard()
@@ -225,6 +237,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
     def _extend(self) -> None:
         self._batch.add_layers(self._preconditioner.extend(self._model, self._groups()))
         self._sync.extend()
+        self._average.extend(self._groups().keys())
         self._hook_parameters()
 
     @torch.no_grad()
@@ -252,6 +265,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """
         if self._is_closed:
             raise RuntimeError("the optimizer is closed: its hooks are off the model, and it sees no batch any more")
+        self._average.check_trainable()
         self.join()
         self._take_in_unfrozen()
         loss = None
@@ -330,11 +344,23 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ExchangeError: the step did not commit.
 
         """
+        self._average.check_trainable()
         self.join()
         self._is_captured = None
         update = self._sync.average()
         if update is not None:
             self._take(update)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the parameters be, for a while, the average of the iterates: to evaluate, serve or save the model.
+
+        With an exchange after every batch each update makes an iterate, else each exchange that leaves all devices with
+        the same parameters. Before the first, and with `averaging=None`, the model stays as it is; so it does in a
+        block within another. Gradients and graphs from before stay valid, because the values come back.
+        """
+        with self._batch.paused(), self._average.held():
+            yield
 
     def close(self) -> None:
         """Take the hooks off the model; the exchange stays open. No step can be taken any more."""
@@ -352,6 +378,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         state = super().state_dict()
         state["curvature"] = self._preconditioner.state_dict()
         state["began_at"] = self._schedule.began_at
+        state["average"] = self._average.state_dict()
         state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
         state["predicted_decrease"], state["decrease"] = self._predicted_decrease, self._decrease
         return state
@@ -363,7 +390,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: it belongs to another model; the text names the layers.
 
         """
-        state = in_present_names(state_dict)
+        self._average.check_trainable()
+        state = on_device(in_present_names(state_dict), device_of(self._model))
         sync = state.pop("sync", {"step": 0})
         self._load(state)
         self._sync.load_state_dict(sync)
@@ -389,6 +417,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_captured = None
         self._preconditioner.load_state_dict(state.pop("curvature", {}))
         self._schedule.began_at = state.pop("began_at", 0)
+        self._average.load_state_dict(state.pop("average", {}))
         factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
         self._decrease = state.pop("decrease", None)
         if self._adaptive is not None:
@@ -416,18 +445,6 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_number(f"the schedule's factor in step {step}", factor, at_least=0, below=math.inf)
         return factor
 
-    def _hyperparameters(self) -> dict[str, float]:
-        """Return what a scheduler or the user may have changed since the devices joined."""
-        factor = self._factor(self.current_step)
-        several = len(self.param_groups) > 1
-        told = {
-            f"{name} of group {number}" if several else name: float(group[name]) * (factor if name == "lr" else 1)
-            for number, group in enumerate(self.param_groups)
-            for name in ("lr", "momentum", "weight_decay", "damping")
-        }
-        frozen = sum(not parameter.requires_grad for group in self.param_groups for parameter in group["params"])
-        return told | {"number of frozen parameters": float(frozen)}
-
     def _wants_statistics(self) -> bool:
         """Whether the curvature statistics of the batch that is on are used."""
         if self._is_captured is None:
@@ -446,6 +463,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         gradient = parameter.grad
         if gradient is None:
             return
+        self._average.check_trainable()
         if self._gradients.get(parameter, gradient) is not gradient:  # set to None without the optimizer
             self._batch.begin_anew()
             self._gradients = {}
@@ -458,7 +476,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._sync.on_gradient(parameter)
 
     def _complete_report(self, samples: int | None) -> Report:
-        report = replace(self._report, samples=samples, hyperparameters=self._hyperparameters())
+        report = replace(
+            self._report,
+            samples=samples,
+            hyperparameters=hyperparameters_of(self.param_groups, self._factor(self.current_step)),
+        )
         scaled = self._loss_scale.unscale(self)
         if scaled is not None:
             if self._sync.has_left:
@@ -505,32 +527,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
             # What was frozen since is not moved.
             moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
             if moved:
-                self._move(moved, [directions_of[p] for p in moved], group, group["lr"] * scheduled)
-
-    def _move(self, parameters: list[Tensor], directions: list[Tensor], group: dict[str, Any], lr: float) -> None:
-        """Update parameters of one group."""
-        if group["momentum"]:
-            directions = self._with_momentum(parameters, directions, group["momentum"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, directions, alpha=lr if group["maximize"] else -lr)
-
-    def _with_momentum(self, parameters: list[Tensor], directions: list[Tensor], momentum: float) -> list[Tensor]:
-        """Take directions into the parameters' momentum, and return it."""
-        buffers, added = [], []
-        for parameter, direction in zip(parameters, directions, strict=True):
-            state = self.state[parameter]
-            if "momentum_buffer" in state:
-                buffer = state["momentum_buffer"] = state["momentum_buffer"].to(parameter)  # the model may have moved
-                added.append((buffer, direction))
-            else:
-                buffer = state["momentum_buffer"] = direction.clone()
-            buffers.append(buffer)
-        if added:
-            before, new = map(list, zip(*added, strict=True))
-            torch._foreach_mul_(before, momentum)
-            torch._foreach_add_(before, new)
-        return buffers
+                descend(moved, [directions_of[p] for p in moved], group, self.state, group["lr"] * scheduled)
+        if self._sync.is_shared:
+            self._average.take()
 
 
 def _full_lr(group: dict[str, Any]) -> float:

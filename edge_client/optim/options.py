@@ -98,16 +98,36 @@ class Refresh:
 
     warmup_steps: int = 20
     """First steps, each of which updates and inverts the curvature."""
-    factor_every: int = 10
-    """Later, steps between two updates of the curvature statistics."""
-    inverse_every: int = 10
-    """Later, steps between two inversions."""
-    growth: float | None = None
-    """If given, the curvature is updated and inverted in the steps 0, 1, 2, 3, ... instead, each of which comes so many
-    times as late as the one before it: with 1.5 they are 0, 1, 2, 3, 5, 8, 12, 18, 27, ..."""
+    factor_every: int = 20
+    """Later, the most steps between two updates of the curvature statistics."""
+    inverse_every: int = 20
+    """Later, the most steps between two inversions."""
+    growth: float = 1.2
+    """Until then, each update and inversion comes so many times as late as the one before it: with 1.2 in the steps 0
+    to 19, 23, 28, 34, 41, 50, ..., since curvature changes fast at first, and slowly later. 1 for as many as above
+    between any two of them, right after the first steps."""
 
     def __post_init__(self) -> None:
         check_number("warmup_steps", self.warmup_steps, at_least=0)
         check_number("factor_every", self.factor_every, at_least=1)
         check_number("inverse_every", self.inverse_every, at_least=1)
-        check_number("growth", self.growth, above=1)
+        check_number("growth", self.growth, at_least=1)
+
+
+@dataclass(frozen=True)
+class IterateAverage:
+    """Which average of the iterates is the training's result; see `NewtonOptimizer.averaged`.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+
+    FLAT_NAMES: ClassVar = {"decay": "averaging"}
+
+    decay: float = 0.97
+    """How much of the average stays after each batch; less in the first ones, whose n-th, from 0, makes
+    max(1 - decay, 9 / (10 + n)) of it. 0 for none: the last iterate is the result."""
+
+    def __post_init__(self) -> None:
+        check_number("averaging", self.decay, at_least=0, below=1)

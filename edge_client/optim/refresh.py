@@ -1,6 +1,6 @@
 """In which steps the curvature is renewed."""
 
-from edge_client.curvature.schedule import is_on_log_schedule
+from edge_client.curvature.schedule import ever_farther
 from edge_client.optim.options import Refresh
 
 
@@ -10,7 +10,8 @@ class RefreshSchedule:
     def __init__(self, options: Refresh) -> None:
         self.began_at: int | None = None
         """The first step of the curvature; None before it."""
-        self._options = options
+        self._factors = _Steps(options, options.factor_every)
+        self._inverses = _Steps(options, options.inverse_every)
 
     def begin(self, step: int) -> None:
         """Note that the curvature begins, unless it has begun."""
@@ -19,15 +20,27 @@ class RefreshSchedule:
 
     def updates_factors(self, step: int) -> bool:
         """Whether a step updates the curvature statistics."""
-        return self._is_due(step, self._options.factor_every)
+        return self._factors.are_due(step - (self.began_at or 0))
 
     def inverts(self, step: int) -> bool:
         """Whether a step inverts the curvature."""
-        return self._is_due(step, self._options.inverse_every)
+        return self._inverses.are_due(step - (self.began_at or 0))
 
-    def _is_due(self, step: int, every: int) -> bool:
-        number = step - (self.began_at or 0)
-        if self._options.growth is not None:
-            return is_on_log_schedule(number, self._options.growth)
-        after_warmup = number - self._options.warmup_steps
-        return after_warmup < 0 or after_warmup % every == 0
+
+class _Steps:
+    """Which steps something is done in, counted from the first."""
+
+    def __init__(self, options: Refresh, every: int) -> None:
+        self._every = every
+        self._warmup = options.warmup_steps
+        begins = max(self._warmup - 1, 0) if options.growth > 1 else self._warmup
+        numbers = ever_farther(options.growth, begins, every) if options.growth > 1 else [begins]
+        self._growing = frozenset(numbers)
+        self._last = numbers[-1]
+        """After it they are equally far apart."""
+
+    def are_due(self, number: int) -> bool:
+        """Whether it is done in a step."""
+        if number < self._last:
+            return number < self._warmup or number in self._growing
+        return (number - self._last) % self._every == 0

@@ -32,7 +32,7 @@ class Personal(NamedTuple):
         return self._with(state, own)
 
     def _with(self, state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        places = (("state",), self.parameters), (("curvature",), self.layers), (("average", "tensors"), self.tensors)
+        places = (("state",), self.parameters), (("curvature",), self.layers), (("average", "parameters"), self.tensors)
         for path, names in places:
             state = _replaced(state, own, path, names)
         return state

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.devices import to_device
 from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
 from edge_client.sync.common_curvature import CommonCurvature
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.host_copies import HostCopies
 from edge_client.sync.left_gradients import LeftGradients
 from edge_client.sync.model_tensors import ModelTensors, averaged_in, put
 from edge_client.sync.parts import Part, parts_of
@@ -50,7 +52,6 @@ class EveryBatch(SyncPlan):
     """
 
     is_shared = True
-    """Whether the weights are equal on all devices before every step."""
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class EveryBatch(SyncPlan):
         self._is_spoilt = False
         """Whether tensors of a batch that was given up have left already in the step that is on."""
         self._contributed: set[TensorKey] = set()
+        self._copies = HostCopies()
+        """What is to be contributed as soon as the host has it."""
         self._arrived: set[Tensor] = set()
         """Parameters whose gradient backward has produced."""
         self._left = LeftGradients()
@@ -162,7 +165,7 @@ class EveryBatch(SyncPlan):
         part = self._part_of.get(parameter)
         if part is None:  # it is personal
             return
-        if ("gradient", part.name) in self._contributed:
+        if ("gradient", part.name) in self._contributed or ("gradient", part.name) in self._copies:
             raise RuntimeError(
                 f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a "
                 "step in `with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
@@ -275,7 +278,8 @@ class EveryBatch(SyncPlan):
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         """Whether a layer's statistics have been taken in the step that is on."""
         names = state.estimator.statistic_shapes
-        return all(("curvature", _statistic(state, name)) in self._contributed for name in names)
+        keys = [("curvature", _statistic(state, name)) for name in names]
+        return all(key in self._contributed or key in self._copies for key in keys)
 
     def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
         """Send a layer's statistics of the batch that is on."""
@@ -307,7 +311,7 @@ class EveryBatch(SyncPlan):
         self._give_up_doubted(result)
         return {
             state.name: {
-                name: result.tensors["curvature", _statistic(state, name)].to(state.layer.weight.device)
+                name: to_device(result.tensors["curvature", _statistic(state, name)], state.layer.weight.device)
                 for name in state.estimator.statistic_shapes
             }
             for state in self._subject.common_layers
@@ -343,6 +347,7 @@ class EveryBatch(SyncPlan):
     def _give_batch_up(self) -> None:
         """Forget the batch; what has left of it stays with the others."""
         self._forget_batch()
+        self._copies.forget()
         if self._has_begun and not self.is_alone:
             self._is_spoilt = True
         else:
@@ -362,8 +367,19 @@ class EveryBatch(SyncPlan):
         if not self._has_begun:
             self._begin(self._subject.batch.samples or 1)
         assert self._membership is not None
-        self._membership.contribute(key, value)
-        self._contributed.add(key)
+        if self.is_alone:  # nothing leaves the device
+            self._membership.contribute(key, value)
+            self._contributed.add(key)
+        else:
+            self._copies.begin(key, value)
+            self._contribute_copies()
+
+    def _contribute_copies(self, *, waits: bool = False) -> None:
+        """Contribute what the host has by now, or all."""
+        assert self._membership is not None
+        for key, value in self._copies.arrived(waits=waits):
+            self._membership.contribute(key, value)
+            self._contributed.add(key)
 
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         """Contribute what has not left yet; zeros for a batch that is skipped."""
@@ -387,7 +403,7 @@ class EveryBatch(SyncPlan):
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
         key = ("gradient", part.name)
-        if key in self._contributed:
+        if key in self._contributed or key in self._copies:
             return
         # A parameter that this batch did not use has no gradient; the other devices may have one.
         gradient = part.gather(
@@ -411,6 +427,7 @@ class EveryBatch(SyncPlan):
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
             raise RuntimeError("the optimizer has not joined, and has nothing to collect")
+        self._contribute_copies(waits=True)
         self._has_begun, self._contributed = False, set()  # all has left, whatever becomes of it
         self._membership.complete(report.loss, report.evaluation, report.hyperparameters)
         result = self._membership.collect()
@@ -431,8 +448,10 @@ class EveryBatch(SyncPlan):
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
         self._aligns = result.aligns_next
-        put(self._averaged(), averaged_in(result))
-        put(self._aligned(), averaged_in(result, "weight"))
+        if averaged := averaged_in(result):  # else to list the model's tensors takes a while
+            put(self._averaged(), averaged)
+        if weights := averaged_in(result, "weight"):
+            put(self._aligned(), weights)
         gradients = {
             parameter: gradient
             for part in self._parts

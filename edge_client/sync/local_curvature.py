@@ -9,6 +9,7 @@ from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
 from edge_client.exchange import Exchange, StepResult
 from edge_client.sync.every_batch import EveryBatch
+from edge_client.sync.plan import Update
 
 SYNC_EVERY = 10
 """Steps between two averages of the parameters, unless the user sets them."""
@@ -68,6 +69,13 @@ class LocalCurvature(EveryBatch):
 
     def _averaged(self) -> dict[str, Tensor]:
         return super()._averaged() | self._tensors.parameters
+
+    def _received(self, result: StepResult) -> Update:
+        update = super()._received(result)
+        is_in_common = any(kind == "parameter" for kind, _ in result.tensors)
+        if is_in_common and result.samples:
+            self._subject.average(result.step % self._sync_every or self._sync_every)
+        return update
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         return state.name in self._own

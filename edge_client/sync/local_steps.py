@@ -29,6 +29,7 @@ from edge_client.exchange import (
     StepResult,
 )
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
+from edge_client.sync.host_copies import HostCopies
 from edge_client.sync.model_tensors import ModelTensors, averaged_in, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
@@ -347,12 +348,20 @@ class LocalSteps(SyncPlan):
         self._choice.tell_form(place)
         place.begin(sent.samples, is_repeated=is_repeated)
         before = {parameter: self._anchor[name] for parameter, name in self._tensors.names.items()}
+        on_the_way = HostCopies()
+
+        def contribute(*, waits: bool = False) -> None:
+            for key, value in on_the_way.arrived(waits=waits):
+                if key[0] == "delta":
+                    sent.moved += float(value.square().sum())
+                place.contribute(key, value)
+
         for vector in self._moves:
-            move = vector.gather(before)
-            sent.moved += float(move.square().sum())
-            place.contribute(vector.key, move)
+            on_the_way.begin(vector.key, vector.gather(before))
+            contribute()  # what has arrived takes no more memory
         for key, value in sent.told.items():
-            place.contribute(key, value)
+            on_the_way.begin(key, value)
+        contribute(waits=True)
         pace = None
         if self._chosen is None and self._meter.pace is not None:
             pace = replace(self._meter.pace, form=self._choice.form)
@@ -393,6 +402,7 @@ class LocalSteps(SyncPlan):
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
                         self._outer.move(self._tensors.names[parameter], parameter, mean)
+            self._subject.average(result.batches)
         self._aligns = result.aligns_next
         self._scope.receive(result)
         self._choice.take(result)

@@ -98,7 +98,7 @@ def _diagonals(subject: Subject, statistics: Mapping[str, Statistics]) -> dict[s
             estimator.update(statistics[state.name], state.layer.weight.new_zeros(state.layer.shape.of_gradient))
             diagonal = estimator.diagonal()
             if diagonal is not None:
-                diagonals[state.name] = diagonal.expand(state.layer.shape.of_gradient).double().cpu()
+                diagonals[state.name] = diagonal.expand(state.layer.shape.of_gradient).cpu().double()
     total = sum(float(diagonal.sum()) for diagonal in diagonals.values())
     if not 0 < total < math.inf:
         return {}

@@ -41,7 +41,10 @@ class MoveVector(NamedTuple):
 
     def gather(self, before: Mapping[Tensor, Tensor]) -> Tensor:
         """Return what the parameters were moved by since they were as in `before`, float32 `[size]`."""
-        return torch.cat([difference(part, before).reshape(-1).float().cpu() for part in self.parts])
+        moves = [difference(part, before).reshape(-1).float() for part in self.parts]
+        if len({move.device for move in moves}) > 1:  # of a model that several devices hold
+            moves = [move.cpu() for move in moves]
+        return torch.cat(moves)
 
     def scatter(self, vector: Tensor) -> dict[Tensor, Tensor]:
         """Undo `gather`: return what belongs to each parameter."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edge_client.curvature.layers import Layer
 from edge_client.curvature.preconditioner import PreconditionedLayer
+from edge_client.devices import to_device
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Part:
 
     def scatter(self, tensor: Tensor) -> dict[Tensor, Tensor]:
         """Undo `gather`."""
-        tensor = tensor.to(self.parameters[0].device)
+        tensor = to_device(tensor, self.parameters[0].device)
         if self.layer is None:
             return {self.parameters[0]: tensor}
         of_layer = self.layer.from_matrix(tensor)

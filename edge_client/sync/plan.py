@@ -69,6 +69,9 @@ class Subject:
     """Whether a batch with a gradient that is not finite takes part with no sample; else it is an error."""
     apply: Callable[[Update], None]
     """Applies a step that this device took no part in."""
+    average: Callable[[int], None]
+    """Takes the model, which all devices have in common after so many more batches, into the average of the iterates;
+    not called by a plan that is shared."""
     damping_of: Callable[[Tensor], float]
     """Returns the damping of a layer's weight, in units of the mean curvature."""
     has_personal: bool = False
@@ -92,6 +95,8 @@ class SyncPlan(ABC):
     `before_update`, and `after_update`.
     """
 
+    is_shared = False
+    """Whether the weights are equal on all devices before every step, and each update gives an iterate of all."""
     replica: ModelReplica
     """The device's state, for the exchange; parts register theirs with it, from `attach` on."""
     personal: frozenset[str] = frozenset()

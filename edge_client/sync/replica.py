@@ -10,6 +10,7 @@ from edgenewton.v1.sketch import Sketch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from edge_client.devices import device_of, on_device, to_host
 from edge_client.exchange.interface import StepResult
 from edge_client.sync.sketching import sketch_of
 
@@ -26,26 +27,26 @@ def weights_digest(model: nn.Module) -> bytes:
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the SHA-256 of tensors with their names, types and shapes."""
-    data = dump_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+    data = dump_tensors({name: to_host(tensor).contiguous() for name, tensor in tensors.items()})
     return hashlib.sha256(data).digest()
 
 
 def dump_state(state: dict[str, Any]) -> bytes:
-    """Return a state of tensors and plain values as bytes."""
+    """Return a state of tensors and plain values as bytes, which a device of any kind can load."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(to_host(state), buffer)
     return buffer.getvalue()
 
 
-def load_state(data: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return the state in bytes that `dump_state` gave, on a device; bytes that would run code are refused.
+def load_state(data: bytes) -> dict[str, Any]:
+    """Return the state in bytes that `dump_state` gave, in the host's memory; bytes that would run code are refused.
 
     Raises:
         ValueError: they are no such state.
 
     """
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
+        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # damaged bytes make torch's reader fail in any way
         raise ValueError(f"the state cannot be read: {error}") from None
     return state
@@ -114,7 +115,7 @@ class ModelReplica:
             ValueError: it is no such state, or belongs to another model.
 
         """
-        state = load_state(data, next(self._model.parameters()).device)
+        state = on_device(load_state(data), device_of(self._model))
         missing = self._parts.keys() - state.keys()
         if missing:
             raise ValueError(f"the state lacks {', '.join(sorted(missing))}")

@@ -2,7 +2,8 @@
 
 import importlib
 
-from edge_client.tasks.task import Partition, PartitionKind, SampleError, Samples, Task, TaskError
+from edge_client.tasks.data import DataError
+from edge_client.tasks.task import Data, Partition, PartitionKind, SampleError, Samples, Task, TaskError
 
 TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
@@ -18,7 +19,18 @@ TASKS = {
 }
 """Built-in tasks and where they are; they are imported when they are needed."""
 
-__all__ = ["TASKS", "Partition", "PartitionKind", "SampleError", "Samples", "Task", "TaskError", "load_task"]
+__all__ = [
+    "TASKS",
+    "Data",
+    "DataError",
+    "Partition",
+    "PartitionKind",
+    "SampleError",
+    "Samples",
+    "Task",
+    "TaskError",
+    "load_task",
+]
 
 
 def load_task(name: str) -> Task:

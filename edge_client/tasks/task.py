@@ -1,14 +1,16 @@
 """What a task is: a model, its loss, its data on each device, and how a raw sample becomes an input."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 
 class TaskError(ValueError):
@@ -42,6 +44,12 @@ class Samples:
     def answers(self) -> Tensor:
         """What recognition should answer, `[n]`: of sequences their last place, see `Task.answer`."""
         return self.targets if self.targets.dim() == 1 else self.targets[:, -1]
+
+
+Data = Samples | DataLoader[Any] | TorchDataset[Any] | Iterable[Any]
+"""How a task may give its data: samples in memory; a data set of torch, of pairs of an input and a target, that is
+indexed or a stream; a `DataLoader`, with workers or a collation of its own; any other iterable of batches, which are
+pairs of inputs `[n, *input_shape]` and targets `[n]`."""
 
 
 PartitionKind = Literal["iid", "dirichlet", "natural"]
@@ -101,12 +109,15 @@ class Task(ABC):
         """Return a fresh model; who calls it has seeded torch."""
 
     @abstractmethod
-    def train_data(self, partition: Partition) -> Samples:
+    def train_data(self, partition: Partition) -> Data:
         """Return a device's private training samples."""
 
     @abstractmethod
-    def test_data(self, partition: Partition) -> Samples:
-        """Return a device's held-out samples; those of all devices are disjoint, and together the whole test set."""
+    def test_data(self, partition: Partition) -> Data:
+        """Return a device's held-out samples; those of all devices are disjoint, and together the whole test set.
+
+        They end, and can be gone through again and again. A device may have none.
+        """
 
     @abstractmethod
     def decode(self, sample: object) -> Tensor:
@@ -136,6 +147,14 @@ class Task(ABC):
     def true_label(self, sample: object) -> str | None:  # noqa: ARG002
         """Return the label that a raw sample carries itself, if it does."""
         return None
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Return a training batch's inputs, `[n, *input_shape]`, changed at random in ways that keep their targets.
+
+        Random numbers come from the generator, which is of the CPU as the inputs are: its seed is the device's and the
+        step's, so that a device that was restarted draws the same.
+        """
+        return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over a batch: cross entropy, unless a task knows better.

@@ -1,5 +1,6 @@
 """A device's own checkpoint: with it the device takes its place again, or goes on in the next session."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from edgenewton.common.files import write_atomically
 from torch import Tensor
 
 from edge_client.optim.saved_state import in_present_names
-from edge_client.sync.replica import dump_state, load_state
+from edge_client.sync.replica import dump_state, load_state, tensors_digest
 
 FORMAT = "edgenewton-device-state"
 
@@ -22,16 +23,28 @@ class DeviceCheckpoint:
     optimizer: dict[str, Any]
     settings: str = ""
     """What it was trained with; a state of other settings is not gone on from."""
+    result: str = ""
+    """SHA-256 of the weights that it gives to others, the average of the iterates; empty for those of the model.
+    Personal layers are not among them."""
 
     @property
     def step(self) -> int:
         """The first step that it does not contain."""
         return int(in_present_names(self.optimizer)["sync"]["step"])
 
+    def gives(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether the weights are those that it gave to others."""
+        common = {name: tensor for name, tensor in self.model.items() if name in weights}
+        return tensors_digest(weights).hex() == (self.result or tensors_digest(common).hex())
+
+    @property
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The model's weights, with the average of the iterates in place of the last where there is one."""
+        return {**self.model, **self.optimizer.get("average", {}).get("parameters", {})}
+
     def dump(self) -> bytes:
         """Return the state as bytes."""
-        content = {"session": self.session, "model": self.model, "optimizer": self.optimizer, "settings": self.settings}
-        return dump_state({"format": FORMAT, **content})
+        return dump_state({"format": FORMAT, **vars(self)})
 
     @classmethod
     def parse(cls, data: bytes) -> "DeviceCheckpoint":
@@ -45,7 +58,13 @@ class DeviceCheckpoint:
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}")
-            return cls(content["session"], content["model"], content["optimizer"], content.get("settings", ""))
+            return cls(
+                content["session"],
+                content["model"],
+                content["optimizer"],
+                content.get("settings", ""),
+                content.get("result", ""),
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks {error}") from None
 

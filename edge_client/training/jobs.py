@@ -10,15 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
+from edge_client.devices import choose_device
 from edge_client.exchange.remote import GradientExchange, TlsFiles
 from edge_client.sync.personal import personal_names
-from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import load_task
+from edge_client.training.batches import StreamEndedError
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
 from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
 from edge_client.training.settings import TrainSettings, check_settings
-from edge_client.training.trainer import build_model, partition_of
+from edge_client.training.trainer import build_model, held_out_data, partition_of
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
 
@@ -31,8 +32,13 @@ class DeviceData:
     count: int
 
     @classmethod
-    def of(cls, request: DataRequest, max_threads: int = 0) -> Self:
-        """Return the data that are asked for, with at most so many threads to train on them; 0 for any number.
+    def of(cls, request: DataRequest, max_threads: int = 0, device: str = "") -> Self:
+        """Return the data that are asked for.
+
+        Args:
+            request: asks for them.
+            max_threads: to train on them; 0 for any number.
+            device: the hardware that trains, whatever the settings say; empty for what they say.
 
         Raises:
             SettingsError: a setting is unknown or impossible.
@@ -42,12 +48,14 @@ class DeviceData:
         if max_threads:
             threads = min(settings.threads or max_threads, max_threads)
             settings = settings.model_copy(update={"threads": threads})
+        if device:
+            settings = settings.model_copy(update={"device": device})
         return cls(settings, request.index, request.count)
 
     @property
     def text(self) -> str:
         """What a state must have been trained with, to be gone on from."""
-        fixed = self.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads"})
+        fixed = self.settings.model_dump(mode="json", exclude={"steps", "evaluate_every", "threads", "device"})
         return json.dumps([fixed, self.index, self.count])
 
 
@@ -72,12 +80,12 @@ def train(
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
-        TaskError: the task cannot be loaded.
+        TaskError: the task cannot be loaded, or its data; or they ended before the session did.
         ValueError: settings, weights or state do not fit, or the certificate cannot be used.
 
     """
     weights, state = _beginning(request, data, saved)
-    return train_in_session(
+    outcome = train_in_session(
         request.session,
         data.settings,
         data.index,
@@ -96,6 +104,9 @@ def train(
         on_step=on_step,
         saving=saving,
     )
+    if outcome.report.ended:
+        raise StreamEndedError(outcome.report.ended)
+    return outcome
 
 
 def _beginning(
@@ -104,19 +115,17 @@ def _beginning(
     """Return the weights and the optimizer's state to begin with.
 
     A saved state of this session is gone on from: the device was started again in the middle of it. One of an
-    earlier session gives the optimizer's state if it belongs to the weights that are asked for, and the personal
-    layers, which are not among these, unless the run begins anew.
+    earlier session is too, from its last iterate, if it gave the weights that are asked for, which are an average. Else
+    it gives the personal layers, which are not among these, unless the run begins anew.
     """
     weights = read_weights(request.weights)
     if saved is not None and saved.settings == data.text:
         if saved.session == request.session:
             return saved.model, saved.optimizer
-        common = {name: tensor for name, tensor in saved.model.items() if name in weights}
-        is_of_same = saved.step == request.first_step and tensors_digest(common) == tensors_digest(weights)
+        if saved.step == request.first_step and saved.gives(weights):
+            return saved.model, saved.optimizer
         if request.first_step:
             weights = with_personal(data, weights, saved)
-        if is_of_same:
-            return weights, saved.optimizer
     return weights, None
 
 
@@ -125,7 +134,7 @@ def with_personal(data: DeviceData, weights: Weights, saved: DeviceCheckpoint | 
     if not data.settings.personal or saved is None or saved.settings != data.text:
         return weights
     names = personal_names(build_model(load_task(data.settings.task), data.settings.seed), data.settings.personal)
-    return {name: tensor for name, tensor in saved.model.items() if name in names} | weights
+    return {name: tensor for name, tensor in saved.averaged.items() if name in names} | weights
 
 
 def _device_id(request: TrainRequest, tls: TlsFiles | None) -> str:
@@ -150,9 +159,9 @@ def evaluate_weights(data: DeviceData, weights: Weights, saved: DeviceCheckpoint
     """
     settings = data.settings
     task = load_task(settings.task)
-    held_out = task.test_data(partition_of(settings, data.index, data.count))
+    held_out = held_out_data(task, partition_of(settings, data.index, data.count))
     model = build_model(task, settings.seed, with_personal(data, weights, saved), settings.personal)
-    return evaluate(model, task, held_out)
+    return evaluate(model.to(choose_device(settings.device)), task, held_out)
 
 
 def initial_weights(settings: TrainSettings) -> Weights:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edge_client.exchange import Exchange, InProcessExchange
+from edge_client.sync.replica import tensors_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
@@ -34,13 +35,15 @@ class TrainOutcome:
 
     report: TrainingReport
     state: DeviceCheckpoint
-    """To go on from; it has the weights."""
+    """To go on from, with the last iterate."""
+    weights: Weights
+    """What came of it: the average of the iterates."""
     trainer: Trainer
 
     @property
     def common_weights(self) -> Weights:
-        """The weights that all devices have in common."""
-        return self.trainer.common(self.state.model)
+        """Those of them that all devices have in common."""
+        return self.trainer.common(self.weights)
 
 
 def train_in_session(
@@ -74,7 +77,7 @@ def train_in_session(
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
-        TaskError: the task cannot be loaded.
+        TaskError: the task cannot be loaded, or its data.
         ValueError: settings, weights or state do not fit.
 
     """
@@ -83,7 +86,8 @@ def train_in_session(
         trainer = Trainer(settings, index, count, exchange, weights, state)
 
         def current() -> DeviceCheckpoint:
-            return DeviceCheckpoint(session, copy_weights(trainer.model), trainer.state_dict(), origin)
+            result = tensors_digest(trainer.common(averaged_weights(trainer))).hex()
+            return DeviceCheckpoint(session, copy_weights(trainer.model), trainer.state_dict(), origin, result)
 
         def after_step(step: TrainedStep) -> None:
             if saving is not None and saving.is_due_after(step.step):
@@ -96,16 +100,22 @@ def train_in_session(
         last = current()
         if saving is not None:
             saving.save(last)
-        exchange.close()
+        exchange.close(failure=report.ended)
     except BaseException as error:
         exchange.close(failure=_reason(error))
         raise
-    return TrainOutcome(report, last, trainer)
+    return TrainOutcome(report, last, averaged_weights(trainer), trainer)
+
+
+def averaged_weights(trainer: Trainer) -> Weights:
+    """Return a copy of the model's state_dict with the average of its iterates."""
+    with trainer.optimizer.averaged():
+        return copy_weights(trainer.model)
 
 
 def copy_weights(model: nn.Module) -> Weights:
-    """Return a copy of a model's state_dict, whose tensors share no memory."""
-    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    """Return a copy of a model's state_dict in the host's memory, whose tensors share none."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _reason(error: BaseException) -> str:

@@ -6,11 +6,20 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from edgenewton.common.options import OptionError, flat_names, flatten
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from edge_client.curvature.probe import Probe
+from edge_client.device_name import check_device_name
 from edge_client.exchange import Exchange
-from edge_client.optim import Curvature, Refresh, Schedule, TrustRegion
+from edge_client.optim import Curvature, IterateAverage, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
 from edge_client.sync import (
     CurvatureScope,
@@ -45,7 +54,7 @@ def _patterns(value: object) -> object:
 Cadence = Literal["auto", "every-batch", "local-steps"]
 Scope = Literal["shared", "local", "probe", "blend"]
 PROBE_SAMPLES = 32
-_LOCAL_REFRESH = Refresh(growth=1.5)
+_LOCAL_REFRESH = Refresh(warmup_steps=1, factor_every=100, inverse_every=100, growth=1.5)
 PROBE_SHARE = 0.5
 
 
@@ -74,6 +83,9 @@ class TrainSettings(BaseModel):
     """Steps between two evaluations on the device's held-out samples; 0 for none."""
     threads: Annotated[int, Field(ge=0)] = 1
     """Threads that torch may use; 0 leaves it to torch."""
+    device: Annotated[str, AfterValidator(check_device_name)] = "cpu"
+    """The hardware that trains: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of CUDA, MPS and the CPU
+    that there is. Devices of one session may differ in it."""
 
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = None
     """Step size; "auto" for what suits the estimator."""
@@ -89,6 +101,8 @@ class TrainSettings(BaseModel):
     refresh: Refresh = Refresh()
     """Unless one of its options is set, steps between exchanges renew the curvature with a growth of 1.5: it takes a
     third less computing, and as many batches."""
+    averaging: IterateAverage = IterateAverage()
+    """Which average of the iterates is evaluated, served and exported; 0 for the last iterate."""
     nonfinite: Nonfinite = "raise"
     """What becomes of a batch with a gradient that is NaN or infinite: an error ("raise"), or no sample of this device
     in the step ("skip")."""
@@ -128,7 +142,7 @@ class TrainSettings(BaseModel):
 
     def optimizer_options(self, *, is_alone: bool = True) -> dict[str, Any]:
         """Return what `NewtonOptimizer` takes, but for the model and the plan; a device may be alone, or not."""
-        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "nonfinite")
+        names = ("lr", "momentum", "weight_decay", "curvature", "trust", "refresh", "averaging", "nonfinite")
         options = {name: getattr(self, name) for name in names}
         options["schedule"] = self._schedule()
         if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
@@ -212,11 +226,12 @@ _GROUPS: dict[str, type[Any]] = {
     "schedule": Schedule,
     "trust": TrustRegion,
     "refresh": Refresh,
+    "averaging": IterateAverage,
     "outer": Outer,
 }
 _PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-_UNSET = {"adapt_every": "never", "growth": "auto"}
+_UNSET = {"adapt_every": "never"}
 """What is written for None, where that is not "auto"."""
 
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from edgenewton.common.evaluation import Evaluation
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe
+from edge_client.devices import choose_device, to_device
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.optim import NewtonOptimizer
 from edge_client.sync.personal import personal_names
 from edge_client.sync.replica import tensors_digest
-from edge_client.tasks import Partition, Task, load_task
-from edge_client.training.batches import BatchOrder
+from edge_client.tasks import Data, DataError, Partition, Samples, Task, load_task
+from edge_client.training.batches import StreamEndedError, source_of
 from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
 from edge_client.training.work import TrainedStep, TrainingReport
@@ -35,7 +36,8 @@ class Trainer:
         state: of the optimizer, from `Trainer.state_dict`.
 
     Raises:
-        ValueError: the settings, weights or state do not fit.
+        DataError: the task's data cannot be used, or the device has no training samples.
+        ValueError: the settings, weights or state do not fit, or this machine lacks the device that they name.
 
     """
 
@@ -51,16 +53,25 @@ class Trainer:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
+        self.device = choose_device(settings.device)
+        """The hardware that trains."""
         self.task = load_task(settings.task)
         partition = partition_of(settings, index, count)
-        self._samples = self.task.train_data(partition)
-        self._held_out = self.task.test_data(partition)
+        self._held_out = held_out_data(self.task, partition)
         self._seed = device_seed(settings.seed, index)
-        self._batches = BatchOrder(len(self._samples), settings.batch_size, self._seed)
-        self.model = build_model(self.task, settings.seed, weights, settings.personal)
+        self._batches = source_of(
+            self.task,
+            self.task.train_data(partition),
+            settings.batch_size,
+            self._seed,
+            whose=f"device {index + 1} of {count}",
+        )
+        self.model = build_model(self.task, settings.seed, weights, settings.personal).to(self.device)
         self.exchange = exchange if exchange is not None else InProcessExchange()
         self._evaluation_due: int | None = None
-        self.plan = settings.plan(self.exchange, len(self._samples), self._probe)
+        self._batch_samples = 0
+        """In the batch that is on."""
+        self.plan = settings.plan(self.exchange, self._batches.samples, self._probe)
         self.optimizer = NewtonOptimizer(
             self.model,
             sync=self.plan,
@@ -86,7 +97,10 @@ class Trainer:
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
 
+        Training data that end, and cannot be gone through again, end it before; the report says so.
+
         Raises:
+            DataError: the training data cannot be loaded.
             ExchangeError: the session failed or went on without this device.
 
         """
@@ -95,31 +109,47 @@ class Trainer:
         losses: list[float] = []
         target = self.optimizer.current_step + steps
         self.model.train()
+        samples, ended = 0, ""
         is_done = False
-        while not is_done:
+        while not is_done and not ended:
             while self.optimizer.current_step < target:
-                taken = self.train_batch()
+                try:
+                    taken = self.train_batch()
+                except StreamEndedError as error:
+                    ended = str(error)
+                    break
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    # Torch raises it wherever this thread is when a worker dies.
+                    raise DataError(f"a worker of the data of task {self.task.name!r} died: {error}") from error
                 losses.append(taken.loss)
+                samples += self._batch_samples
                 if on_step is not None:
                     on_step(taken)
             if self.optimizer.current_step == target:  # else it healed with a state that came after this
                 self.optimizer.synchronise()
             is_done = self.optimizer.current_step >= target  # else it healed with one that came before
+        with self.optimizer.averaged():
+            digest = tensors_digest(self.common(self.model.state_dict())).hex()
         return TrainingReport(
             steps=len(losses),
             step=self.optimizer.current_step,
-            samples=len(losses) * self.settings.batch_size,
+            samples=samples,
             loss=sum(losses) / len(losses) if losses else math.nan,
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
-            weights_digest=tensors_digest(self.common(self.model.state_dict())).hex(),
+            weights_digest=digest,
+            ended=ended,
         )
 
     def train_batch(self) -> TrainedStep:
         """Take one step: one batch, exchange, invert, update.
 
         Raises:
+            DataError: the batch cannot be loaded.
+            StreamEndedError: there is none; nothing of the step was begun.
             ExchangeError: the session failed or went on without this device.
 
         """
@@ -128,18 +158,19 @@ class Trainer:
         evaluation = None
         if self._is_evaluation_due(step):
             with self.plan.in_common():
-                evaluation = self.evaluate()
-        batch = torch.from_numpy(self._batches.indices(step))
-        inputs, targets = self._samples.inputs[batch], self._samples.targets[batch]
+                tried = self.evaluate()
+            evaluation = tried if tried.samples else None
+        inputs, targets = self._next_batch(step)
         self.optimizer.zero_grad()
         outputs = self.model(inputs)
         if self.settings.curvature.fisher == "sampled":
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+            generator = torch.Generator().manual_seed(self._seed_of(step))
             sampled = sample_targets(outputs, self.task.likelihood, generator)
             self.optimizer.sample_fisher(self.task.loss(outputs, sampled))
         loss = self.task.loss(outputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.report(loss.item(), evaluation)
+        value = loss.item()
+        self.optimizer.report(value, evaluation)
         self.optimizer.step(reevaluate=lambda: self.task.loss(self.model(inputs), targets).item())
         result = self.optimizer.last_result
         if result is None:
@@ -147,7 +178,7 @@ class Trainer:
         traffic = self.exchange.traffic
         return TrainedStep(
             step=step,
-            loss=loss.item(),
+            loss=value,
             session_loss=result.loss,
             devices=result.devices,
             exchange_s=self.optimizer.exchange_s,
@@ -169,15 +200,28 @@ class Trainer:
         self._evaluation_due = (step // every + 1) * every
         return True
 
+    def _next_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a step's batch, augmented, where the model is."""
+        batch = self._batches.batch(step)
+        if type(self.task).augment is not Task.augment:
+            batch = _augmented(self.task, batch, torch.Generator().manual_seed(self._seed_of(step, "augment")))
+        self._batch_samples = len(batch)
+        return to_device(batch.inputs, self.device), to_device(batch.targets, self.device)
+
+    def _seed_of(self, step: int, purpose: Literal["fisher", "augment"] = "fisher") -> int:
+        """Return the seed of the random numbers that a step draws for a purpose."""
+        return self._seed * 1_000_003 + step + (1 << 40) * (purpose == "augment")
+
     def evaluate(self) -> Evaluation:
-        """Try the model on this device's held-out samples."""
-        return evaluate(self.model, self.task, self._held_out)
+        """Try the average of the model's iterates on this device's held-out samples."""
+        with self.optimizer.averaged():
+            return evaluate(self.model, self.task, self._held_out)
 
     def _probe(self, samples: int) -> Probe:
         """Return a synthetic batch of the task."""
         task = self.task
         has_own = task.probe(torch.Generator(), 1) is not None
-        inputs = _own_inputs(task) if has_own else MeasuredInputs(self._samples.inputs)
+        inputs = _own_inputs(task) if has_own else MeasuredInputs(self._batches.some_inputs())
         return Probe(inputs, task.loss, task.likelihood, samples)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,6 +237,30 @@ def _own_inputs(task: Task) -> Callable[[torch.Generator, int], Tensor]:
         return inputs
 
     return draw
+
+
+def held_out_data(task: Task, partition: Partition) -> Data:
+    """Return a device's held-out samples.
+
+    Raises:
+        DataError: they can be gone through once only.
+
+    """
+    data = task.test_data(partition)
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"the held-out data of task {task.name!r} can be gone through once only: test_data is to return samples, "
+            "or an object whose __iter__ begins anew"
+        )
+    return data
+
+
+def _augmented(task: Task, batch: Samples, generator: torch.Generator) -> Samples:
+    inputs = task.augment(batch.inputs, generator)
+    if not isinstance(inputs, Tensor) or inputs.shape != batch.inputs.shape:
+        given = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise DataError(f"augment of task {task.name!r} gave {given} for inputs {list(batch.inputs.shape)}")
+    return Samples(inputs, batch.targets)
 
 
 def partition_of(settings: TrainSettings, index: int, count: int) -> Partition:

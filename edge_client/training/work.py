@@ -78,6 +78,8 @@ class TrainingReport:
     bytes_received: int
     seconds: float
     weights_digest: str
+    ended: str = ""
+    """Why training ended before its last step; empty unless its data did."""
 
 
 class Worker(Protocol):

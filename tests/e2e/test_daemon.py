@@ -28,8 +28,9 @@ from edge_client.daemon.client import DaemonClient, DaemonError
 from edge_client.daemon.translation import train_to_proto
 from edge_client.exchange.remote import GradientExchange
 from edge_client.inference import Artefact, Recognizer
-from edge_client.sync.replica import weights_digest
+from edge_client.sync.replica import tensors_digest
 from edge_client.training.jobs import dump_weights, initial_weights
+from edge_client.training.run import averaged_weights
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import DataRequest, TrainRequest
@@ -180,9 +181,11 @@ def test_two_jobs_of_a_run_are_one_training_also_over_sigkill(daemon):
         coordinator.create_session("second", SessionSettings(devices=1, first_step=4))
         with daemon.client() as client:
             assert client.status().model.version == 2
-            report, _ = client.train(request(coordinator, "second", 2, weights, first_step=4))
-            assert report.weights_digest == weights_digest(alone.model).hex()
-            evaluation = client.evaluate(DATA, dump_weights(alone.model.state_dict()))
+            report, weights = client.train(request(coordinator, "second", 2, weights, first_step=4))
+            expected = averaged_weights(alone)
+            assert report.weights_digest == tensors_digest(expected).hex()
+            assert weights == dump_weights(expected)
+            evaluation = client.evaluate(DATA, weights)
         assert evaluation == alone.evaluate()
 
 

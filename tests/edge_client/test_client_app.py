@@ -16,7 +16,8 @@ from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client.sync.replica import weights_digest
+from edge_client.sync.replica import tensors_digest
+from edge_client.training.run import averaged_weights
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 
@@ -25,8 +26,9 @@ def test_without_a_daemon_it_trains_itself_and_goes_on_in_the_next_message():
     alone = Trainer(TrainSettings(curvature="eva", batch_size=16))
     alone.train(5)
     weights, digest, evaluation = rounds(context())
-    assert digest == weights_digest(alone.model).hex()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in alone.model.state_dict().items())
+    expected = averaged_weights(alone)
+    assert digest == tensors_digest(expected).hex()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
     result = alone.evaluate()
     assert evaluation["accuracy"] == pytest.approx(result.correct / result.samples)
 

@@ -96,7 +96,7 @@ def matrix_of(layer: Layer) -> Tensor:
 
 def dense_rows(captured: Captured) -> Tensor:
     """Return the inputs as `[blocks, batch, shared, in]`, whatever their form."""
-    a = captured.a
+    a = captured.a.formed
     if isinstance(a, DenseInputs):
         ones = a.rows.new_ones(*a.rows.shape[:-1], 1)
         return torch.cat([a.rows, ones], dim=-1) if a.has_bias else a.rows

@@ -30,9 +30,9 @@ def plain_model():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def wide_model():
+def wide_model(seed=0):
     """Return one whose parts are large enough for every codec."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 48), nn.Tanh(), nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 3))
 
 

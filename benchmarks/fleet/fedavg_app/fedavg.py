@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from edge_client.tasks import Partition, Samples, Task, load_task
+from edge_client.tasks.data import in_memory
 from edge_client.training.batches import BatchOrder
 from edge_client.training.evaluation import evaluate
 from edge_client.training.trainer import build_model, device_seed
@@ -48,7 +49,8 @@ def train(message: Message, context: Context) -> Message:
     run, node = context.run_config, context.node_config
     seed, steps, index = int(run["seed"]), int(run["local-steps"]), int(node["partition-id"])
     task = load_task(str(run["task"]))
-    samples = task.train_data(Partition(index, int(node["num-partitions"]), "dirichlet", ALPHA, seed))
+    partition = Partition(index, int(node["num-partitions"]), "dirichlet", ALPHA, seed)
+    samples = in_memory(task, task.train_data(partition))
     order = BatchOrder(len(samples), BATCH_SIZE, device_seed(seed, index))
     model = build_model(task, seed, message.content.array_records["arrays"].to_torch_state_dict())
     server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]

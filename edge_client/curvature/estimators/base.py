@@ -35,11 +35,17 @@ class EstimatorOptions:
     """How the uses of a weight within one sample count: "expand" counts each as a sample, "reduce" joins them."""
     inversion: Inversion = "cholesky"
     """Of Kronecker factors: "cholesky" damps each on its own; "eigen" damps their product exactly, and takes longer."""
+    widest_factor: int = 256
+    """About so many rows of a Kronecker factor are inverted together; what is wider is cut into blocks along its
+    diagonal. Not with inversion="eigen"."""
+    sample_positions: bool = True
+    """Whether the input factor of a convolution is estimated from some positions of the images, where they are many."""
 
     def __post_init__(self) -> None:
         check_number("factor_decay", self.factor_decay, at_least=0, below=1)
         check_choice("weight_sharing", self.weight_sharing, get_args(WeightSharing))
         check_choice("inversion", self.inversion, get_args(Inversion))
+        check_number("widest_factor", self.widest_factor, at_least=1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from edge_client.curvature.estimators.base import Estimator, EstimatorDefaults, EstimatorOptions
 from edge_client.curvature.inputs import Inputs
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.linalg import precise
 
 
 class Eva(Estimator):
@@ -58,8 +59,8 @@ class Eva(Estimator):
 
     def precondition(self, gradient: Tensor) -> Tensor:
         """Return (ā ā^T ⊗ ḡ ḡ^T + damping I)^-1 vec(gradient) as matrices (eq. 13)."""
-        along = torch.einsum("bo,boi,bi->b", self.g.double(), gradient.double(), self.a.double())
-        part = (along / (self._damping + self._curvature())).to(gradient.dtype)
+        along = torch.einsum("bo,boi,bi->b", precise(self.g), precise(gradient), precise(self.a))
+        part = (along / (self._damping + self._curvature())).to(gradient)
         rank_one = self.g.unsqueeze(2) * self.a.unsqueeze(1) * part[:, None, None]
         return (gradient - rank_one) / self._damping
 
@@ -74,4 +75,4 @@ class Eva(Estimator):
 
     def _curvature(self) -> Tensor:
         """Return the one eigenvalue of each block that is not 0, `[blocks]`, in float64: it must not overflow."""
-        return self.a.double().square().sum(dim=1) * self.g.double().square().sum(dim=1)
+        return precise(self.a).square().sum(dim=1) * precise(self.g).square().sum(dim=1)

@@ -26,7 +26,7 @@ class Foof(Estimator):
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)
-        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot)
+        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot, widest=options.widest_factor)
         self._inverse: Tensor | None = None
 
     @property
@@ -36,7 +36,7 @@ class Foof(Estimator):
 
     def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the factor A of a batch, packed."""
-        return {"A": self.A.pack(a.second_moment(self.options.weight_sharing))}
+        return {"A": self.A.pack(a.second_moment(self.options.weight_sharing, self.A.parts))}
 
     def update(self, statistics: Mapping[str, Tensor], gradient: Tensor) -> None:  # noqa: ARG002
         """Move the running factor."""
@@ -66,7 +66,7 @@ class Foof(Estimator):
         if self._inverse is None:
             return None
         unit = self._inverse.new_ones(self.shape.blocks, self.shape.out_features)
-        return Whitening.of(root_of(self._inverse), unit)
+        return Whitening.of(self.A.joined(root_of(self._inverse)), unit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the factor, its inverse and the count of updates."""

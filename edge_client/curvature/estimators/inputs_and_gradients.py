@@ -33,7 +33,7 @@ class InputsAndGradients(KroneckerEstimator):
 
     def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the factor A of a batch, packed."""
-        return {"A": self.A.pack(a.second_moment(self.options.weight_sharing))}
+        return {"A": self.A.pack(a.second_moment(self.options.weight_sharing, self.A.parts))}
 
     def update(self, statistics: Mapping[str, Tensor], gradient: Tensor) -> None:
         """Move the running factors."""
@@ -42,4 +42,4 @@ class InputsAndGradients(KroneckerEstimator):
         trace = self.A.mean_eigenvalue() * self.shape.in_features
         outer = gradient @ gradient.mT
         trace = trace.clamp(min=torch.finfo(torch.float32).tiny).to(outer.dtype)
-        self.G.move(outer / trace[:, None, None], decay)
+        self.G.move(self.G.cut(outer / trace[:, None, None]), decay)

@@ -31,8 +31,8 @@ class Kfac(KroneckerEstimator):
         """Return both factors of a batch, packed."""
         sharing = self.options.weight_sharing
         return {
-            "A": self.A.pack(a.second_moment(sharing)),
-            "G": self.G.pack(gradient_second_moment(g, sharing)),
+            "A": self.A.pack(a.second_moment(sharing, self.A.parts)),
+            "G": self.G.pack(gradient_second_moment(g, sharing, self.G.parts)),
         }
 
     def update(self, statistics: Mapping[str, Tensor], gradient: Tensor) -> None:  # noqa: ARG002

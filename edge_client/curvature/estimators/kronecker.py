@@ -13,6 +13,7 @@ from torch import Tensor
 from edge_client.curvature.estimators.base import Estimator, EstimatorOptions
 from edge_client.curvature.factor import Factor, multiply_left, multiply_right
 from edge_client.curvature.layers import MatrixShape
+from edge_client.curvature.linalg import precise
 from edge_client.curvature.whitening import Whitening, root_in_basis, root_of
 
 
@@ -37,9 +38,9 @@ class FactoredInverse(NamedTuple):
         """Return the inverse applied to a gradient `[blocks, out, in]`."""
         return multiply_right(multiply_left(self.G, gradient), self.A)
 
-    def whitening(self) -> Whitening:
+    def whitening(self, A: Factor, G: Factor) -> Whitening:
         """Return the roots of both inverse factors; may raise `CurvatureError`."""
-        return Whitening.of(root_of(self.A), root_of(self.G))
+        return Whitening.of(A.joined(root_of(self.A)), G.joined(root_of(self.G)))
 
 
 class EigenbasisInverse(NamedTuple):
@@ -65,18 +66,18 @@ class EigenbasisInverse(NamedTuple):
         scaled = rotated * self.scales
         return multiply_right(multiply_left(self.Q_G, scaled), None if self.Q_A is None else self.Q_A.mT)
 
-    def whitening(self) -> Whitening:
+    def whitening(self, A: Factor, G: Factor) -> Whitening:  # noqa: ARG002
         """Return the roots of a Kronecker product that is close to the inverse, which is none itself.
 
         Its eigenvalues are the products of two numbers, one for each row and one for each column of `scales`, whose
         logarithms are those of `scales` in the least squares.
         """
-        logarithms = self.scales.double().clamp(min=torch.finfo(torch.float32).tiny).log()
+        logarithms = precise(self.scales).clamp(min=torch.finfo(torch.float32).tiny).log()
         middle = logarithms.mean(dim=(1, 2)).unsqueeze(-1) / 2
         values_A, values_G = (logarithms.mean(dim=dim) - middle for dim in (1, 2))
-        dtype = self.scales.dtype
         return Whitening.of(
-            root_in_basis(self.Q_A, values_A.exp().to(dtype)), root_in_basis(self.Q_G, values_G.exp().to(dtype))
+            root_in_basis(self.Q_A, values_A.exp().to(self.scales)),
+            root_in_basis(self.Q_G, values_G.exp().to(self.scales)),
         )
 
 
@@ -85,8 +86,9 @@ class KroneckerEstimator(Estimator):
 
     def __init__(self, shape: MatrixShape, options: EstimatorOptions) -> None:
         super().__init__(shape, options)
-        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot)
-        self.G = Factor(shape.blocks, shape.out_features)
+        widest = options.widest_factor if options.inversion == "cholesky" else None
+        self.A = Factor(shape.blocks, shape.in_features, is_diagonal=shape.one_hot, widest=widest)
+        self.G = Factor(shape.blocks, shape.out_features, widest=widest)
         self._inverse_type = FactoredInverse if options.inversion == "cholesky" else EigenbasisInverse
         self._inverse: FactoredInverse | EigenbasisInverse | None = None
 
@@ -118,7 +120,7 @@ class KroneckerEstimator(Estimator):
 
     def whitening(self) -> Whitening | None:
         """Return roots of the inverse: see `Estimator.whitening`."""
-        return None if self._inverse is None else self._inverse.whitening()
+        return None if self._inverse is None else self._inverse.whitening(self.A, self.G)
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, their inverse and the count of updates."""

@@ -1,5 +1,6 @@
 """How good a model is."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Part of the samples that was recognised; there must be some."""
-        return self.correct / self.samples
+        """Part of the samples that was recognised; NaN without samples."""
+        return self.correct / self.samples if self.samples else math.nan
 
     @classmethod
     def union(cls, evaluations: Collection["Evaluation"]) -> "Evaluation | None":
         """Return how it did on the samples of all of them together, or None if there are none."""
+        evaluations = [evaluation for evaluation in evaluations if evaluation.samples]
         samples = sum(evaluation.samples for evaluation in evaluations)
         if not samples:
             return None

@@ -93,3 +93,11 @@ def test_json_logs_carry_exceptions():
 
 def test_the_configuration_beside_the_unit_is_right():
     assert load_config(UNIT / "daemon.toml").state_dir == Path("/var/lib/edgenewton")
+
+
+def test_the_hardware_is_the_machines_and_is_checked_by_name(tmp_path):
+    text = 'state_dir = "/tmp/device"\n[model]\ndevice = "{}"\n[training]\ndevice = "{}"'
+    config = load_config(written(tmp_path, text.format("mps", "cuda:1")))
+    assert (config.model.device, config.training.device) == ("mps", "cuda:1")
+    with pytest.raises(ConfigError, match=r"training.device: device 'gpu' is unknown; known are auto, cpu, cuda, mps"):
+        load_config(written(tmp_path, text.format("cpu", "gpu")))

@@ -145,7 +145,8 @@ def test_an_exported_model_recognises_arrays_without_the_code_of_its_task(digits
 def test_int8_has_its_accuracy_beside_the_float_one(digits):
     trainer = Trainer(TrainSettings(steps=40))
     trainer.train(40)
-    artefact = Artefact.of(trainer.task, "digits", trainer.model, 40)
+    with trainer.optimizer.averaged():
+        artefact = Artefact.of(trainer.task, "digits", trainer.model, 40)
     quantised = to_int8_onnx(artefact, trainer.task)
     result = trainer.evaluate()
     assert quantised.samples == result.samples == 360

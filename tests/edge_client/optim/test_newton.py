@@ -178,7 +178,7 @@ def test_saving_and_loading_in_the_middle_goes_on_bit_identically(curvature, tmp
         "lr": 0.05,
         "momentum": 0.9,
         "curvature": curvature,
-        "refresh": Refresh(warmup_steps=3, factor_every=2, inverse_every=2),
+        "refresh": Refresh(warmup_steps=3, factor_every=2, inverse_every=2, growth=1),
     }
     model = small_model()
     optimizer = NewtonOptimizer(model, **options)

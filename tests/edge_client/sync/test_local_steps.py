@@ -473,11 +473,22 @@ def test_a_state_of_the_other_cadence_gives_the_step_and_the_curvature(plans, ba
 def test_what_is_on_the_log_schedule():
     listed = [0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93, 140, 210, 315, 473, 710]
     assert [number for number in range(711) if is_on_log_schedule(number)] == listed
-    schedule = RefreshSchedule(Refresh(growth=1.5))
+    schedule = RefreshSchedule(Refresh(warmup_steps=1, growth=1.5, factor_every=1000, inverse_every=1000))
     schedule.begin(10)
     assert [step - 10 for step in range(10, 721) if schedule.inverts(step)] == listed
     assert [step - 10 for step in range(10, 721) if schedule.updates_factors(step)] == listed
     assert [n for n in range(40) if is_on_log_schedule(n, 2.0)] == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_the_curvature_is_renewed_ever_more_seldom_but_at_least_every_so_many_steps():
+    schedule = RefreshSchedule(Refresh(inverse_every=10))
+    schedule.begin(3)
+    listed = [*range(20), 23, 28, 34, 41, 50, 60, 72, 87, 105, 125, 145, 165, 185]
+    assert [step - 3 for step in range(3, 200) if schedule.updates_factors(step)] == listed
+    inverted = [step - 3 for step in range(3, 103) if schedule.inverts(step)]
+    assert inverted == [*range(20), 23, 28, 34, 41, 50, 60, 70, 80, 90]
+    constant = RefreshSchedule(Refresh(warmup_steps=2, factor_every=5, growth=1))
+    assert [step for step in range(20) if constant.updates_factors(step)] == [0, 1, 2, 7, 12, 17]
 
 
 def test_a_missed_result_of_no_samples_moves_nothing():

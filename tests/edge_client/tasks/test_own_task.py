@@ -1,4 +1,4 @@
-"""The example in docs/your-own-task.md, from its text: it is trained, tried and served as a reader would."""
+"""The examples in docs/your-own-task.md, from their text: trained, tried and served as a reader would."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,14 @@ from edge_client.inference import Recognizer
 DOCS = Path(__file__).parents[3] / "docs" / "your-own-task.md"
 
 
+def write_example(folder, name):
+    (source,) = re.findall(rf"```python\n(# {name}\n.*?)```", DOCS.read_text(), re.DOTALL)
+    (folder / name).write_text(source)
+
+
 @pytest.fixture
 def leaves(tmp_path, monkeypatch):
-    (source,) = re.findall(r"```python\n(# leaves.py\n.*?)```", DOCS.read_text(), re.DOTALL)
-    (tmp_path / "leaves.py").write_text(source)
+    write_example(tmp_path, "leaves.py")
     rng = np.random.default_rng(0)
     for label, is_tall in (("birch", True), ("oak", False)):
         folder = tmp_path / "pictures" / label
@@ -70,3 +74,15 @@ def test_evaluate_says_what_is_wrong(leaves):
         assert result.exit_code in (1, 2)
         assert message in " ".join(result.stderr.split())
         assert "Traceback" not in result.output
+
+
+def test_the_stream_of_the_docs_is_trained_on(tmp_path, monkeypatch):
+    write_example(tmp_path, "sensor.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run("train", "-c", "task=sensor:SensorTask", "-c", "steps=80", "--output", "sensor.pt")
+    told = run("evaluate", "sensor.pt")
+    accuracy = float(re.search(r"accuracy ([\d.]+)% on 200 samples", told)[1])
+    assert accuracy > 88
+    recall = float(re.search(r"alarm . *\d+ . *([\d.]+)%", told)[1])
+    assert recall > 75

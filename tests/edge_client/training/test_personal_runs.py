@@ -74,11 +74,11 @@ def test_the_server_sees_no_personal_layer_and_each_device_keeps_its_own():
         # The second node comes with an empty memory: its personal layers begin as at first.
         lost, nodes[1] = nodes[1], Node(1)
         settings = check_settings(RUN)
-        for node, head in ((nodes[0], heads[0]), (nodes[1], initial["output.weight"]), (lost, heads[1])):
+        for node in (nodes[0], nodes[1], lost):
             saved = DeviceCheckpoint.parse(node.keeper.kept) if node.keeper.kept is not None else None
             given = evaluate_weights(DeviceData.of(node.data), read_weights(first[0][1]), saved)
-            bias = saved.model["output.bias"] if saved is not None else initial["output.bias"]
-            whole = {**read_weights(first[0][1]), "output.weight": head, "output.bias": bias}
+            own = initial if saved is None else saved.optimizer["average"]["parameters"]
+            whole = {**read_weights(first[0][1]), **{name: own[name] for name in HEAD}}
             trainer = Trainer(settings, node.data.index, 2, weights=whole)
             assert given == trainer.evaluate() == node.worker.evaluate(node.data, first[0][1])
         second = in_round(coordinator, pool, nodes, "round-2", 6, 2, first[0][1])

@@ -55,7 +55,7 @@ def test_a_device_alone_has_nobody_to_wait_for():
         ({"local-steps": 0}, "setting 'local-steps' is 0"),
         ({"probe-share": 1.0}, "setting 'probe-share' is 1.0"),
         ({"outer-momentum": 1.0}, "setting 'outer-momentum' is 1.0"),
-        ({"growth": 1.0}, "setting 'growth' is 1.0: it must be above 1"),
+        ({"growth": 0.9}, "setting 'growth' is 0.9: it must be at least 1"),
         ({"curvature-scope": "mine"}, "setting 'curvature-scope'"),
     ],
 )

@@ -3,7 +3,16 @@ import inspect
 
 import pytest
 
-from edge_client import Curvature, EveryBatch, LocalCurvature, NewtonOptimizer, Refresh, Schedule, TrustRegion
+from edge_client import (
+    Curvature,
+    EveryBatch,
+    IterateAverage,
+    LocalCurvature,
+    NewtonOptimizer,
+    Refresh,
+    Schedule,
+    TrustRegion,
+)
 from edge_client.training.settings import (
     SettingsError,
     TrainSettings,
@@ -20,16 +29,20 @@ def test_every_option_of_the_optimizer_can_be_set_and_has_its_default():
     assert {name: options[name] for name in ("lr", "momentum", "weight_decay")} == {
         name: parameters[name].default for name in ("lr", "momentum", "weight_decay")
     }
-    groups = (Curvature(), TrustRegion(), Refresh())
-    assert tuple(options[name] for name in ("curvature", "trust", "refresh")) == groups
-    fields = {field.name for group in groups for field in dataclasses.fields(group)} - {"estimator"}
-    assert {field.replace("_", "-") for field in fields} | {"curvature"} <= set(setting_names())
+    groups = (Curvature(), TrustRegion(), Refresh(), IterateAverage())
+    assert tuple(options[name] for name in ("curvature", "trust", "refresh", "averaging")) == groups
+    assert parameters["averaging"].default == IterateAverage()
+    fields = {field.name for group in groups for field in dataclasses.fields(group)} - {"estimator", "decay"}
+    assert {field.replace("_", "-") for field in fields} | {"curvature", "averaging"} <= set(setting_names())
 
 
 def test_flat_settings_make_the_same_settings_again():
-    settings = parse_settings(["curvature=eva", "kl-clip=inf", "adapt-every=3", "factor-every=7", "lr=0.5"])
+    settings = parse_settings(
+        ["curvature=eva", "kl-clip=inf", "adapt-every=3", "factor-every=7", "lr=0.5", "averaging=0"]
+    )
     assert settings.trust == TrustRegion(kl_clip=float("inf"), adapt_every=3)
     assert settings.refresh == Refresh(factor_every=7)
+    assert settings.averaging == IterateAverage(0)
     assert check_settings(settings.flat()) == settings
 
 
@@ -60,6 +73,7 @@ def test_settings_are_written_as_in_flwr_run():
         ("partition=random", "setting 'partition' is 'random'"),
         ("curvature-scope=global", "setting 'curvature-scope' is 'global'"),
         ("damping=0", "setting 'damping' is 0"),
+        ("averaging=1.5", "setting 'averaging' is 1.5: it must be below 1"),
         ("momentum=none", "setting 'momentum' is 'none'"),
         ("lr=nan", "setting 'lr' is nan"),
         ("schedule=cosin", "setting 'schedule' is 'cosin'"),

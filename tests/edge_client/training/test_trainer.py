@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from edge_client.sync.replica import weights_digest
-from edge_client.training.settings import TrainSettings
-from edge_client.training.trainer import Trainer, build_model
+from edge_client.sync.replica import tensors_digest, weights_digest
+from edge_client.training.evaluation import evaluate
+from edge_client.training.run import averaged_weights, train_in_session
+from edge_client.training.settings import TrainSettings, check_settings
+from edge_client.training.trainer import Trainer, build_model, partition_of
 
 
 @pytest.mark.parametrize("curvature", ["kfac", "eva"])
@@ -15,7 +17,8 @@ def test_two_trainers_one_after_the_other_are_one(curvature):
     first.train(4)
     second = Trainer(settings, weights=first.model.state_dict(), state=first.state_dict())
     report = second.train(2)
-    assert report.weights_digest == weights_digest(whole.model).hex()
+    assert weights_digest(second.model) == weights_digest(whole.model)
+    assert report.weights_digest == tensors_digest(averaged_weights(whole)).hex()
 
 
 def test_a_report_says_what_was_done():
@@ -29,6 +32,20 @@ def test_a_report_says_what_was_done():
     result = trainer.evaluate()
     assert result.samples == 120
     assert 0 <= result.correct <= 120
+
+
+@pytest.mark.parametrize("averaging", [0, 0.97])
+def test_what_comes_of_a_session_is_what_is_evaluated_and_what_the_report_is_of(averaging):
+    outcome = train_in_session("s", check_settings({"steps": 12, "averaging": averaging}), until_step=12)
+    trainer = outcome.trainer
+    trained = build_model(trainer.task, seed=0, weights=outcome.weights)
+    held_out = trainer.task.test_data(partition_of(trainer.settings, 0, 1))
+    assert evaluate(trained, trainer.task, held_out) == trainer.evaluate()
+    assert outcome.report.weights_digest == outcome.state.result == tensors_digest(outcome.weights).hex()
+    is_iterate = tensors_digest(outcome.weights) == tensors_digest(outcome.state.model)
+    assert is_iterate == (averaging == 0)
+    assert outcome.state.gives(outcome.weights)
+    assert outcome.state.gives(outcome.state.model) == is_iterate
 
 
 def test_evaluations_ride_along_at_their_interval():
