@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from edgenewton.v1.sketch import Sketch
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from benchmarks.exchange.peers import SPAWN, repetitions
@@ -18,6 +19,7 @@ from coordinator.serving.server import CoordinatorServer
 from coordinator.session.settings import SessionSettings
 from edge_client.exchange import StepResult
 from edge_client.exchange.remote import GradientExchange
+from edge_client.sync.sketching import sketch_of
 
 FRAME_BYTES = 1 << 20
 _LAYER_ELEMENTS = 1 << 20
@@ -45,6 +47,10 @@ class UnchangedReplica:
     def digest(self) -> bytes:
         """Return the same on all devices."""
         return b"same"
+
+    def sketch(self, _seed: int) -> Sketch:
+        """Return one of no weights."""
+        return sketch_of({}, 0)
 
     def dump(self) -> bytes:
         """Return nothing."""

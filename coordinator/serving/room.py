@@ -201,7 +201,7 @@ class Room:
                     raise RefusedError(Status.INVALID_ARGUMENT, reason) from None
                 session.contribute(device, samples, piece.key, values)
         if frame.HasField("contribution"):
-            contribution = contribution_from_proto(samples, frame.contribution)
+            contribution = contribution_from_proto(device, frame.step, samples, frame.contribution)
             session.complete(device, frame.step, contribution, now)
         if slices or frame.HasField("contribution"):
             session.advance(now)

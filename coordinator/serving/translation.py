@@ -5,6 +5,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
 from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
+from edgenewton.v1.sketch import Sketch
 
 from coordinator.session.cadence import Pace
 from coordinator.session.members import Joining, Standing
@@ -27,7 +28,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     """Return what a device says of itself.
 
     Raises:
-        RefusedError: the device id, the version or the fingerprint is wrong.
+        RefusedError: the device id, the version, the fingerprint or the sketch is wrong.
 
     """
     if not request.device:
@@ -53,6 +54,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         )
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
+        sketch = Sketch.from_proto(request.sketch)
     except ValueError as error:
         raise RefusedError(Status.INVALID_ARGUMENT, f"device {request.device!r}: {error}") from None
     return Joining(
@@ -65,6 +67,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         codecs=tuple(request.codecs) or (pb.CODEC_FP32, pb.CODEC_FP16, pb.CODEC_BF16),
         next_step=request.next_step if request.HasField("next_step") else None,
         token=request.token,
+        sketch=sketch,
         run_steps=request.run_steps if request.HasField("run_steps") else None,
     )
 
@@ -81,14 +84,23 @@ def samples_from_proto(device: str, frame: pb.Frame) -> int | None:
     return None if frame.skipped else frame.samples
 
 
-def contribution_from_proto(samples: int | None, message: pb.Contribution) -> Contribution:
-    """Return a device's contribution."""
+def contribution_from_proto(device: str, step: int, samples: int | None, message: pb.Contribution) -> Contribution:
+    """Return a device's contribution to a step.
+
+    Raises:
+        RefusedError: the sketch in it is none.
+
+    """
+    try:
+        sketch = Sketch.from_proto(message.sketch)
+    except ValueError as error:
+        raise invalid(device, step, str(error)) from None
     evaluation = evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None
     return Contribution(
         samples,
         message.loss,
         evaluation,
-        message.weights_digest,
+        sketch,
         dict(message.hyperparameters),
         message.batches or 1,
         pace_from_proto(message.pace) if message.HasField("pace") else None,

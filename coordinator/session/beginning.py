@@ -1,5 +1,8 @@
 """The state that a session begins with: that of the device that is furthest when they gather."""
 
+from edgenewton.v1.sketch import Sketch
+
+from coordinator.session.drift import are_alike
 from coordinator.session.members import Joining
 
 
@@ -14,6 +17,7 @@ class Beginning:
     def __init__(self, first_step: int) -> None:
         self._first_step = first_step
         self._weights_digest = b""
+        self._sketch: Sketch | None = None
         self._has_past = False
         """Whether the state has optimizer and curvature of steps before."""
 
@@ -27,19 +31,24 @@ class Beginning:
 
     def take(self, joining: Joining) -> None:
         """Make a device's state that of the session."""
-        self._weights_digest, self._has_past = joining.weights_digest, _has_past(joining)
+        self._weights_digest, self._sketch = joining.weights_digest, joining.sketch
+        self._has_past = _has_past(joining)
 
     def is_that_of(self, joining: Joining, step: int) -> bool:
         """Whether a device's state is that of the session, which stands before a step."""
         if self._has_past and joining.next_step is None:
             return False
-        digests = {joining.weights_digest, self._weights_digest} - {b""}
-        return self.step_of(joining) == step and len(digests) < 2
+        is_told = bool(joining.weights_digest and self._weights_digest)
+        return self.step_of(joining) == step and (not is_told or self._has_weights_of(joining))
 
     def is_still(self, joining: Joining, step: int) -> bool:
         """Whether an untrained device has what all began with, and no step has been taken since."""
         is_at_start = step == self._first_step and not self._has_past
-        return is_at_start and joining.weights_digest == self._weights_digest
+        return is_at_start and self._has_weights_of(joining)
+
+    def _has_weights_of(self, joining: Joining) -> bool:
+        """Whether the weights are those of a device, to the last bit or but for rounding."""
+        return joining.weights_digest == self._weights_digest or are_alike(joining.sketch, self._sketch)
 
 
 def _has_past(joining: Joining) -> bool:

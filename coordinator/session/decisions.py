@@ -55,6 +55,8 @@ class StepCommitted:
     """For each device whose contribution is not in whole, how many of its slices are in the means all the same."""
     cadence: Cadence | None = None
     """Of the next step, if the session chooses it."""
+    alignment: str = ""
+    """Why the devices average their weights in the next step; empty if they do not."""
 
     @property
     def last_batch(self) -> int:
@@ -69,6 +71,7 @@ class StepCommitted:
         lagging: Collection[str],
         now: float,
         cadence: Cadence | None = None,
+        alignment: str = "",
     ) -> Self:
         """Sum up a complete step; a device that skipped its batch has no part in samples, devices and loss.
 
@@ -78,6 +81,7 @@ class StepCommitted:
             lagging: members that it did not wait for; they may have sent a part all the same.
             now: the time.
             cadence: of the next step, if the session chooses it.
+            alignment: why the devices average their weights in the next step, if they do.
 
         """
         # By name, not as they came: the same contributions give the same loss, to the last bit.
@@ -96,6 +100,7 @@ class StepCommitted:
             batches=step.batches,
             counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging, *step.late})},
             cadence=cadence,
+            alignment=alignment,
         )
 
 

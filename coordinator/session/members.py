@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.sketch import Sketch
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.refusal import RefusedError, Status, invalid
@@ -30,6 +31,8 @@ class Joining:
     """The first step that it has not applied; None for a device that has not trained yet."""
     token: str = ""
     """Of its last membership, when it joins again."""
+    sketch: Sketch | None = None
+    """Of its weights, with `next_step` as the seed, or 0."""
     run_steps: int | None = None
     """Steps of the whole run, from step 0 on; None if it does not say."""
 

@@ -1,8 +1,5 @@
 """Who takes part in a session by device id, and who is missed."""
 
-from collections import Counter
-from collections.abc import Mapping
-
 from coordinator.session.members import Joining, Member, Standing
 
 
@@ -70,11 +67,3 @@ class Roster(dict[str, Member]):
         if before is not None and before.token == joining.token and before.standing is Standing.ACTIVE:
             return Standing.ACTIVE
         return Standing.LAGGING
-
-
-def outvoted(digests: Mapping[str, bytes]) -> list[str]:
-    """Return the devices whose weights are not those of most."""
-    if len(set(digests.values())) < 2:
-        return []
-    ((most, _),) = Counter(digests.values()).most_common(1)
-    return [device for device, digest in digests.items() if digest != most]

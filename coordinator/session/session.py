@@ -34,11 +34,12 @@ from coordinator.session.decisions import (
     StepCommitted,
     StepSet,
 )
+from coordinator.session.drift import Difference, WeightComparison
 from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.release import RELEASES
-from coordinator.session.roster import Roster, outvoted
+from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
 
@@ -62,6 +63,7 @@ class Session:
         self._recorded: list[str] = []
         """Devices that took part before it was resumed."""
         self._beginning = Beginning(settings.first_step)
+        self._comparison = WeightComparison()
         self._gathering_since: float | None = None
         self._active_at: float | None = None
         self._owner_heard_at: float | None = None
@@ -99,6 +101,7 @@ class Session:
         """Go on from a record: gather the devices that took part, whose own state decides the step."""
         self.admission = admission
         self.step = self._new_step(step)
+        self._comparison = WeightComparison(is_aged=True)
         self._is_resumed = True
         self.batches = self.form = None
         self._recorded = devices
@@ -330,6 +333,7 @@ class Session:
             self.step = self._new_step(step)
             self._decide(StepSet(step))
         self._beginning.take(joining)
+        self._comparison = WeightComparison(is_aged=joining.next_step is not None)
 
     def _begin(self, reason: str, now: float) -> None:
         self._left_out += [device for device in self._recorded if device not in self.members]
@@ -423,9 +427,11 @@ class Session:
         cadence = self._next_cadence(step, now)
         if cadence is not None:
             self.batches, self.form = cadence.batches, cadence.form or self.form
-        self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence))
+        differing = self._comparison.committed(step, self.members)
+        self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence, self._comparison.reason))
         self._left_out = []
-        self._compare_digests(step)
+        for difference in differing:
+            self._heal(difference, step.number)
         self.step = self._new_step(step.number + step.batches)
         for member in self.members.values():
             member.begin_step()
@@ -436,17 +442,13 @@ class Session:
             return None
         return self._cadence.choose(step.batches, paces, step.waited_s(now), self.form)
 
-    def _compare_digests(self, step: Step) -> None:
-        """Send those to heal whose weights are not those of most."""
-        digests = {
-            d: c.weights_digest for d, c in sorted(step.contributions.items()) if c.weights_digest and d in self.members
-        }
-        for device in outvoted(digests):
-            member = self.members[device]
-            member.standing = Standing.HEALING
-            member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
-            reason = f"device {device!r} diverged: its weights before step {step.number} were not those of most"
-            self._decide(DeviceHealing(device, step.number, reason, must_be_told=True))
+    def _heal(self, difference: Difference, step: int) -> None:
+        """Send a device to heal whose weights before a step were not those of most."""
+        member = self.members[difference.device]
+        member.standing = Standing.HEALING
+        member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
+        reason = f"device {difference.device!r} diverged: before step {step} {difference}"
+        self._decide(DeviceHealing(difference.device, step, reason, must_be_told=True))
 
     def _close_late_step(self, now: float) -> None:
         settings = self.settings
@@ -481,6 +483,7 @@ class Session:
             self._finish(Phase.ABORTED, "no device has the session's state any more")
             return
         self.step = self._new_step(furthest.joining.next_step or 0)
+        self._comparison = WeightComparison(is_aged=True)
         self.batches = self.form = None
         furthest.standing = Standing.LAGGING
         self._decide(StepSet(self.step.number))

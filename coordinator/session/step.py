@@ -8,6 +8,7 @@ import numpy as np
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.sketch import Sketch
 
 from coordinator.session.aggregation import Aggregator
 from coordinator.session.cadence import Pace
@@ -22,7 +23,8 @@ class Contribution:
     """None if the device skipped its batch: it weighs nothing then, and its loss says nothing."""
     loss: float
     evaluation: Evaluation | None = None
-    weights_digest: bytes = b""
+    sketch: Sketch | None = None
+    """Of its weights before the step, when they are compared."""
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     """What it updates its weights with in this step; empty if it does not say."""
     batches: int = 1

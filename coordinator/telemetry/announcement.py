@@ -95,6 +95,7 @@ def commit_to_proto(decision: d.StepCommitted) -> pb.Commit:
         batches=decision.batches,
         counted_slices=decision.counted_slices,
         cadence=None if decision.cadence is None else _cadence_to_proto(decision.cadence),
+        alignment=pb.Alignment(reason=decision.alignment) if decision.alignment else None,
     )
 
 

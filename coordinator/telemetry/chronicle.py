@@ -109,6 +109,8 @@ class Chronicle:
                     record.set_device(name, device, "finished" if reason == "finished" else "lost")
             case d.DeviceHealing(device, step, reason):
                 log.warning("session %r, step %d: device %r heals: %s", name, step, device, reason)
+            case d.StepCommitted(step, alignment=reason) if reason:
+                log.info("session %r, step %d: %s", name, step, reason)
             case d.DeviceRecovered(device, step):
                 log.info("session %r: device %r takes part again from step %d on", name, device, step)
             case d.PhaseChanged(phase, reason):

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.forms import Form
+from edgenewton.v1.sketch import Sketch
 from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
@@ -54,6 +55,8 @@ class StepResult:
     """How many batches each device is to train in the next step, if the session chooses that."""
     next_form: Form | None = None
     """In which form moves are to be written in the next step, if the session chooses that."""
+    aligns_next: bool = False
+    """Whether each device is to contribute its parameters in the next step, too, and to take the means for its own."""
     left_out: tuple[str, ...] = ()
     """Devices whose contributions are not, or only in part, behind the means."""
     is_healed: bool = False
@@ -78,6 +81,9 @@ class Replica(Protocol):
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the weights."""
+
+    def sketch(self, seed: int) -> Sketch:
+        """Return the sketch of the weights with a seed."""
 
     def dump(self) -> bytes:
         """Return the whole state: weights, optimizer, curvature."""

@@ -72,7 +72,9 @@ class CommonProbe:
         if not self.is_settled:
             return None
         try:
-            with subject.batch.paused():
+            # In the precision of the weights: autocast, which may be one device's alone, would make another curvature.
+            device = subject.layers[0].layer.weight.device.type if subject.layers else "cpu"
+            with subject.batch.paused(), torch.autocast(device, enabled=False):
                 statistics = self._probe.statistics(subject.model, subject.layers, step)
         except ProbeError as error:
             if not self._has_probed:

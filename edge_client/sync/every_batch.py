@@ -83,6 +83,8 @@ class EveryBatch(SyncPlan):
         self._left = LeftGradients()
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
+        self._aligns = False
+        """Whether the parameters are averaged in the step that is on, because the devices round differently."""
 
     @property
     def step(self) -> int:
@@ -129,7 +131,7 @@ class EveryBatch(SyncPlan):
         self._take_parts(self._tensors.trained)
 
     def specs(self) -> list[TensorSpec]:
-        """Return gradients, statistics, numbers, and what `average` averages."""
+        """Return gradients, statistics, numbers, what `average` averages, and what is aligned."""
         statistics = (
             _spec(("curvature", _statistic(state, name)), shape, state.layer.weight)
             for state in self._exchanged_layers
@@ -141,6 +143,7 @@ class EveryBatch(SyncPlan):
             *self._doubts_spec(),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
             *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
+            *(self._tensors.weight_specs() if self.is_shared else ()),
         ]
 
     def join(self, options: Mapping[str, str]) -> None:
@@ -225,6 +228,7 @@ class EveryBatch(SyncPlan):
             return None
         self._begin(1)
         self._contribute_averaged()
+        self._contribute_aligned()
         return self._collect(Report())
 
     def state_dict(self) -> dict[str, Any]:
@@ -245,7 +249,8 @@ class EveryBatch(SyncPlan):
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what of the plan is equal on all devices."""
-        return {"step": self.step} | ({"common": self._common.state_dict()} if self._whitens else {})
+        common = {"common": self._common.state_dict()} if self._whitens else {}
+        return {"step": self.step} | common | ({"aligns": True} if self._aligns else {})
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave."""
@@ -253,6 +258,7 @@ class EveryBatch(SyncPlan):
             self._membership.resume_at(state["step"])
         else:
             self._first_step = self.replica.next_step = state["step"]
+        self._aligns = state.get("aligns", False)
         if self._whitens and "common" in state:
             self._common.load_state_dict(state["common"])
 
@@ -393,6 +399,7 @@ class EveryBatch(SyncPlan):
             self._contribute(("curvature", name), torch.tensor([value]))
         if self._averages_in(self.step):
             self._contribute_averaged()
+        self._contribute_aligned()
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
         key = ("gradient", part.name)
@@ -407,6 +414,15 @@ class EveryBatch(SyncPlan):
     def _contribute_averaged(self) -> None:
         for name, tensor in self._averaged().items():
             self._contribute(("parameter", name), tensor)
+
+    def _aligned(self) -> dict[str, Tensor]:
+        """Return, by name, the parameters that are the same on all devices but for rounding."""
+        return self._tensors.parameters if self.is_shared else {}
+
+    def _contribute_aligned(self) -> None:
+        if self._aligns:
+            for name, parameter in self._aligned().items():
+                self._contribute(("weight", name), parameter)
 
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
         if self._membership is None:
@@ -431,8 +447,11 @@ class EveryBatch(SyncPlan):
 
     def _received(self, result: StepResult) -> Update:
         """Load what was averaged, and return what is to be applied."""
+        self._aligns = result.aligns_next
         if averaged := averaged_in(result):  # else to list the model's tensors takes a while
             put(self._averaged(), averaged)
+        if weights := averaged_in(result, "weight"):
+            put(self._aligned(), weights)
         gradients = {
             parameter: gradient
             for part in self._parts

@@ -104,6 +104,8 @@ class LocalSteps(SyncPlan):
         """Whether the scope knows of the round that is on."""
         self._unsent: Mapping[str, Any] = {}
         """What a saved state had still to send."""
+        self._aligns = False
+        """Whether the anchor is sent with the next round, because the devices round differently."""
 
     @property
     def step(self) -> int:
@@ -161,8 +163,9 @@ class LocalSteps(SyncPlan):
             self._anchor = copies(self._tensors.all) | self._anchor
 
     def specs(self) -> list[TensorSpec]:
-        """Return the moves of all parameters, the buffers, and what the curvature's scope exchanges."""
-        return [*(vector.spec() for vector in self._moves), *self._tensors.buffer_specs(), *self._scope.specs()]
+        """Return the moves of all parameters, the anchor and the buffers, and what the curvature's scope exchanges."""
+        averaged = [*self._tensors.buffer_specs(), *self._tensors.weight_specs()]
+        return [*(vector.spec() for vector in self._moves), *averaged, *self._scope.specs()]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
@@ -320,6 +323,8 @@ class LocalSteps(SyncPlan):
         """Send a round: what the parameters were moved by since the anchor, the buffers, and what the scope tells."""
         assert self._membership is not None
         told = Told({("parameter", name): buffer for name, buffer in copies(self._tensors.buffers).items()})
+        if self._aligns:
+            told |= {("weight", name): self._anchor[name] for name in self._tensors.parameters}
         self._scope.contribute(told)
         loss, hyperparameters = taken.mean_loss, self._report.hyperparameters
         parameters = copies(self._tensors.parameters) if self._overlaps else {}
@@ -390,13 +395,15 @@ class LocalSteps(SyncPlan):
     def _take(self, result: StepResult) -> None:
         """Take the outer step of a round, from the anchor; what this device did since is in what it has sent."""
         put(dict(self._subject.model.named_parameters()) | self._tensors.buffers, self._anchor)
+        put(self._tensors.buffers, averaged_in(result))
+        put(self._tensors.parameters, averaged_in(result, "weight"))
         if result.samples:
             for vector in self._moves:
                 if vector.key in result.tensors:
                     for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
                         self._outer.move(self._tensors.names[parameter], parameter, mean)
-            put(self._tensors.buffers, averaged_in(result))
             self._subject.average(result.batches)
+        self._aligns = result.aligns_next
         self._scope.receive(result)
         self._choice.take(result)
         self._first_step = result.next_step
@@ -409,6 +416,7 @@ class LocalSteps(SyncPlan):
             **self._choice.state_dict(),
             "outer": self._outer.state_dict(),
             "scope": self._scope.state_dict(),
+            "aligns": self._aligns,
         }
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
@@ -418,6 +426,7 @@ class LocalSteps(SyncPlan):
         else:
             self._first_step = self.replica.next_step = state["step"]
         self._choice.load_state_dict(state)
+        self._aligns = state.get("aligns", False)
         self._has_begun = "scope" in state
         self._outer.load_state_dict(state.get("outer", {}))
         self._scope.load_state_dict(state.get("scope", {}))

@@ -101,10 +101,11 @@ class ModelTensors:
 
     def buffer_specs(self) -> list[TensorSpec]:
         """Return what describes the averaged buffers to the exchange."""
-        return [
-            TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), "parameter")
-            for name, buffer in self.buffers.items()
-        ]
+        return _specs(self.buffers, "parameter")
+
+    def weight_specs(self) -> list[TensorSpec]:
+        """Return the same of the parameters that all devices train together, for when rounding is undone."""
+        return _specs(self.parameters, "weight")
 
     def check_still(self) -> None:
         """Check that nothing changes what was taken to stay as it is.
@@ -140,9 +141,23 @@ class ModelTensors:
         return any(parameter in self.trained for parameter in module.parameters(recurse=False))
 
 
-def averaged_in(result: StepResult) -> dict[str, Tensor]:
-    """Return the tensors of the model that a step has averaged, by name."""
-    return {name: tensor for (kind, name), tensor in result.tensors.items() if kind == "parameter"}
+def _specs(tensors: Mapping[str, Tensor], kind: str) -> list[TensorSpec]:
+    return [
+        TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
+        for name, tensor in tensors.items()
+    ]
+
+
+def averaged_in(result: StepResult, kind: str = "parameter") -> dict[str, Tensor]:
+    """Return the tensors of the model that a step has averaged, by name; none of a step without samples.
+
+    Args:
+        result: of the step.
+        kind: "parameter", or "weight" for the parameters in which rounding is undone.
+
+    """
+    tensors = result.tensors if result.samples else {}  # without samples the means are zeros
+    return {name: tensor for (of_kind, name), tensor in tensors.items() if of_kind == kind}
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

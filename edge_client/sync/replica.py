@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from edgenewton.v1.sketch import Sketch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from edge_client.devices import device_of, on_device, to_host
 from edge_client.exchange.interface import StepResult
+from edge_client.sync.sketching import sketch_of
 
 
 def parameters_digest(model: nn.Module) -> bytes:
@@ -92,10 +94,15 @@ class ModelReplica:
         self._parts[name] = _Part(save, load)
 
     def digest(self) -> bytes:
-        """Return the SHA-256 of the parameters, as they were before the step that is on; buffers are each device's."""
-        before, staying = self._before(), self._staying()
-        parameters = self._model.named_parameters()
-        return tensors_digest({name: before.get(name, p) for name, p in parameters if name not in staying})
+        """Return the SHA-256 of the common parameters, as they were before the step that is on.
+
+        Buffers are each device's own.
+        """
+        return tensors_digest(self._common())
+
+    def sketch(self, seed: int) -> Sketch:
+        """Return the sketch of the same parameters with a seed."""
+        return sketch_of(self._common(), seed)
 
     def dump(self) -> bytes:
         """Return the states of all parts, as they were before the step that is on."""
@@ -118,6 +125,10 @@ class ModelReplica:
     def apply(self, result: StepResult) -> None:
         """Apply a committed step."""
         self._apply(result)
+
+    def _common(self) -> dict[str, Tensor]:
+        before, staying = self._before(), self._staying()
+        return {name: before.get(name, p) for name, p in self._model.named_parameters() if name not in staying}
 
     def _weights(self) -> dict[str, Any]:
         weights = self._model.state_dict()

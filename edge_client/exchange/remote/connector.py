@@ -133,6 +133,7 @@ class GradientExchange:
             training_samples=training_samples,
             options=dict(options),
             weights_digest=replica.digest(),
+            sketch=replica.sketch(replica.next_step or 0).to_proto(),
             software=f"edgenewton {version('edgenewton')}",
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,

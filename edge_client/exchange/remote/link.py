@@ -247,6 +247,7 @@ class Link:
                     self._request.next_step = self._assembly.received_until
                 self._request.token = self._reply.token
                 self._request.weights_digest = b""
+                self._request.ClearField("sketch")
             await self._connection.renew()
             try:
                 await self._rejoin()

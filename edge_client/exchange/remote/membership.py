@@ -171,7 +171,7 @@ class GrpcMembership:
         contribution = pb.Contribution(
             loss=loss,
             evaluation=evaluation_to_proto(evaluation),
-            weights_digest=self._digest_if_due(batches),
+            sketch=self._sketch_if_due(batches),
             hyperparameters=hyperparameters,
             batches=batches,
             pace=None if pace is None else self._to_proto(pace),
@@ -301,6 +301,7 @@ class GrpcMembership:
             commit.batches or 1,
             commit.cadence.batches or None,
             form_from_proto(commit.cadence.form),
+            commit.HasField("alignment"),
             left_out=tuple(commit.left_out),
         )
         self.step = result.next_step
@@ -319,10 +320,10 @@ class GrpcMembership:
         form = form_to_proto(pace.form)
         return pb.Pace(**(vars(pace) | {"form": form, "round_trip_s": self._link.round_trip.seconds}))
 
-    def _digest_if_due(self, batches: int) -> bytes:
+    def _sketch_if_due(self, batches: int) -> pb.Sketch | None:
         every = self._settings.digest_every
         is_due = every and -self.step % every < batches
-        return self._replica.digest() if is_due and self._replica.is_shared else b""
+        return self._replica.sketch(self.step).to_proto() if is_due and self._replica.is_shared else None
 
     def _check_finite(self, spec: TensorSpec, flat: Float32Array) -> None:
         try:

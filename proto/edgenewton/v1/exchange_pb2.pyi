@@ -39,6 +39,7 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TENSOR_KIND_PARAMETER: _ClassVar[TensorKind]
     TENSOR_KIND_CURVATURE: _ClassVar[TensorKind]
     TENSOR_KIND_DELTA: _ClassVar[TensorKind]
+    TENSOR_KIND_WEIGHT: _ClassVar[TensorKind]
 
 class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -77,6 +78,7 @@ TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
 TENSOR_KIND_DELTA: TensorKind
+TENSOR_KIND_WEIGHT: TensorKind
 SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
 SNAPSHOT_ACTION_NONE: SnapshotAction
 SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction
@@ -101,7 +103,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "run_steps")
+    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch", "run_steps")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +122,7 @@ class JoinRequest(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
     RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session: str
@@ -132,8 +135,9 @@ class JoinRequest(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[Codec]
     next_step: int
     token: str
+    sketch: Sketch
     run_steps: int
-    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., run_steps: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., run_steps: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches", "form")
@@ -236,7 +240,7 @@ class Heal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation", "weights_digest", "hyperparameters", "batches", "pace")
+    __slots__ = ("loss", "evaluation", "hyperparameters", "batches", "pace", "sketch")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -246,17 +250,35 @@ class Contribution(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     LOSS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     PACE_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
-    weights_digest: bytes
     hyperparameters: _containers.ScalarMap[str, float]
     batches: int
     pace: Pace
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., weights_digest: _Optional[bytes] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ...) -> None: ...
+    sketch: Sketch
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
+
+class Sketch(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupSketch]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupSketch, _Mapping]]] = ...) -> None: ...
+
+class GroupSketch(_message.Message):
+    __slots__ = ("name", "projections", "scale", "roundoff")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDOFF_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    projections: _containers.RepeatedScalarFieldContainer[float]
+    scale: float
+    roundoff: float
+    def __init__(self, name: _Optional[str] = ..., projections: _Optional[_Iterable[float]] = ..., scale: _Optional[float] = ..., roundoff: _Optional[float] = ...) -> None: ...
 
 class Pace(_message.Message):
     __slots__ = ("batch_s", "exchange_s", "round_s", "agreement", "form", "round_trip_s")
@@ -284,6 +306,12 @@ class Cadence(_message.Message):
     form: Codec
     def __init__(self, batches: _Optional[int] = ..., reason: _Optional[str] = ..., form: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
+class Alignment(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
 class Evaluation(_message.Message):
     __slots__ = ("correct", "samples", "loss")
     CORRECT_FIELD_NUMBER: _ClassVar[int]
@@ -295,7 +323,7 @@ class Evaluation(_message.Message):
     def __init__(self, correct: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("samples", "devices", "left_out", "loss", "batches", "cadence", "counted_slices")
+    __slots__ = ("samples", "devices", "left_out", "loss", "batches", "cadence", "counted_slices", "alignment")
     class CountedSlicesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -310,6 +338,7 @@ class Commit(_message.Message):
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     COUNTED_SLICES_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     samples: int
     devices: int
     left_out: _containers.RepeatedScalarFieldContainer[str]
@@ -317,7 +346,8 @@ class Commit(_message.Message):
     batches: int
     cadence: Cadence
     counted_slices: _containers.ScalarMap[str, int]
-    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., batches: _Optional[int] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., counted_slices: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    alignment: Alignment
+    def __init__(self, samples: _Optional[int] = ..., devices: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., batches: _Optional[int] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., counted_slices: _Optional[_Mapping[str, int]] = ..., alignment: _Optional[_Union[Alignment, _Mapping]] = ...) -> None: ...
 
 class SnapshotChunk(_message.Message):
     __slots__ = ("header", "data")

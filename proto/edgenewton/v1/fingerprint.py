@@ -19,6 +19,7 @@ KINDS: dict[str, pb.TensorKind] = {
     "parameter": pb.TENSOR_KIND_PARAMETER,
     "curvature": pb.TENSOR_KIND_CURVATURE,
     "delta": pb.TENSOR_KIND_DELTA,
+    "weight": pb.TENSOR_KIND_WEIGHT,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 

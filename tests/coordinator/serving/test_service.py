@@ -313,3 +313,45 @@ def test_generic_clients_find_health_and_reflection(coordinator):
         (reply,) = reflection.ServerReflectionInfo(iter([request]), timeout=5)
         names = [service.name for service in reply.list_services_response.service]
         assert {"edgenewton.v1.GradientExchange", "grpc.health.v1.Health"} <= set(names)
+
+
+def group_sketch(**changes) -> pb.GroupSketch:
+    values = {"name": "fc", "projections": [1.0, -1.0, 1.0, 1.0], "scale": 2.0, "roundoff": 2.0**-24}
+    return pb.GroupSketch(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("groups", "text"),
+    [
+        ([group_sketch()] * 33, "33 groups; at most 32"),
+        ([group_sketch(name="x" * 97)], "1 to 96 printable characters"),
+        ([group_sketch(name="")], "1 to 96 printable characters"),
+        ([group_sketch(name="\x1b[31m")], "1 to 96 printable characters"),
+        ([group_sketch(projections=[1.0] * 100_000)], "100000 projections of 'fc'; it must be 4"),
+        ([group_sketch(scale=-1.0)], "sketch of 'fc' has an impossible scale or roundoff"),
+        ([group_sketch(roundoff=float("nan"))], "sketch of 'fc' has an impossible scale or roundoff"),
+    ],
+)
+def test_what_is_no_sketch_is_refused(coordinator, stub, groups, text):
+    coordinator.create_session("s", SessionSettings(devices=1))
+    sketch = pb.Sketch(groups=groups)
+    code, reason = refused(lambda: stub.Join(join_request("b", sketch=sketch), timeout=5))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in reason
+    device = Device(stub, "a")
+    device.send(gradient_frame(0, 1.0, sketch=sketch))
+    error = device.error()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "device 'a', step 0: " in error.details()
+    assert text in error.details()
+
+
+def test_a_device_whose_sketch_is_not_finite_is_named_and_heals(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=3))
+    devices = [Device(stub, name) for name in "abc"]
+    for device in devices:
+        projections = [float("nan")] * 4 if device.name == "b" else [1.0, 1.0, 1.0, 1.0]
+        sketch = pb.Sketch(groups=[group_sketch(projections=projections)])
+        device.send(gradient_frame(0, 1.0, sketch=sketch))
+    assert next(devices[1].stream).heal.reason == "device 'b' diverged: before step 0 its 'fc' was not finite"
+    assert next(devices[0].stream).HasField("commit")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -17,6 +18,7 @@ from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution
+from edge_client.sync.sketching import sketch_of
 
 SPECS = (TensorSpec("w", (4,)), TensorSpec("b", (2,)))
 W, B = SliceKey(0, 0), SliceKey(1, 0)
@@ -49,6 +51,17 @@ def contribute(session: Session, device: str, value=1.0, samples: int | None = 1
     send(session, device, step, samples, B, np.full(2, -value, np.float32), now)
     session.complete(device, step, Contribution(samples, loss=value), now)
     session.advance(now)
+
+
+def sketch(value: float, seed: int = 0):
+    """Return that of a layer of which the first weight has a value."""
+    return sketch_of({"output.weight": torch.tensor([value, 2.0, -5.0, 1.0])}, seed)
+
+
+def contribute_weights(session: Session, device: str, value: float, step: int = 0, samples: int | None = 1) -> None:
+    """Complete a contribution with a sketch of the weights."""
+    send(session, device, step, samples, W, np.ones(4, np.float32), 1.0)
+    session.complete(device, step, Contribution(samples, 0.0, sketch=sketch(value, step)), 1.0)
 
 
 def of_type(session: Session, kind: type) -> list:
@@ -134,8 +147,7 @@ def test_an_even_vote_on_the_weights_does_not_depend_on_who_is_first():
     def healing(*order: str) -> list[str]:
         session = begun(*"abcd")
         for device in order:
-            digest = b"one" if device in "ab" else b"other"
-            session.complete(device, 0, Contribution(1, 0.0, weights_digest=digest), 1.0)
+            contribute_weights(session, device, 1.0 if device in "ab" else 2.0)
         session.advance(1.0)
         return [x.device for x in of_type(session, d.DeviceHealing)]
 
@@ -597,13 +609,68 @@ def test_the_state_of_the_furthest_survivor_counts_when_all_were_restarted():
 
 def test_a_diverged_device_is_named_and_sent_to_heal():
     session = begun("a", "b", "c")
-    for device, digest in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        session.complete(device, 0, Contribution(1, 0.0, weights_digest=digest), 1.0)
+    for device, value in (("a", 1.0), ("b", 1.0), ("c", 1.01)):
+        contribute_weights(session, device, value)
     session.advance(1.0)
     (healing,) = of_type(session, d.DeviceHealing)
     assert (healing.device, healing.must_be_told) == ("c", True)
-    assert "device 'c' diverged: its weights before step 0" in healing.reason
+    assert healing.reason == (
+        "device 'c' diverged: before step 0 its 'output' differed from that of most by 0.01, 15.1 times what rounding "
+        "explains"
+    )
     assert session.members.standing(Standing.HEALING) == ["c"]
+
+
+def test_rounding_is_no_divergence_and_is_undone_in_the_next_step():
+    session = begun("a", "b", "c", digest_every=1)
+
+    def step_with(*values: float) -> d.StepCommitted:
+        number = session.step.number
+        for device, value in zip("abc", values, strict=True):
+            contribute_weights(session, device, value, number)
+        session.advance(1.0)
+        decisions = session.take_decisions()
+        assert not [x for x in decisions if isinstance(x, d.DeviceHealing)]
+        (commit,) = [x for x in decisions if isinstance(x, d.StepCommitted)]
+        return commit
+
+    assert not step_with(1.0, 1.0, 1.0).alignment  # machines that are alike never pay for it
+    assert not step_with(1.0, 1.0, 1 + 1e-6).alignment
+    aligned = step_with(1.0, 1.0, 1 + 3e-4)
+    assert "rounding has moved 'output' of device 'c' by 0.0003" in aligned.alignment
+    assert not step_with(1.0, 1.0, 1 + 3e-4).alignment  # this step averages
+    assert not step_with(1.0, 1.0, 1.0).alignment
+
+
+def test_weights_are_averaged_only_in_a_step_that_somebody_has_samples_in():
+    session = begun("a", "b", digest_every=1)
+    for number, samples in enumerate((1, None, 1)):
+        for device, value in (("a", 1.0), ("b", 1 + 5e-4)):
+            contribute_weights(session, device, value, number, samples)
+        session.advance(1.0)
+    commits = of_type(session, d.StepCommitted)
+    assert [bool(commit.alignment) for commit in commits] == [True, True, False]
+
+
+def test_a_resumed_fleet_of_unlike_machines_goes_on_together():
+    session = Session("leaves", SessionSettings(devices=3, **SETTINGS))
+    session.restore(session.admission, 7, ["a", "b", "c"])
+    weights = {"a": 1.0, "b": 1 + 1e-3, "c": 1.01}
+    standings = {
+        device: session.join(
+            joining(device, next_step=7, weights_digest=device.encode(), sketch=sketch(value, 7)), 0.0
+        ).standing
+        for device, value in weights.items()
+    }
+    assert standings == {"a": Standing.ACTIVE, "b": Standing.ACTIVE, "c": Standing.HEALING}
+    for device in "ab":
+        contribute_weights(session, device, weights[device], 7)
+    session.healed("c", 7)
+    contribute_weights(session, "c", 1.0, 7)
+    session.advance(1.0)
+    (commit,) = of_type(session, d.StepCommitted)
+    assert commit.alignment
+    assert not session.members.standing(Standing.HEALING)
 
 
 def test_the_last_device_with_the_state_is_asked_for_it_before_it_goes():

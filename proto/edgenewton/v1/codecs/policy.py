@@ -53,6 +53,7 @@ class Policy:
             "delta": self.gradient,
             "curvature": self.curvature,
             "parameter": self.parameter,
+            "weight": self.parameter,
         }
         return recipes[spec.kind](spec)
 
@@ -97,7 +98,7 @@ class CodecChoice:
     def form_sizes(self, fingerprint: Iterable[TensorSpec]) -> dict[Form, int]:
         """Return how many bytes the tensors of an exchange of moves take in each form; nothing if there is no choice.
 
-        Curvature is not counted: it travels seldom.
+        Curvature and weights are not counted: they travel seldom.
         """
         specs = tuple(fingerprint)
         codecs = [(spec, self._bare_for(spec)) for spec in specs if spec.kind == "delta"]

@@ -18,6 +18,7 @@ from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, LocalCurvature, NewtonOptimizer
 from edge_client.exchange import Cause, Evaluation, ExchangeError, InProcessExchange, NonFiniteGradientError
+from edge_client.sync.sketching import sketch_of
 
 SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
 KEYS = [(spec.kind, spec.name) for spec in SPECS]
@@ -39,6 +40,9 @@ class Weights:
 
     def digest(self) -> bytes:
         return hashlib.sha256(self.weights).digest()
+
+    def sketch(self, seed: int):
+        return sketch_of({"w": torch.tensor(list(self.weights), dtype=torch.float32)}, seed)
 
     def dump(self) -> bytes:
         return self.weights
