@@ -5,7 +5,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
 from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
-from edgenewton.v1.sketch import Sketch
+from edgenewton.v1.sketch_message import sketch_from_proto
 
 from coordinator.session.cadence import Pace
 from coordinator.session.members import Joining, Standing
@@ -54,7 +54,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         )
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
-        sketch = Sketch.from_proto(request.sketch)
+        sketch = sketch_from_proto(request.sketch)
     except ValueError as error:
         raise RefusedError(Status.INVALID_ARGUMENT, f"device {request.device!r}: {error}") from None
     return Joining(
@@ -92,7 +92,7 @@ def contribution_from_proto(device: str, step: int, samples: int | None, message
 
     """
     try:
-        sketch = Sketch.from_proto(message.sketch)
+        sketch = sketch_from_proto(message.sketch)
     except ValueError as error:
         raise invalid(device, step, str(error)) from None
     evaluation = evaluation_from_proto(message.evaluation) if message.HasField("evaluation") else None

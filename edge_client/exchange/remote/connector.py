@@ -17,6 +17,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from edgenewton.v1.fingerprint import spec_to_proto
 from edgenewton.v1.framing import Layout
+from edgenewton.v1.sketch_message import sketch_to_proto
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from edge_client.exchange.errors import Cause, ExchangeError
@@ -133,7 +134,7 @@ class GradientExchange:
             training_samples=training_samples,
             options=dict(options),
             weights_digest=replica.digest(),
-            sketch=replica.sketch(replica.next_step or 0).to_proto(),
+            sketch=sketch_to_proto(replica.sketch(replica.next_step or 0)),
             software=f"edgenewton {version('edgenewton')}",
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,

@@ -17,6 +17,7 @@ from edgenewton.v1.codecs import Float32Array, form_from_proto, form_to_proto
 from edgenewton.v1.evaluation import evaluation_to_proto
 from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import FramePacker, Layout, SliceKey, SliceWriter, check_values
+from edgenewton.v1.sketch_message import sketch_to_proto
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
@@ -323,7 +324,7 @@ class GrpcMembership:
     def _sketch_if_due(self, batches: int) -> pb.Sketch | None:
         every = self._settings.digest_every
         is_due = every and -self.step % every < batches
-        return self._replica.sketch(self.step).to_proto() if is_due and self._replica.is_shared else None
+        return sketch_to_proto(self._replica.sketch(self.step)) if is_due and self._replica.is_shared else None
 
     def _check_finite(self, spec: TensorSpec, flat: Float32Array) -> None:
         try:
