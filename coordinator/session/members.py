@@ -74,6 +74,11 @@ class Member:
         self.sent = set()
         self.samples = None
 
+    def begin_anew(self) -> None:
+        """Forget what it sent with a state that another has replaced; it may take a step again that it completed."""
+        self.begin_step()
+        self.completed = -1
+
     def is_in_time(self, step: int, current: int) -> bool:
         """Tell whether what it sent for a step counts, and does not come too late for the step that is on.
 

@@ -152,7 +152,7 @@ class Session:
         if member is None or member.standing is not Standing.HEALING:
             return
         member.standing = Standing.LAGGING
-        member.begin_step()
+        member.begin_anew()
         if self.phase is Phase.GATHERING and step == self.step.number:
             member.standing = Standing.ACTIVE
 
@@ -330,8 +330,9 @@ class Session:
                 member.standing = Standing.HEALING
                 self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
         if step != self.step.number:
-            self.step = self._new_step(step)
             self._decide(StepSet(step))
+        # Also of the same number: what those have sent that were active was computed from another state.
+        self.step = self._new_step(step)
         self._beginning.take(joining)
         self._comparison = WeightComparison(is_aged=joining.next_step is not None)
 

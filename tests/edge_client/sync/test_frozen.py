@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -71,8 +72,12 @@ PLANS = {"every batch": EveryBatch, "local steps": lambda: LocalSteps(None, 2), 
 
 def storages():
     """Return the bytes of each tensor's memory that is alive."""
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    held = {}
+    for tensor in gc.get_objects():
+        if issubclass(type(tensor), torch.Tensor):
+            with suppress(RuntimeError):  # what a compiled model of another test has left: shapes without memory
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return held
 
 
 def hooks_on(module):
@@ -240,13 +245,13 @@ def test_adapters_train_from_zero(plan, estimator):
     frozen = copy.deepcopy([model[0].base.state_dict(), model[2].base.state_dict()])
     optimizer = NewtonOptimizer(model, sync=PLANS[plan](), curvature=estimator)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(model[i].up.weight.norm() > 0.05 for i in (0, 2))
     for module, before in zip((model[0], model[2]), frozen, strict=True):
         assert all(torch.equal(module.base.state_dict()[name], tensor) for name, tensor in before.items())
