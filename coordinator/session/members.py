@@ -33,6 +33,8 @@ class Joining:
     """Of its last membership, when it joins again."""
     sketch: Sketch | None = None
     """Of its weights, with `next_step` as the seed, or 0."""
+    frozen_sketch: Sketch | None = None
+    """Of the weights that stay as they are, with the seed 0."""
     run_steps: int | None = None
     """Steps of the whole run, from step 0 on; None if it does not say."""
 

@@ -123,6 +123,7 @@ class Session:
         self.admission.check(joining, self.members)
         if not self.fingerprint:
             self.admission.adopt(joining)
+        self.admission.admit(joining)
         if self.phase is Phase.GATHERING:
             standing = self._standing_when_gathering(joining)
         elif joining.next_step is None:
