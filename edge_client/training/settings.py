@@ -77,7 +77,7 @@ class TrainSettings(BaseModel):
     """How the training data are spread over the devices: alike, with label skew, or by their natural groups."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
     """Concentration of the Dirichlet partition; the smaller, the more skew."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Seeds the initial weights, the partition and the batches."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Steps between two evaluations on the device's held-out samples; 0 for none."""

@@ -691,9 +691,11 @@ def test_behind_thin_links_moves_become_sparse():
                 torch.manual_seed(0)
                 trained = nn.Sequential(nn.Linear(6, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
                 session.devices.append(Device(proxy.address, number, every=None, trained=trained, curvature="eva"))
-            session.all(lambda device: device.train(300))
+            statistics, until = session.coordinator.directory.find("s").chronicle.statistics, 0
+            while statistics.form != "sparse1" and until < 600:  # a busy machine has slow batches, and few exchanges
+                until += 60
+                session.all(lambda device, until=until: device.train(until))
             assert_equal(session.devices)
-            statistics = session.coordinator.directory.find("s").chronicle.statistics
             assert statistics.form == "sparse1"
             told = [incident.text for incident in statistics.incidents if incident.kind == "cadence"]
             assert any(text.startswith("exchanges in sparse1 after every") for text in told)

@@ -70,6 +70,8 @@ def test_settings_are_written_as_in_flwr_run():
         ("steps=0", "setting 'steps' is 0: Input should be greater than or equal to 1"),
         ("steps=many", "setting 'steps' is 'many'"),
         ("batch-size=-1", "setting 'batch-size' is -1"),
+        ("seed=-1", "setting 'seed' is -1: Input should be greater than or equal to 0"),
+        ("seed=99999999999999999999", "setting 'seed' is .*less than or equal to 1000000000"),
         ("partition=random", "setting 'partition' is 'random'"),
         ("curvature-scope=global", "setting 'curvature-scope' is 'global'"),
         ("damping=0", "setting 'damping' is 0"),
