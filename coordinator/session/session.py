@@ -39,6 +39,7 @@ from coordinator.session.gathering import Gathering
 from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.owner import OwnerLease
+from coordinator.session.quorum import Quorum, goes_on_alone
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.release import RELEASES
 from coordinator.session.roster import Roster
@@ -59,11 +60,10 @@ class Session:
         self.step = self._new_step(settings.first_step)
         self._gathering = Gathering(settings, self.members)
         self._owner = OwnerLease(settings.owner_lease_s)
+        self._quorum = Quorum(self.members, settings.required)
         self._comparison = WeightComparison()
         self._active_at: float | None = None
-        self._short_since: float | None = None
         self._left_out: list[str] = []
-        self._someone_finished = False
         self.batches: int | None = FIRST
         """Of the step that is on, if the session chooses that; None if only the devices know."""
         self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
@@ -168,10 +168,10 @@ class Session:
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, Status.OK, "finished"))
-        self._someone_finished = True
-        if len(self.members) < self.settings.required:
+        self._quorum.has_finished = True
+        if self._quorum.is_missing:
             for other in self.step.senders & self.members.keys():
-                self.remove(other, self._goes_on_alone(other, self.step.number), now, Status.ABORTED)
+                self.remove(other, goes_on_alone(other, self.step.number), now, Status.ABORTED)
         self._end_if_done(now)
         self._advance(now)
 
@@ -265,8 +265,8 @@ class Session:
                 self._close_gathering(now)
         elif self.phase is Phase.TRAINING:
             began_at = self.step.began_at
-            if self._short_since is not None:
-                if now >= self._short_since + settings.rejoin_deadline_s:
+            if self._quorum.missing_since is not None:
+                if now >= self._quorum.missing_since + settings.rejoin_deadline_s:
                     self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
             elif began_at is not None and now >= began_at + settings.step_deadline_s:
                 self._close_late_step(now)
@@ -325,17 +325,9 @@ class Session:
 
     def _watch_quorum(self, now: float, reason: str = "") -> None:
         """Note since when the quorum is missing; without a time to come back the session is aborted."""
-        if self.phase is not Phase.TRAINING or len(self.members) >= self.settings.required:
-            self._short_since = None
+        if self.phase is not Phase.TRAINING or not self._quorum.watch(now):
             return
-        if self._someone_finished:
-            return
-        if self._short_since is None:
-            self._short_since = now
-        self.reason = (
-            f"{reason or self.reason}; {len(self.members)} devices remain where at least {self.settings.required} "
-            "are needed"
-        )
+        self.reason = f"{reason or self.reason}; {self._quorum.shortage}"
         if not self.settings.rejoin_deadline_s:
             self._finish(Phase.ABORTED, self.reason)
 
@@ -352,8 +344,7 @@ class Session:
             return None
         if not member.is_in_time(step, self.step.number):
             return None
-        if self._someone_finished and len(self.members) < self.settings.required:
-            raise RefusedError(Status.ABORTED, self._goes_on_alone(device, step))
+        self._quorum.check_together(device, step)
         member.claim(samples, step)
         self.step.begin(now)
         if member.standing is Standing.LAGGING:
@@ -361,16 +352,9 @@ class Session:
             self._decide(DeviceRecovered(device, step))
         return member
 
-    @staticmethod
-    def _goes_on_alone(device: str, step: int) -> str:
-        return (
-            f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must take "
-            "the same number of steps"
-        )
-
     def _advance(self, now: float) -> None:
         active = self.members.standing(Standing.ACTIVE)
-        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
+        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
             return
         is_complete = bool(active) and self.step.is_complete(active)
         is_closing = is_complete and len(self.step.contributions) >= self.settings.required
@@ -436,7 +420,7 @@ class Session:
 
     def _restart_if_none_has_the_state(self) -> None:
         """Go back to the furthest state that anybody still has, once nobody has the session's."""
-        if self.phase is not Phase.TRAINING or len(self.members) < self.settings.required or self._someone_finished:
+        if self.phase is not Phase.TRAINING or self._quorum.is_missing or self._quorum.has_finished:
             return
         if self.members.standing(Standing.ACTIVE, Standing.LAGGING):
             return
@@ -452,7 +436,7 @@ class Session:
 
     def _end_if_done(self, now: float) -> None:
         """End the session when all have finished and nobody is expected back."""
-        if self.members or not self._someone_finished or self.is_over:
+        if self.members or not self._quorum.has_finished or self.is_over:
             return
         self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
         if not self.members.lost:
