@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from edgenewton.common.options import check_choice, check_number
 
@@ -145,3 +145,20 @@ class IterateAverage:
 
     def __post_init__(self) -> None:
         check_number("averaging", self.decay, at_least=0, below=1)
+
+
+def group_defaults(
+    suitable: EstimatorDefaults, lr: float | None, momentum: float | None, weight_decay: float, *, maximize: bool
+) -> dict[str, Any]:
+    """Return the options of a group that has none of its own; None is for what suits the estimator.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+    lr = suitable.lr if lr is None else lr
+    momentum = suitable.momentum if momentum is None else momentum
+    check_number("lr", lr, at_least=0)
+    check_number("momentum", momentum, at_least=0, below=1)
+    check_number("weight_decay", weight_decay, at_least=0)
+    return {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
