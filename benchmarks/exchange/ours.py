@@ -48,6 +48,9 @@ class UnchangedReplica:
         """Return the same on all devices."""
         return b"same"
 
+    def frozen_sketch(self) -> None:
+        """Return nothing: nothing is frozen."""
+
     def sketch(self, _seed: int) -> Sketch:
         """Return one of no weights."""
         return sketch_of({}, 0)

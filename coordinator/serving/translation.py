@@ -55,6 +55,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
         sketch = sketch_from_proto(request.sketch)
+        frozen_sketch = sketch_from_proto(request.frozen_sketch)
     except ValueError as error:
         raise RefusedError(Status.INVALID_ARGUMENT, f"device {request.device!r}: {error}") from None
     return Joining(
@@ -68,6 +69,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         next_step=request.next_step if request.HasField("next_step") else None,
         token=request.token,
         sketch=sketch,
+        frozen_sketch=frozen_sketch,
         run_steps=request.run_steps if request.HasField("run_steps") else None,
     )
 

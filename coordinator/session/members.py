@@ -33,6 +33,8 @@ class Joining:
     """Of its last membership, when it joins again."""
     sketch: Sketch | None = None
     """Of its weights, with `next_step` as the seed, or 0."""
+    frozen_sketch: Sketch | None = None
+    """Of the weights that stay as they are, with the seed 0."""
     run_steps: int | None = None
     """Steps of the whole run, from step 0 on; None if it does not say."""
 
@@ -73,6 +75,11 @@ class Member:
         """Forget what belongs to the step before."""
         self.sent = set()
         self.samples = None
+
+    def begin_anew(self) -> None:
+        """Forget what it sent with a state that another has replaced; it may take a step again that it completed."""
+        self.begin_step()
+        self.completed = -1
 
     def is_in_time(self, step: int, current: int) -> bool:
         """Tell whether what it sent for a step counts, and does not come too late for the step that is on.

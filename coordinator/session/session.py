@@ -115,6 +115,7 @@ class Session:
         self.admission.check(joining, self.members)
         if not self.fingerprint:
             self.admission.adopt(joining)
+        self.admission.admit(joining)
         if self.phase is Phase.GATHERING:
             if self._gathering.is_furthest(joining, self.step.number):
                 self._begin_with(joining)
@@ -145,7 +146,7 @@ class Session:
         if member is None or member.standing is not Standing.HEALING:
             return
         member.standing = Standing.LAGGING
-        member.begin_step()
+        member.begin_anew()
         if self.phase is Phase.GATHERING and step == self.step.number:
             member.standing = Standing.ACTIVE
 
@@ -306,8 +307,9 @@ class Session:
                 member.standing = Standing.HEALING
                 self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
         if step != self.step.number:
-            self.step = self._new_step(step)
             self._decide(StepSet(step))
+        # Also of the same number: what those have sent that were active was computed from another state.
+        self.step = self._new_step(step)
         self._gathering.beginning.take(joining)
         self._comparison = WeightComparison(is_aged=joining.next_step is not None)
 

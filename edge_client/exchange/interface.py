@@ -85,6 +85,9 @@ class Replica(Protocol):
     def sketch(self, seed: int) -> Sketch:
         """Return the sketch of the weights with a seed."""
 
+    def frozen_sketch(self) -> Sketch | None:
+        """Return that of the weights that stay as they are, with the seed 0; None if there are none."""
+
     def dump(self) -> bytes:
         """Return the whole state: weights, optimizer, curvature."""
 

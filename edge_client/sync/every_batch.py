@@ -107,6 +107,7 @@ class EveryBatch(ExchangingPlan):
             apply=self._apply_missed,
             before=lambda: subject.batch.buffers,
             staying=lambda: self._tensors.staying,
+            frozen=lambda: self._tensors.frozen_weights,
         )
         self.replica.register("plan", self._shared_state, self._load_shared)
 

@@ -122,6 +122,7 @@ class LocalSteps(ExchangingPlan):
             apply=self._take,
             before=lambda: self._anchor or subject.batch.buffers,
             staying=lambda: self._tensors.staying,
+            frozen=lambda: self._tensors.frozen_weights,
         )
         self.replica.register("round", self._shared_state, self._take_over)
         self._scope.attach(replace(subject, has_personal=bool(self.personal)))

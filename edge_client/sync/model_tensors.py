@@ -91,13 +91,19 @@ class ModelTensors:
 
     @property
     def options(self) -> dict[str, str]:
-        """What must be equal on all devices: what is personal, and the frozen weights."""
+        """What must be equal on all devices: what is personal, and what is frozen, but for the rounding of weights."""
         told = {"personal": ", ".join(sorted(self._patterns))} if self._patterns else {}
-        values = self._model.state_dict()
-        frozen = {name: values[name] for name in sorted(self.frozen & values.keys())}
-        if frozen:
-            told["frozen_weights"] = f"{len(frozen)} tensors with the SHA-256 {tensors_digest(frozen).hex()[:16]}"
+        weights = self.frozen_weights
+        numbers = {name: tensor for name, tensor in self._frozen_tensors().items() if name not in weights}
+        for kind, tensors in (("weights", weights), ("numbers", numbers)):
+            if tensors:
+                told[f"frozen_{kind}"] = f"{len(tensors)} tensors with the SHA-256 {tensors_digest(tensors).hex()[:16]}"
         return told
+
+    @property
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """Those of the frozen tensors in which machines may differ by rounding, where each has made its own."""
+        return {name: tensor for name, tensor in self._frozen_tensors().items() if tensor.is_floating_point()}
 
     def buffer_specs(self) -> list[TensorSpec]:
         """Return what describes the averaged buffers to the exchange."""
@@ -132,6 +138,10 @@ class ModelTensors:
                 )
                 raise OptionError("personal", ", ".join(self._patterns), expected)
             state.layer.is_personal = of_layer == {True}
+
+    def _frozen_tensors(self) -> dict[str, Tensor]:
+        values = self._model.state_dict()
+        return {name: values[name] for name in sorted(self.frozen & values.keys())}
 
     def _common_buffers(self) -> list[tuple[str, Tensor]]:
         staying = self.personal | self._still.keys()

@@ -67,6 +67,7 @@ class ModelReplica:
         before: gives the tensors of the model that the step that is on has changed already, as they were before it.
         staying: gives the names of the model's tensors that are no part of the state: each device has its own, or all
             have the same from the beginning.
+        frozen: gives, by name, those of them that all have from the beginning and that rounding may differ in.
 
     """
 
@@ -78,6 +79,7 @@ class ModelReplica:
         apply: Callable[[StepResult], None],
         before: Callable[[], Mapping[str, Tensor]],
         staying: Callable[[], Collection[str]] = frozenset,
+        frozen: Callable[[], Mapping[str, Tensor]] = dict,
     ) -> None:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
@@ -86,6 +88,7 @@ class ModelReplica:
         self._apply = apply
         self._before = before
         self._staying = staying
+        self._frozen = frozen
         self._parts: dict[str, _Part] = {}
         self.register("model", self._weights, self._load_weights)
 
@@ -103,6 +106,11 @@ class ModelReplica:
     def sketch(self, seed: int) -> Sketch:
         """Return the sketch of the same parameters with a seed."""
         return sketch_of(self._common(), seed)
+
+    def frozen_sketch(self) -> Sketch | None:
+        """Return that of what is frozen, with the seed 0; None if nothing is."""
+        frozen = self._frozen()
+        return sketch_of(frozen, 0) if frozen else None
 
     def dump(self) -> bytes:
         """Return the states of all parts, as they were before the step that is on."""

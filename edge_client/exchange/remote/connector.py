@@ -126,6 +126,7 @@ class GradientExchange:
         place = self._place
         if self._membership is not None:
             raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
+        frozen = replica.frozen_sketch()
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
             session=place.session,
@@ -135,6 +136,7 @@ class GradientExchange:
             options=dict(options),
             weights_digest=replica.digest(),
             sketch=sketch_to_proto(replica.sketch(replica.next_step or 0)),
+            frozen_sketch=None if frozen is None else sketch_to_proto(frozen),
             software=f"edgenewton {version('edgenewton')}",
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,

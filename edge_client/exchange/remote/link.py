@@ -199,6 +199,8 @@ class Link:
             return Lost(self._failure)
         if self._healed is not None:
             healed, self._healed = self._healed, None
+            if healed.data:
+                self._outgoing.begin(step)  # the batch that is on was of the state that is replaced
             return healed
         taken = None if self._is_healing else self.take_step(step)
         if taken is not None:
@@ -312,7 +314,8 @@ class Link:
     def _next_frame(self) -> bytes | None:
         with self._changed:
             is_late = self._outgoing.step < self._assembly.received_until
-            return None if self._is_healing or is_late else self._outgoing.take()
+            is_replaced = self._healed is not None and bool(self._healed.data)
+            return None if self._is_healing or is_late or is_replaced else self._outgoing.take()
 
     async def _watch_silence(self, call: Any, heartbeat_s: float, lease_s: float) -> None:
         """Show that this device lives, and end a stream on which nothing came for a whole lease."""

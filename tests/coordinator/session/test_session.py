@@ -607,6 +607,36 @@ def test_the_state_of_the_furthest_survivor_counts_when_all_were_restarted():
     assert of_type(session, d.StepSet) == [d.StepSet(2)]
 
 
+def test_what_an_untrained_device_sent_before_a_trained_one_came_counts_no_more():
+    session = Session("leaves", SessionSettings(devices=2, first_step=4, **SETTINGS))
+    session.join(joining("fresh"), 0.0)
+    contribute(session, "fresh", value=100.0, step=4)
+    session.join(joining("trained", next_step=4, weights_digest=b"trained"), 0.0)
+    assert session.members["fresh"].standing is Standing.HEALING
+    session.healed("fresh", 4)
+    for device in ("trained", "fresh"):
+        contribute(session, device, value=1.0, step=4)
+    assert session.step.number == 5
+    means = [x.values for x in of_type(session, d.SliceReady)]
+    assert [mean.tolist() for mean in means] == [[1.0] * 4, [-1.0] * 2]
+
+
+def test_a_device_that_heals_with_an_earlier_state_takes_again_what_it_completed():
+    session = begun("a", "b", "c", rejoin_deadline_s=30, quorum=1)
+    contribute_weights(session, "a", 1.0)
+    contribute_weights(session, "b", 1.0)
+    contribute_weights(session, "c", 2.0)
+    session.advance(1.0)
+    assert session.members["c"].standing is Standing.HEALING
+    for device in "ab":
+        session.remove(device, "power cut", 10.0)
+    session.join(joining("a", next_step=0, weights_digest=b"a"), 11.0)
+    session.tick(12.0)
+    session.healed("c", 0)
+    contribute(session, "c", step=0, now=12.0)
+    assert session.step.number == 1
+
+
 def test_a_diverged_device_is_named_and_sent_to_heal():
     session = begun("a", "b", "c")
     for device, value in (("a", 1.0), ("b", 1.0), ("c", 1.01)):

@@ -4,19 +4,26 @@ import copy
 import gc
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
+from edgenewton.v1.tensor_spec import TensorSpec
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from coordinator.serving.server import embedded_coordinator
+from coordinator.session.admission import Admission
+from coordinator.session.members import Joining
+from coordinator.session.refusal import RefusedError
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.exchange import ExchangeError
 from edge_client.optim.options import Curvature
 from edge_client.sync import LocalCurvature, LocalSteps
 from edge_client.sync.replica import load_state
+from edge_client.sync.sketching import sketch_of
 
 WIDE = 192
 
@@ -71,8 +78,12 @@ PLANS = {"every batch": EveryBatch, "local steps": lambda: LocalSteps(None, 2), 
 
 def storages():
     """Return the bytes of each tensor's memory that is alive."""
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    held = {}
+    for tensor in gc.get_objects():
+        if issubclass(type(tensor), torch.Tensor):
+            with suppress(RuntimeError):  # what a compiled model of another test has left: shapes without memory
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return held
 
 
 def hooks_on(module):
@@ -126,10 +137,47 @@ def test_devices_with_other_frozen_weights_are_refused_unless_they_are_personal(
             late.join()
             assert not torch.equal(early._model.backbone[0].weight, late._model.backbone[0].weight)
         else:
-            with pytest.raises(ExchangeError, match=r"'frozen_weights' is 15 tensors .* but 15 tensors"):
+            with pytest.raises(
+                ExchangeError,
+                match=r"'frozen_weights' is 14 tensors .* but 14 tensors .*; its 'backbone.0' differs by \d",
+            ):
                 late.join()
         first.close("over")
         second.close("over")
+
+
+def test_frozen_weights_may_differ_by_rounding_and_no_more():
+    with embedded_coordinator() as coordinator:
+        coordinator.create_session("s", SessionSettings(devices=3, join_deadline_s=30))
+        models = [FineTuned() for _ in range(3)]
+        with torch.no_grad():
+            models[1].backbone[5].weight.mul_(1 + 2e-7)
+            models[2].backbone[5].weight[0, 0].add_(1e-2)
+        assert not torch.equal(models[0].backbone[5].weight, models[1].backbone[5].weight)
+        places = [joined(coordinator.address, device, model) for device, model in zip("abc", models, strict=True)]
+        places[0][1].join()
+        places[1][1].join()
+        with pytest.raises(ExchangeError, match=r"'frozen_weights' is .*; its 'backbone.5.*' differs by 0.0"):
+            places[2][1].join()
+        for exchange, _ in places:
+            exchange.close("over")
+
+
+def test_once_a_session_is_resumed_either_kind_of_machine_may_come_first():
+    """The record has the digest of one kind's frozen weights, and no sketch."""
+    specs, weights = (TensorSpec("v", (1,)),), torch.full((4,), 2.0)
+    like, unlike = (
+        Joining("a", specs, {"frozen_weights": str(by)}, b"", frozen_sketch=sketch_of({"w": weights * by}, 0))
+        for by in (1, 1 + 2e-7)
+    )
+    admission = Admission("s", SessionSettings(devices=2))
+    admission.adopt(like)
+    for device in (unlike, like):
+        admission.check(device, {})
+        admission.admit(device)
+    other = replace(like, options={"frozen_weights": "other"}, frozen_sketch=sketch_of({"w": torch.ones(4)}, 0))
+    with pytest.raises(RefusedError, match=r"'frozen_weights' is .*; its 'w' differs by 2.6"):
+        admission.check(other, {})
 
 
 def test_a_late_device_takes_over_what_is_trained_beside_its_own_frozen_weights():
@@ -240,13 +288,13 @@ def test_adapters_train_from_zero(plan, estimator):
     frozen = copy.deepcopy([model[0].base.state_dict(), model[2].base.state_dict()])
     optimizer = NewtonOptimizer(model, sync=PLANS[plan](), curvature=estimator)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(model[i].up.weight.norm() > 0.05 for i in (0, 2))
     for module, before in zip((model[0], model[2]), frozen, strict=True):
         assert all(torch.equal(module.base.state_dict()[name], tensor) for name, tensor in before.items())

@@ -345,12 +345,15 @@ def test_a_late_device_takes_the_common_part_and_keeps_its_own(plan):
         late = make(2, PLANS[plan], model=Net(seed=9))
         before = late.own
 
-        def join(device):
-            return device.optimizer.join() if device is late else device.train(8)
-
-        together(join)
+        until = 4
+        with ThreadPoolExecutor(1) as pool:
+            joining = pool.submit(late.optimizer.join)
+            while not joining.done():  # a state is handed in between two steps: nobody may have gone before
+                until += 2
+                together(lambda device, until=until: device.train(until), *early)
+            joining.result()
         assert equal(late.own, before)
-        together(lambda device: device.train(12))
+        together(lambda device: device.train(until + 4))
         assert equal(of_floats(early[0].common), of_floats(late.common)) or plan == "every batch"
         assert torch.equal(early[0].model.trunk[0].weight, late.model.trunk[0].weight)
         assert not torch.equal(early[0].model.head.weight, late.model.head.weight)

@@ -41,6 +41,9 @@ class Weights:
     def digest(self) -> bytes:
         return hashlib.sha256(self.weights).digest()
 
+    def frozen_sketch(self):
+        return None
+
     def sketch(self, seed: int):
         return sketch_of({"w": torch.tensor(list(self.weights), dtype=torch.float32)}, seed)
 
