@@ -1,7 +1,7 @@
 """The groups of an optimizer's parameters, with the step sizes and bounds that they have in a step of the session."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edgenewton.common.options import check_number
@@ -68,6 +68,12 @@ class ParameterGroups:
     def hyperparameters(self, step: int) -> dict[str, float]:
         """Return what a step is applied with; it must be the same on all devices."""
         return hyperparameters_of(self._optimizer.param_groups, self.factor(step))
+
+    def damping_of(self, step: int, factor: float) -> Callable[[Tensor], float]:
+        """Return what gives a parameter's damping in a step, multiplied with a factor."""
+        groups = self.by_parameter()
+        grown = factor / self._trust.shrunk(step) ** 2
+        return lambda weight: float(groups[weight]["damping"]) * grown
 
     def bounded(self, directions: Iterable[Direction], step: int, factor: float) -> BoundedStep:
         """Shorten the directions of a step, of which `factor` gave the factor, to its trust regions."""

@@ -406,11 +406,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._adaptive.receive(update.scalars)
         step = update.result.step
         factor = self._groups.factor(step)
-        groups = self._groups.by_parameter()
         directions = self._preconditioner.step(
             update.gradients,
             update.statistics,
-            damping_of=lambda weight: groups[weight]["damping"] * self._adaptive.factor,
+            damping_of=self._groups.damping_of(step, self._adaptive.factor),
             refreshes=self._schedule.inverts(step) if update.refreshes is None else update.refreshes,
         )
         bounded = self._groups.bounded(directions, step, factor)

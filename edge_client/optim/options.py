@@ -56,14 +56,15 @@ class TrustRegion:
     """
 
     damping: float | None = None
-    """Added to the curvature's eigenvalues, in units of their mean over all layers."""
+    """Added to the curvature's eigenvalues, in units of their mean over all layers; it grows, see `shrink_after`."""
     kl_clip: float | None = None
     """Bound on lr^2 * P . G, summed over the layers; infinity for none."""
     update_clip: float | None = None
     """Bound on the norm of a layer's step, as a part of its weights' norm; infinity for none."""
     shrink_after: float = 50.0
     """Steps after which `kl_clip` is half of what it was at first: in step t it is divided by 1 + t / shrink_after, and
-    `update_clip` by the root of that, as the step itself is. Infinity for bounds that stay."""
+    `update_clip` by the root of that, as the step itself is, and the damping is multiplied with it: a smaller region
+    is one of more damping. Infinity for what stays."""
     adapt_every: int | None = None
     """Steps between two comparisons of the loss with what the quadratic model predicted, which the damping then
     follows; `step` needs `reevaluate` for it, a forward pass each time. None for a damping that stays."""
@@ -139,7 +140,7 @@ class IterateAverage:
 
     FLAT_NAMES: ClassVar = {"decay": "averaging"}
 
-    decay: float = 0.97
+    decay: float = 0.99
     """How much of the average stays after each batch; less in the first ones, whose n-th, from 0, makes
     max(1 - decay, 9 / (10 + n)) of it. 0 for none: the last iterate is the result."""
 
