@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from edge_client import IterateAverage as Ours
 from edge_client.tasks import Task
 from edge_client.training.trainer import build_model
 
-_LEAST_WEIGHT = 0.03
+_LEAST_WEIGHT = 1 - Ours().decay
 
 
 def weight_of(number: int) -> float:

@@ -86,8 +86,8 @@ class NewtonTraining(Training):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What all devices of a session must have alike."""
-        return self._exchange.options
+        """What all devices of a session must have alike, whatever the model."""
+        return {name: value for name, value in self._exchange.options.items() if not name.startswith("frozen")}
 
     @property
     def _hold(self) -> Callable[[], AbstractContextManager[None]]:

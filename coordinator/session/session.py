@@ -19,7 +19,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
-from coordinator.session.beginning import Beginning
+from coordinator.session.batches import check_batches
 from coordinator.session.cadence import FIRST, FIRST_FORM, Cadence, CadenceChoice
 from coordinator.session.decisions import (
     Decision,
@@ -35,16 +35,16 @@ from coordinator.session.decisions import (
     StepSet,
 )
 from coordinator.session.drift import Difference, WeightComparison
+from coordinator.session.gathering import Gathering
 from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.members import Joining, Member, Standing
+from coordinator.session.owner import OwnerLease
+from coordinator.session.quorum import Quorum, goes_on_alone
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.release import RELEASES
 from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
-
-MAX_BATCHES = 1_000_000
-"""Most batches between two exchanges."""
 
 
 class Session:
@@ -58,18 +58,12 @@ class Session:
         self.members = Roster()
         self.admission = Admission(name, settings)
         self.step = self._new_step(settings.first_step)
-        self._expected = settings.devices
-        self._is_resumed = False
-        self._recorded: list[str] = []
-        """Devices that took part before it was resumed."""
-        self._beginning = Beginning(settings.first_step)
+        self._gathering = Gathering(settings, self.members)
+        self._owner = OwnerLease(settings.owner_lease_s)
+        self._quorum = Quorum(self.members, settings.required)
         self._comparison = WeightComparison()
-        self._gathering_since: float | None = None
         self._active_at: float | None = None
-        self._owner_heard_at: float | None = None
-        self._short_since: float | None = None
         self._left_out: list[str] = []
-        self._someone_finished = False
         self.batches: int | None = FIRST
         """Of the step that is on, if the session chooses that; None if only the devices know."""
         self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
@@ -102,10 +96,8 @@ class Session:
         self.admission = admission
         self.step = self._new_step(step)
         self._comparison = WeightComparison(is_aged=True)
-        self._is_resumed = True
         self.batches = self.form = None
-        self._recorded = devices
-        self._expected = max(self.settings.required, len(devices))
+        self._gathering.resume(devices)
 
     def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
         """Give a device a place, or its place again.
@@ -125,9 +117,11 @@ class Session:
             self.admission.adopt(joining)
         self.admission.admit(joining)
         if self.phase is Phase.GATHERING:
-            standing = self._standing_when_gathering(joining)
+            if self._gathering.is_furthest(joining, self.step.number):
+                self._begin_with(joining)
+            standing = self._gathering.standing_of(joining, self.step.number)
         elif joining.next_step is None:
-            is_same = self._beginning.is_still(joining, self.step.number)
+            is_same = self._gathering.beginning.is_still(joining, self.step.number)
             standing = Standing.LAGGING if is_same else Standing.HEALING
         else:
             oldest = self.step.number if replayable_from is None else replayable_from
@@ -135,14 +129,13 @@ class Session:
         member = Member(joining, standing, now)
         self.members[joining.device] = member
         self.members.lost.pop(joining.device, None)
-        if self._gathering_since is None:
-            self._gathering_since = now
+        self._gathering.begin(now)
         self._active_at = now
         self._decide(DeviceJoined(member))
         if standing is not Standing.ACTIVE:
             what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
             self._decide(DeviceHealing(joining.device, self.step.number, what))
-        if self.phase is Phase.GATHERING and len(self.members) >= self._expected:
+        if self.phase is Phase.GATHERING and self._gathering.is_complete:
             self._begin(f"all {len(self.members)} devices have joined", now)
         self._watch_quorum(now)
         return member
@@ -176,10 +169,10 @@ class Session:
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, Status.OK, "finished"))
-        self._someone_finished = True
-        if len(self.members) < self.settings.required:
+        self._quorum.has_finished = True
+        if self._quorum.is_missing:
             for other in self.step.senders & self.members.keys():
-                self.remove(other, self._goes_on_alone(other, self.step.number), now, Status.ABORTED)
+                self.remove(other, goes_on_alone(other, self.step.number), now, Status.ABORTED)
         self._end_if_done(now)
         self._advance(now)
 
@@ -200,7 +193,7 @@ class Session:
 
     def keep(self, now: float) -> None:
         """Take a sign of life of whoever opened the session."""
-        self._owner_heard_at = now
+        self._owner.hear(now)
 
     def abort(self, reason: str) -> None:
         """End the session early; every device is told why."""
@@ -242,7 +235,7 @@ class Session:
         member = self._take_sign(device, step, contribution.samples, now)
         if member is None:
             return
-        self._check_batches(device, step, contribution.batches)
+        check_batches(device, contribution.batches, self.step)
         check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
         differing = self.step.complete(device, contribution, now)
         if differing is not None:
@@ -263,17 +256,18 @@ class Session:
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""
         settings = self.settings
-        self._watch_owner(now)
+        if not self.is_over and (reason := self._owner.ended(now)) is not None:
+            self._finish(Phase.ABORTED, reason)
         for device in self.members.silent(settings.lease_s, now):
             reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
             self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
-        if self.phase is Phase.GATHERING and self._gathering_since is not None:
-            if now >= self._gathering_since + settings.join_deadline_s:
+        if self.phase is Phase.GATHERING:
+            if self._gathering.is_late(now):
                 self._close_gathering(now)
         elif self.phase is Phase.TRAINING:
             began_at = self.step.began_at
-            if self._short_since is not None:
-                if now >= self._short_since + settings.rejoin_deadline_s:
+            if self._quorum.missing_since is not None:
+                if now >= self._quorum.missing_since + settings.rejoin_deadline_s:
                     self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
             elif began_at is not None and now >= began_at + settings.step_deadline_s:
                 self._close_late_step(now)
@@ -292,15 +286,6 @@ class Session:
         self.reason = reason
         self._decide(PhaseChanged(phase, reason))
 
-    def _watch_owner(self, now: float) -> None:
-        lease_s = self.settings.owner_lease_s
-        if lease_s is None or self.is_over:
-            return
-        if self._owner_heard_at is None:
-            self._owner_heard_at = now
-        elif now >= self._owner_heard_at + lease_s:
-            self._finish(Phase.ABORTED, f"nothing was heard for {lease_s:g} s from the run that opened it")
-
     def _finish(self, phase: Phase, reason: str) -> None:
         status = Status.OK if phase is Phase.ENDED else Status.ABORTED
         for device in list(self.members):
@@ -314,18 +299,9 @@ class Session:
                 Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
             )
 
-    def _standing_when_gathering(self, joining: Joining) -> Standing:
-        """Return a device's standing; the one that is furthest has the state of the session."""
-        if joining.next_step is None and self.step.number != self.settings.first_step:
-            return Standing.HEALING
-        if not self.members.standing(Standing.ACTIVE) or self._beginning.is_behind(joining, self.step.number):
-            self._begin_with(joining)
-            return Standing.ACTIVE
-        return Standing.ACTIVE if self._beginning.is_that_of(joining, self.step.number) else Standing.HEALING
-
     def _begin_with(self, joining: Joining) -> None:
         """Make a device's state that of the session; those that were active need it."""
-        step = self._beginning.step_of(joining)
+        step = self._gathering.beginning.step_of(joining)
         for member in self.members.values():
             if member.standing is Standing.ACTIVE and member.device != joining.device:
                 member.standing = Standing.HEALING
@@ -334,37 +310,26 @@ class Session:
             self._decide(StepSet(step))
         # Also of the same number: what those have sent that were active was computed from another state.
         self.step = self._new_step(step)
-        self._beginning.take(joining)
+        self._gathering.beginning.take(joining)
         self._comparison = WeightComparison(is_aged=joining.next_step is not None)
 
     def _begin(self, reason: str, now: float) -> None:
-        self._left_out += [device for device in self._recorded if device not in self.members]
+        self._left_out += self._gathering.missing
         self._enter(Phase.TRAINING, reason)
         self._watch_quorum(now)
         self._advance(now)
 
     def _close_gathering(self, now: float) -> None:
-        names = ", ".join(sorted(self.members)) or "none is left"
-        wait = f"{self.settings.join_deadline_s:g} s"
-        quorum = self.settings.required
-        if len(self.members) >= quorum and (self._is_resumed or self._expected > quorum):
-            self._begin(f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}", now)
-            return
-        self._finish(Phase.ABORTED, f"{len(self.members)} of {self._expected} devices joined within {wait}: {names}")
+        if self._gathering.may_go_on:
+            self._begin(self._gathering.outcome, now)
+        else:
+            self._finish(Phase.ABORTED, self._gathering.outcome)
 
     def _watch_quorum(self, now: float, reason: str = "") -> None:
         """Note since when the quorum is missing; without a time to come back the session is aborted."""
-        if self.phase is not Phase.TRAINING or len(self.members) >= self.settings.required:
-            self._short_since = None
+        if self.phase is not Phase.TRAINING or not self._quorum.watch(now):
             return
-        if self._someone_finished:
-            return
-        if self._short_since is None:
-            self._short_since = now
-        self.reason = (
-            f"{reason or self.reason}; {len(self.members)} devices remain where at least {self.settings.required} "
-            "are needed"
-        )
+        self.reason = f"{reason or self.reason}; {self._quorum.shortage}"
         if not self.settings.rejoin_deadline_s:
             self._finish(Phase.ABORTED, self.reason)
 
@@ -381,8 +346,7 @@ class Session:
             return None
         if not member.is_in_time(step, self.step.number):
             return None
-        if self._someone_finished and len(self.members) < self.settings.required:
-            raise RefusedError(Status.ABORTED, self._goes_on_alone(device, step))
+        self._quorum.check_together(device, step)
         member.claim(samples, step)
         self.step.begin(now)
         if member.standing is Standing.LAGGING:
@@ -390,27 +354,9 @@ class Session:
             self._decide(DeviceRecovered(device, step))
         return member
 
-    @staticmethod
-    def _goes_on_alone(device: str, step: int) -> str:
-        return (
-            f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must take "
-            "the same number of steps"
-        )
-
-    def _check_batches(self, device: str, step: int, batches: int) -> None:
-        if not 1 <= batches <= MAX_BATCHES:
-            raise invalid(device, step, f"claims {batches} batches in one step; 1 to {MAX_BATCHES} are possible")
-        if self.step.contributions and batches != self.step.batches:
-            raise invalid(
-                device,
-                step,
-                f"it trained {batches} batches since the last step, and the first complete device "
-                f"{self.step.batches}; all devices must exchange after the same number of batches",
-            )
-
     def _advance(self, now: float) -> None:
         active = self.members.standing(Standing.ACTIVE)
-        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._someone_finished):
+        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
             return
         is_complete = bool(active) and self.step.is_complete(active)
         is_closing = is_complete and len(self.step.contributions) >= self.settings.required
@@ -476,7 +422,7 @@ class Session:
 
     def _restart_if_none_has_the_state(self) -> None:
         """Go back to the furthest state that anybody still has, once nobody has the session's."""
-        if self.phase is not Phase.TRAINING or len(self.members) < self.settings.required or self._someone_finished:
+        if self.phase is not Phase.TRAINING or self._quorum.is_missing or self._quorum.has_finished:
             return
         if self.members.standing(Standing.ACTIVE, Standing.LAGGING):
             return
@@ -492,7 +438,7 @@ class Session:
 
     def _end_if_done(self, now: float) -> None:
         """End the session when all have finished and nobody is expected back."""
-        if self.members or not self._someone_finished or self.is_over:
+        if self.members or not self._quorum.has_finished or self.is_over:
             return
         self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
         if not self.members.lost:

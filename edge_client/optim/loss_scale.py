@@ -4,10 +4,14 @@ With `_step_supports_amp_scaling` the scaler sets `found_inf`, and `grad_scale` 
 before it calls `step` (torch/amp/grad_scaler.py).
 """
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from edge_client.sync.plan import Report, SyncPlan
 
 
 class LossScale(NamedTuple):
@@ -48,6 +52,25 @@ class LossScaleWatch:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, float(scale))
         return LossScale(float(scale))
+
+    def added_to(self, report: Report, optimizer: Any, sync: SyncPlan) -> Report:
+        """Return a report with what a scaler has told, and the gradients unscaled.
+
+        Raises:
+            RuntimeError: the gradients have left with the scale in them; the batch is given up.
+
+        """
+        scaled = self.unscale(optimizer)
+        if scaled is None:
+            return report
+        if sync.has_left:
+            with suppress(RuntimeError):  # the text below says more
+                sync.discard()
+            raise RuntimeError(
+                "torch.amp.GradScaler multiplies the loss, and the gradients have left for the other devices with "
+                "its factor in them: let the step send them, EveryBatch(exchange, overlap=False)"
+            )
+        return replace(report, loss_scale=scaled.factor, is_skipped=scaled.is_overflow)
 
     def _unscaled_by_user(self) -> float:
         if self._witness is None or self._witness.grad is None or self._norm is None:

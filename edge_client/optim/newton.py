@@ -1,15 +1,14 @@
 """NewtonOptimizer: a torch optimizer whose step is the inverse Hessian times the gradient of all devices together."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from edgenewton.common.evaluation import Evaluation
-from edgenewton.common.options import check_choice, check_number, flatten
+from edgenewton.common.options import check_choice, flatten
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,25 +17,22 @@ from edge_client.curvature.preconditioner import Preconditioner
 from edge_client.devices import device_of, on_device
 from edge_client.exchange import StepResult
 from edge_client.optim.averaging import RunningAverage
-from edge_client.optim.damping import AdaptiveDamping
-from edge_client.optim.descent import descend
-from edge_client.optim.followed_scheduler import FollowedScheduler
-from edge_client.optim.hyperparameters import hyperparameters_of
+from edge_client.optim.decrease import DecreaseWatch
+from edge_client.optim.gradient_hooks import GradientHooks
+from edge_client.optim.groups import ParameterGroups
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
-from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion
+from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion, group_defaults
 from edge_client.optim.refresh import RefreshSchedule
-from edge_client.optim.saved_state import Personal, in_present_names
+from edge_client.optim.saved_state import in_present_names
 from edge_client.optim.schedules import Schedule, StepFactor
-from edge_client.optim.trust_region import bounded
+from edge_client.optim.whole_state import WholeState
 from edge_client.sync.every_batch import EveryBatch
 from edge_client.sync.plan import Report, Subject, SyncPlan, Update
 
 Nonfinite = Literal["raise", "skip"]
 
 _AVERAGING = IterateAverage()
-_DECREASE = "loss decrease"
-"""Name of the number that the devices tell each other for adaptive damping."""
 
 
 class NewtonOptimizer(torch.optim.Optimizer):
@@ -101,23 +97,14 @@ class NewtonOptimizer(torch.optim.Optimizer):
         averaging = averaging if averaging is not None else IterateAverage(0.0)
         suitable = curvature.estimator_type.defaults
         trust = trust if trust is not None else TrustRegion()
-        self._trust, self._bounds = trust, trust.bounds(suitable)
-        defaults = {
-            "lr": suitable.lr if lr is None else lr,
-            "momentum": suitable.momentum if momentum is None else momentum,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        check_number("lr", defaults["lr"], at_least=0)
-        check_number("momentum", defaults["momentum"], at_least=0, below=1)
-        check_number("weight_decay", weight_decay, at_least=0)
+        bounds = trust.bounds(suitable)
+        defaults = group_defaults(suitable, lr, momentum, weight_decay, maximize=maximize)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
-        self._factor_of = schedule if schedule is not None else Schedule()
-        self._scheduler: FollowedScheduler | None = None
-        self._factor(0)
+        schedule = schedule if schedule is not None else Schedule()
+        self._groups = ParameterGroups(self, schedule, trust, bounds)
         model, params = model_and_params(params_or_model, model)
         self._is_made = self._is_closed = False
-        super().__init__(params, defaults | {"damping": self._bounds.damping})
+        super().__init__(params, defaults | {"damping": bounds.damping})
         check_parameters(model, self.param_groups)
         self._model = model
         self.last_result: StepResult | None = None
@@ -125,24 +112,17 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Seconds that the last step waited for the other devices, after its own backward."""
         self.skipped = 0
         """Batches of this device that took part with no sample, because a gradient was not finite."""
-        self._adaptive = None if trust.adapt_every is None else AdaptiveDamping(trust.adapt_every)
-        self._predicted_decrease = 0.0
-        self._common_share = 1.0
-        """Of the predicted decrease, what layers promise that are not personal: all devices predict that alike."""
-        self._decrease: float | None = None
-        """What the last step achieved, to be told in the next one."""
+        self._adaptive = DecreaseWatch(trust.adapt_every)
         self._report = Report()
         self._is_sending = True
         self._is_fresh = True
         """Whether gradients were set to nothing since the last step."""
-        self._gradients: dict[Tensor, Tensor] = {}
-        """Each parameter's, as its last backward left it."""
         self._is_captured: bool | None = None
         """Whether the batch's curvature statistics are used; None until a layer asks."""
         self._loss_scale = LossScaleWatch()
         self._schedule = RefreshSchedule(refresh)
-        self._preconditioner = Preconditioner(model, self._groups(), curvature.estimator_type, curvature)
-        self._average = RunningAverage(averaging, model, self._groups().keys())
+        self._preconditioner = Preconditioner(model, self._groups.by_parameter(), curvature.estimator_type, curvature)
+        self._average = RunningAverage(averaging, model, self._groups.by_parameter().keys())
         self._sync = sync if sync is not None else EveryBatch()
         self._batch = Batch(
             model,
@@ -151,27 +131,27 @@ class NewtonOptimizer(torch.optim.Optimizer):
             is_captured=self._wants_statistics,
             samples_fisher=curvature.fisher == "sampled",
         )
-        scalars = [] if self._adaptive is None else [_DECREASE]
         self._sync.attach(
             Subject(
                 model,
                 self._preconditioner.layers,
                 self._batch,
                 self._schedule.updates_factors,
-                scalars,
+                self._adaptive.scalars,
                 skips_nonfinite=nonfinite == "skip",
                 apply=self._take,
                 average=self._average.take,
-                damping_of=lambda weight: float(self._groups()[weight]["damping"]),
+                damping_of=lambda weight: float(self._groups.by_parameter()[weight]["damping"]),
             )
         )
-        self._sync.replica.register("optimizer", self._common_state, self._take_over)
+        parts = self._preconditioner, self._schedule, self._average, self._adaptive
+        self._saved = WholeState(self, model, self._groups, *parts, self._sync)
+        self._sync.replica.register("optimizer", self._saved.take_common, self._take_over)
         groups = {"curvature": curvature, "trust": trust, "refresh": refresh, "averaging": averaging}
-        self._options = flatten(**defaults, **groups) | self._bounds._asdict()
+        self._options = flatten(**defaults, **groups) | bounds._asdict()
         if isinstance(schedule, Schedule) and not schedule.is_constant:
             self._options |= flatten(schedule=schedule)
-        self._handles: dict[Tensor, Any] = {}
-        self._hook_parameters()
+        self._hooks = GradientHooks(model, self._after_gradient)
         self._is_made = True
 
     @property
@@ -203,7 +183,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         if self._batch.has_gradients or self._sync.has_left:
             self._sync.discard()
         self._loss_scale.forget()
-        self._gradients = {}
+        self._hooks.forget()
         self._is_captured = None
         self._is_fresh = True
         self._take_in_unfrozen()
@@ -230,15 +210,16 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     def _take_in_unfrozen(self) -> None:
         """Optimise parameters of a group that were frozen when it was made."""
-        if any(parameter.requires_grad for parameter in self._frozen):
+        if self._hooks.lacks_any(self._groups.by_parameter()):
             self._sync.check_extensible()
             self._extend()
 
     def _extend(self) -> None:
-        self._batch.add_layers(self._preconditioner.extend(self._model, self._groups()))
+        groups = self._groups.by_parameter()
+        self._batch.add_layers(self._preconditioner.extend(self._model, groups))
         self._sync.extend()
-        self._average.extend(self._groups().keys())
-        self._hook_parameters()
+        self._average.extend(groups.keys())
+        self._hooks.extend()
 
     @torch.no_grad()
     def step(
@@ -273,22 +254,18 @@ class NewtonOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
             self.report(loss.item() if isinstance(loss, Tensor) else float(loss))
-        compares = self._adaptive is not None and self._adaptive.is_due(self.current_step)
         before = self._report.loss
-        if compares and (reevaluate is None or math.isnan(before)):
-            raise ValueError(
-                "adaptive damping compares the loss of a batch before and after the update: call "
-                "optimizer.report(loss) and optimizer.step(reevaluate=lambda: loss_fn(model(x), y).item())"
-            )
+        compares = self._adaptive.compares(self.current_step, before, reevaluate)
         began = time.perf_counter()
         self._is_captured = None
         report = self._complete_report(samples)
         update = self._sync.before_update(report)
         self.exchange_s = time.perf_counter() - began
-        self._report, self._decrease = Report(), None
+        self._report = Report()
+        self._adaptive.forget()
         self._loss_scale.forget()
         self._is_fresh = False
-        self._gradients = {}
+        self._hooks.forget()
         self._take(update)
         exchanged = self._sync.after_update()
         self.last_result = result = update.result if exchanged is None else exchanged
@@ -296,7 +273,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             if parameter.grad is not gradient:
                 parameter.grad = gradient  # what was applied, for whoever looks at it
         if compares and reevaluate is not None and not result.is_healed:
-            self._decrease = (before - float(reevaluate())) * self._common_share
+            self._adaptive.achieve(before - float(reevaluate()))
         return loss
 
     def report(self, loss: float, evaluation: Evaluation | None = None) -> None:
@@ -314,7 +291,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
             ValueError: the scheduler is another optimizer's, was stepped already, or follows a device's own loss.
 
         """
-        self._scheduler = FollowedScheduler(self, scheduler)
+        self._groups.follow(scheduler)
 
     def sample_fisher(self, loss: Tensor) -> None:
         """Take the curvature's gradients from `loss`, formed with targets that `sample_targets` drew.
@@ -366,22 +343,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
         """Take the hooks off the model; the exchange stays open. No step can be taken any more."""
         self._is_closed = True
         self._batch.remove()
-        for handle in self._handles.values():
-            handle.remove()
+        self._hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of parameters, groups and curvature."""
-        return self._state() | {"sync": self._sync.state_dict()}
-
-    def _state(self) -> dict[str, Any]:
-        """Return what this device may go on from: all but what the plan knows."""
-        state = super().state_dict()
-        state["curvature"] = self._preconditioner.state_dict()
-        state["began_at"] = self._schedule.began_at
-        state["average"] = self._average.state_dict()
-        state["damping_factor"] = 1.0 if self._adaptive is None else self._adaptive.factor
-        state["predicted_decrease"], state["decrease"] = self._predicted_decrease, self._decrease
-        return state
+        return self._saved.take() | {"sync": self._sync.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state that `state_dict` gave; before `join` it is what this device begins with.
@@ -393,57 +359,16 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._average.check_trainable()
         state = on_device(in_present_names(state_dict), device_of(self._model))
         sync = state.pop("sync", {"step": 0})
-        self._load(state)
+        self._is_captured = None
+        self._saved.load(state)
         self._sync.load_state_dict(sync)
 
-    def _common_state(self) -> dict[str, Any]:
-        """Return what another device may go on from."""
-        return self._personal.taken_from(self._state())
-
     def _take_over(self, state: dict[str, Any]) -> None:
-        """Go on from where another device is; the personal layers stay as they are."""
-        self._load(self._personal.kept_in(state, self._state()))
-
-    @property
-    def _personal(self) -> Personal:
-        """What in the state is this device's alone."""
-        names = self._sync.personal
-        own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
-        numbers = {number for number, parameter in enumerate(self._groups()) if parameter in own}
-        layers = {state.name for state in self._preconditioner.layers if state.layer.is_personal}
-        return Personal(numbers, layers, names)
-
-    def _load(self, state: dict[str, Any]) -> None:
+        """Go on from where another device is."""
         self._is_captured = None
-        self._preconditioner.load_state_dict(state.pop("curvature", {}))
-        self._schedule.began_at = state.pop("began_at", 0)
-        self._average.load_state_dict(state.pop("average", {}))
-        factor, self._predicted_decrease = state.pop("damping_factor", 1.0), state.pop("predicted_decrease", 0.0)
-        self._decrease = state.pop("decrease", None)
-        if self._adaptive is not None:
-            self._adaptive.factor = factor
-        super().load_state_dict(state)
-        if self._scheduler is not None:
-            self._scheduler.stray()
+        self._saved.load_common(state)
 
     # ------------------------------------------------------------------ the step itself
-
-    def _groups(self) -> dict[Tensor, dict[str, Any]]:
-        """Return each optimised parameter's group."""
-        return {parameter: group for group in self.param_groups for parameter in group["params"]}
-
-    def _factor(self, step: int) -> float:
-        """Return what step sizes are multiplied with in a step, and bring a scheduler there.
-
-        Raises:
-            OptionError: the schedule gives something impossible, or lacks the length of the run.
-
-        """
-        if self._scheduler is not None:
-            self._scheduler.go_to(step)
-        factor = float(self._factor_of(step))
-        check_number(f"the schedule's factor in step {step}", factor, at_least=0, below=math.inf)
-        return factor
 
     def _wants_statistics(self) -> bool:
         """Whether the curvature statistics of the batch that is on are used."""
@@ -452,22 +377,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
             self._is_captured = self._sync.wants_statistics(by_schedule=by_schedule)
         return self._is_captured
 
-    def _hook_parameters(self) -> None:
-        for parameter in self._model.parameters():
-            if parameter.requires_grad and parameter not in self._handles:
-                handle = parameter.register_post_accumulate_grad_hook(self._after_gradient)  # type: ignore[no-untyped-call]
-                self._handles[parameter] = handle
-        self._frozen = [parameter for parameter in self._groups() if parameter not in self._handles]
-
     def _after_gradient(self, parameter: Tensor) -> None:
-        gradient = parameter.grad
-        if gradient is None:
-            return
         self._average.check_trainable()
-        if self._gradients.get(parameter, gradient) is not gradient:  # set to None without the optimizer
+        if self._hooks.is_anew(parameter):
             self._batch.begin_anew()
-            self._gradients = {}
-        self._gradients[parameter] = gradient
         self._batch.confirm()
         self._loss_scale.note(parameter)
         if self._wants_statistics() and (state := self._preconditioner.layer_of(parameter)) is not None:
@@ -479,23 +392,10 @@ class NewtonOptimizer(torch.optim.Optimizer):
         report = replace(
             self._report,
             samples=samples,
-            hyperparameters=hyperparameters_of(self.param_groups, self._factor(self.current_step)),
+            scalars=self._adaptive.told(self.current_step),
+            hyperparameters=self._groups.hyperparameters(self.current_step),
         )
-        scaled = self._loss_scale.unscale(self)
-        if scaled is not None:
-            if self._sync.has_left:
-                with suppress(RuntimeError):  # the text below says more
-                    self._sync.discard()
-                raise RuntimeError(
-                    "torch.amp.GradScaler multiplies the loss, and the gradients have left for the other devices with "
-                    "its factor in them: let the step send them, EveryBatch(exchange, overlap=False)"
-                )
-            report = replace(report, loss_scale=scaled.factor, is_skipped=scaled.is_overflow)
-        if self._adaptive is None or not self._adaptive.is_told(self.current_step):
-            return report
-        # A device that did not take the last step has no decrease to tell; all contribute the same tensors.
-        decrease = self._predicted_decrease if self._decrease is None else self._decrease
-        return replace(report, scalars={_DECREASE: decrease})
+        return self._loss_scale.added_to(report, self, self._sync)
 
     @torch.no_grad()
     def _take(self, update: Update) -> None:
@@ -503,36 +403,17 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self.skipped += update.is_skipped
         if not update.gradients or not update.result.samples:  # or every device has skipped its batch
             return
-        if self._adaptive is not None and _DECREASE in update.scalars:
-            self._adaptive.observe(update.scalars[_DECREASE], self._predicted_decrease)
-        scheduled = self._factor(update.result.step)
-        shrunk = self._trust.shrunk(update.result.step)
-        groups = self._groups()
-        factor = 1.0 if self._adaptive is None else self._adaptive.factor
+        self._adaptive.receive(update.scalars)
+        step = update.result.step
+        factor = self._groups.factor(step)
         directions = self._preconditioner.step(
             update.gradients,
             update.statistics,
-            damping_of=lambda weight: groups[weight]["damping"] * factor,
-            refreshes=self._schedule.inverts(update.result.step) if update.refreshes is None else update.refreshes,
+            damping_of=self._groups.damping_of(step, self._adaptive.factor),
+            refreshes=self._schedule.inverts(step) if update.refreshes is None else update.refreshes,
         )
-        step = bounded(
-            directions,
-            lambda weight: groups[weight]["lr"] * scheduled,
-            lambda weight: max(_full_lr(groups[weight]), groups[weight]["lr"] * scheduled),
-            kl_clip=shrunk**2 * self._bounds.kl_clip,
-            update_clip=shrunk * self._bounds.update_clip,
-        )
-        self._predicted_decrease, self._common_share = step.predicted_decrease, step.common_share
-        directions_of = {**update.gradients, **step.directions}
-        for group in self.param_groups:
-            # What was frozen since is not moved.
-            moved = [p for p in group["params"] if p.requires_grad and p in directions_of]
-            if moved:
-                descend(moved, [directions_of[p] for p in moved], group, self.state, group["lr"] * scheduled)
+        bounded = self._groups.bounded(directions, step, factor)
+        self._adaptive.predict(bounded)
+        self._groups.descend({**update.gradients, **bounded.directions}, factor)
         if self._sync.is_shared:
             self._average.take()
-
-
-def _full_lr(group: dict[str, Any]) -> float:
-    """Return the step size from which a scheduler of torch, if there is one, takes a part."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))

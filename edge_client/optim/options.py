@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from edgenewton.common.options import check_choice, check_number
 
@@ -56,14 +56,15 @@ class TrustRegion:
     """
 
     damping: float | None = None
-    """Added to the curvature's eigenvalues, in units of their mean over all layers."""
+    """Added to the curvature's eigenvalues, in units of their mean over all layers; it grows, see `shrink_after`."""
     kl_clip: float | None = None
     """Bound on lr^2 * P . G, summed over the layers; infinity for none."""
     update_clip: float | None = None
     """Bound on the norm of a layer's step, as a part of its weights' norm; infinity for none."""
     shrink_after: float = 50.0
     """Steps after which `kl_clip` is half of what it was at first: in step t it is divided by 1 + t / shrink_after, and
-    `update_clip` by the root of that, as the step itself is. Infinity for bounds that stay."""
+    `update_clip` by the root of that, as the step itself is, and the damping is multiplied with it: a smaller region
+    is one of more damping. Infinity for what stays."""
     adapt_every: int | None = None
     """Steps between two comparisons of the loss with what the quadratic model predicted, which the damping then
     follows; `step` needs `reevaluate` for it, a forward pass each time. None for a damping that stays."""
@@ -139,9 +140,26 @@ class IterateAverage:
 
     FLAT_NAMES: ClassVar = {"decay": "averaging"}
 
-    decay: float = 0.97
+    decay: float = 0.99
     """How much of the average stays after each batch; less in the first ones, whose n-th, from 0, makes
     max(1 - decay, 9 / (10 + n)) of it. 0 for none: the last iterate is the result."""
 
     def __post_init__(self) -> None:
         check_number("averaging", self.decay, at_least=0, below=1)
+
+
+def group_defaults(
+    suitable: EstimatorDefaults, lr: float | None, momentum: float | None, weight_decay: float, *, maximize: bool
+) -> dict[str, Any]:
+    """Return the options of a group that has none of its own; None is for what suits the estimator.
+
+    Raises:
+        OptionError: an option has an impossible value; the text names it.
+
+    """
+    lr = suitable.lr if lr is None else lr
+    momentum = suitable.momentum if momentum is None else momentum
+    check_number("lr", lr, at_least=0)
+    check_number("momentum", momentum, at_least=0, below=1)
+    check_number("weight_decay", weight_decay, at_least=0)
+    return {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}

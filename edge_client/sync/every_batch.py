@@ -8,29 +8,35 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from edgenewton.common.options import check_number
 from edgenewton.v1.stage import Stage
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
 from edge_client.curvature.estimators import Statistics
 from edge_client.curvature.preconditioner import PreconditionedLayer
-from edge_client.devices import to_device
-from edge_client.exchange import Exchange, InProcessExchange, Membership, StepResult, TensorKey
+from edge_client.exchange import Exchange, StepResult, TensorKey
 from edge_client.sync.common_curvature import CommonCurvature
+from edge_client.sync.exchanging import ExchangingPlan
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
-from edge_client.sync.host_copies import HostCopies
+from edge_client.sync.layer_statistics import (
+    DOUBTS,
+    doubts_of,
+    give_up_doubted_in,
+    statistic_key,
+    statistic_specs,
+    statistics_in,
+)
 from edge_client.sync.left_gradients import LeftGradients
-from edge_client.sync.model_tensors import ModelTensors, averaged_in, put
+from edge_client.sync.model_tensors import averaged_in, put, spec_of
+from edge_client.sync.outbox import Outbox
 from edge_client.sync.parts import Part, parts_of
-from edge_client.sync.personal import patterns_of
 from edge_client.sync.personal_step import PersonalStep
-from edge_client.sync.plan import Report, Subject, SyncPlan, Update
+from edge_client.sync.plan import Report, Subject, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.whitening_stage import whitening_stages
 
 
-class EveryBatch(SyncPlan):
+class EveryBatch(ExchangingPlan):
     """Averages gradients after every batch, and curvature statistics in the steps that update the curvature.
 
     Buffers, such as running means, are each device's own until `average`.
@@ -63,48 +69,26 @@ class EveryBatch(SyncPlan):
         training_samples: int = 0,
         personal: str | Collection[str] = (),
     ) -> None:
-        check_number("clip_grad_norm", clip_grad_norm, above=0)
-        self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
+        super().__init__(exchange, clip_grad_norm=clip_grad_norm, training_samples=training_samples, personal=personal)
         self._overlaps = overlap and clip_grad_norm is None and not self._exchange.is_alone
-        self._clip_grad_norm = clip_grad_norm
         self._whitens = whiten
-        self._training_samples = training_samples
-        self._patterns = patterns_of(personal)
-        self._membership: Membership | None = None
-        self._first_step = 0
         self._has_begun = False
         self._is_spoilt = False
         """Whether tensors of a batch that was given up have left already in the step that is on."""
-        self._contributed: set[TensorKey] = set()
-        self._copies = HostCopies()
-        """What is to be contributed as soon as the host has it."""
+        self._outbox = Outbox()
         self._arrived: set[Tensor] = set()
         """Parameters whose gradient backward has produced."""
         self._left = LeftGradients()
-        self._unsent: Mapping[str, Any] = {}
-        """What a saved state had still to send."""
-        self._aligns = False
-        """Whether the parameters are averaged in the step that is on, because the devices round differently."""
 
     @property
     def step(self) -> int:
         """Number of the step that is on, or comes next."""
-        return self._membership.step if self._membership is not None else self._first_step
+        return self._anchor_step
 
     @property
     def options(self) -> Mapping[str, object]:
         """Whose curvature is used, and whether gradients are written in its coordinates."""
         return {"curvature_scope": "shared", "whiten": self._whitens}
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether this device has its place."""
-        return self._membership is not None
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there are no other devices."""
-        return self._exchange.is_alone
 
     @property
     def has_left(self) -> bool:
@@ -133,29 +117,17 @@ class EveryBatch(SyncPlan):
 
     def specs(self) -> list[TensorSpec]:
         """Return gradients, statistics, numbers, what `average` averages, and what is aligned."""
-        statistics = (
-            _spec(("curvature", _statistic(state, name)), shape, state.layer.weight)
-            for state in self._exchanged_layers
-            for name, shape in state.estimator.statistic_shapes.items()
-        )
         return [
             *(part.spec("gradient") for part in self._parts),
-            *statistics,
-            *self._doubts_spec(),
+            *statistic_specs(self._exchanged_layers),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
-            *(_spec(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
+            *(spec_of(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
             *(self._tensors.weight_specs() if self.is_shared else ()),
         ]
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        self._tensors.settle()
-        options = {**options, **self._tensors.options}
-        self._membership = self._exchange.join(
-            self.specs(), options, self.replica, self._training_samples, self._stages
-        )
-        self._membership.load_state_dict(self._unsent)
-        self._unsent = {}
+        self._take_place(options, self._stages)
 
     def on_gradient(self, parameter: Tensor) -> None:
         """Send a parameter's gradient, and with a weight its layer's statistics, if that is not left to the step."""
@@ -166,7 +138,7 @@ class EveryBatch(SyncPlan):
         part = self._part_of.get(parameter)
         if part is None:  # it is personal
             return
-        if ("gradient", part.name) in self._contributed or ("gradient", part.name) in self._copies:
+        if ("gradient", part.name) in self._outbox:
             raise RuntimeError(
                 f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a "
                 "step in `with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
@@ -234,7 +206,7 @@ class EveryBatch(SyncPlan):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the step that comes next, and what this device has still to send."""
-        unsent = self._membership.state_dict() if self._membership is not None else self._unsent
+        unsent = self._still_to_send()
         return self._shared_state() | ({"unsent": unsent} if unsent else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,10 +227,7 @@ class EveryBatch(SyncPlan):
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave."""
-        if self._membership is not None:
-            self._membership.resume_at(state["step"])
-        else:
-            self._first_step = self.replica.next_step = state["step"]
+        self._resume_at(state["step"])
         self._aligns = state.get("aligns", False)
         if self._whitens and "common" in state:
             self._common.load_state_dict(state["common"])
@@ -278,45 +247,19 @@ class EveryBatch(SyncPlan):
 
     def _has_statistics(self, state: PreconditionedLayer) -> bool:
         """Whether a layer's statistics have been taken in the step that is on."""
-        names = state.estimator.statistic_shapes
-        keys = [("curvature", _statistic(state, name)) for name in names]
-        return all(key in self._contributed or key in self._copies for key in keys)
+        return all(statistic_key(state, name) in self._outbox for name in state.estimator.statistic_shapes)
 
     def _take_statistics(self, state: PreconditionedLayer, loss_scale: float) -> None:
         """Send a layer's statistics of the batch that is on."""
         for name, value in self._subject.batch.take_statistics(state, self.step, loss_scale).items():
-            self._contribute(("curvature", _statistic(state, name)), value)
-
-    def _doubts_spec(self) -> list[TensorSpec]:
-        """Return the spec of what devices tell of layers that are to do without curvature."""
-        count = len(self._exchanged_layers)
-        return [TensorSpec(_DOUBTS, (count,), kind="curvature")] if count else []
-
-    def _contribute_doubts(self) -> None:
-        """Tell which layers' curvature is to be given up: all devices do it in the same step."""
-        if self._exchanged_layers:
-            doubts = [float(state.is_doubted) for state in self._exchanged_layers]
-            self._contribute(("curvature", _DOUBTS), torch.tensor(doubts))
-
-    def _give_up_doubted(self, result: StepResult) -> None:
-        """Let the layers do without curvature that any device doubts."""
-        doubts = result.tensors.get(("curvature", _DOUBTS))
-        if doubts is not None:
-            for state, doubt in zip(self._exchanged_layers, doubts.tolist(), strict=True):
-                state.is_explained = state.is_explained and not doubt
+            self._contribute(statistic_key(state, name), value)
 
     def _statistics(self, result: StepResult) -> dict[str, Statistics]:
         """Return the statistics that a step updates the curvature with."""
         if not self._subject.updates_curvature(result.step):
             return {}
-        self._give_up_doubted(result)
-        return {
-            state.name: {
-                name: to_device(result.tensors["curvature", _statistic(state, name)], state.layer.weight.device)
-                for name in state.estimator.statistic_shapes
-            }
-            for state in self._subject.common_layers
-        }
+        give_up_doubted_in(result, self._exchanged_layers)
+        return statistics_in(result, self._subject.common_layers)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -326,8 +269,7 @@ class EveryBatch(SyncPlan):
 
     def _take_parts(self, known: Collection[Tensor] = ()) -> None:
         """Take note of what is exchanged: weight and bias of a layer together, where they are whitened together."""
-        self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns, known)
-        self.personal = self._tensors.personal
+        self._take_tensors(known)
         self._own_step = PersonalStep(self._subject, self._tensors)
         layers = self._subject.common_layers
         self._layer_of: dict[Tensor, PreconditionedLayer] = {state.layer.weight: state for state in layers}
@@ -339,48 +281,33 @@ class EveryBatch(SyncPlan):
         return whitening_stages(spec, self._parts, self._common.whitening) if self._whitens else ()
 
     def _begin(self, samples: int) -> None:
-        if self._membership is None:
-            raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
+        place = self._place
         self._has_begun = True
         self._samples = samples
-        self._membership.begin(samples)
+        place.begin(samples)
 
     def _give_batch_up(self) -> None:
         """Forget the batch; what has left of it stays with the others."""
         self._forget_batch()
-        self._copies.forget()
+        self._outbox.copies.forget()
         if self._has_begun and not self.is_alone:
             self._is_spoilt = True
         else:
             self._has_begun = False
-            self._contributed = set()
+            self._outbox.begin_step()
 
     def _skip_rest(self) -> None:
         """Take part with no sample in what is left of the step of a batch that was given up, and apply the others'."""
-        assert self._membership is not None
-        self._membership.skip()
+        self._place.skip()
         self._contribute_all(Report(), skips=True)
         self._subject.apply(self._collect(Report(), is_skipped=True))
 
     def _contribute(self, key: TensorKey, value: Tensor) -> None:
-        if key in self._contributed:  # by a batch that was given up
+        if self._outbox.has_left(key):  # by a batch that was given up
             return
         if not self._has_begun:
             self._begin(self._subject.batch.samples or 1)
-        assert self._membership is not None
-        if self.is_alone:  # nothing leaves the device
-            self._membership.contribute(key, value)
-            self._contributed.add(key)
-        else:
-            self._copies.begin(key, value)
-            self._contribute_copies()
-
-    def _contribute_copies(self, *, waits: bool = False) -> None:
-        """Contribute what the host has by now, or all."""
-        assert self._membership is not None
-        for key, value in self._copies.arrived(waits=waits):
-            self._membership.contribute(key, value)
-            self._contributed.add(key)
+        self._outbox.add(self._place, key, value, stays=self.is_alone)
 
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         """Contribute what has not left yet; zeros for a batch that is skipped."""
@@ -395,7 +322,8 @@ class EveryBatch(SyncPlan):
                     if skips:
                         self._subject.batch.forget_layer(state)
                     self._take_statistics(state, report.loss_scale)
-            self._contribute_doubts()
+            if self._exchanged_layers:
+                self._contribute(DOUBTS, doubts_of(self._exchanged_layers))
         for name, value in report.scalars.items():
             self._contribute(("curvature", name), torch.tensor([value]))
         if self._averages_in(self.step):
@@ -404,7 +332,7 @@ class EveryBatch(SyncPlan):
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
         key = ("gradient", part.name)
-        if key in self._contributed or key in self._copies:
+        if key in self._outbox:
             return
         # A parameter that this batch did not use has no gradient; the other devices may have one.
         gradient = part.gather(
@@ -426,12 +354,12 @@ class EveryBatch(SyncPlan):
                 self._contribute(("weight", name), parameter)
 
     def _collect(self, report: Report, *, is_skipped: bool = False) -> Update:
-        if self._membership is None:
-            raise RuntimeError("the optimizer has not joined, and has nothing to collect")
-        self._contribute_copies(waits=True)
-        self._has_begun, self._contributed = False, set()  # all has left, whatever becomes of it
-        self._membership.complete(report.loss, report.evaluation, report.hyperparameters)
-        result = self._membership.collect()
+        place = self._place
+        self._outbox.flush(place, waits=True)
+        self._has_begun = False  # all has left, whatever becomes of it
+        self._outbox.begin_step()
+        place.complete(report.loss, report.evaluation, report.hyperparameters)
+        result = place.collect()
         update = self._own_step.added_to(Update(result) if result.is_healed else self._received(result))
         self._forget_batch()
         self._is_spoilt = False
@@ -469,16 +397,3 @@ class EveryBatch(SyncPlan):
         if self._whitens and statistics and result.samples:
             self._common.update(statistics)
         return Update(result, gradients, statistics, scalars)
-
-
-_DOUBTS = "layers without curvature"
-
-
-def _statistic(state: PreconditionedLayer, name: str) -> str:
-    """Return the name under which a layer's statistic is exchanged."""
-    return f"{state.name}:{name}"
-
-
-def _spec(key: TensorKey, shape: Sequence[int], like: Tensor) -> TensorSpec:
-    kind, name = key
-    return TensorSpec(name, tuple(shape), str(like.dtype).removeprefix("torch."), kind)

@@ -20,24 +20,17 @@ from edgenewton.common.options import check_number
 from edgenewton.v1.tensor_spec import TensorSpec
 from torch import Tensor
 
-from edge_client.exchange import (
-    Evaluation,
-    Exchange,
-    InProcessExchange,
-    Membership,
-    NonFiniteGradientError,
-    StepResult,
-)
+from edge_client.exchange import Evaluation, Exchange, NonFiniteGradientError, StepResult
+from edge_client.sync.exchanging import ExchangingPlan
 from edge_client.sync.gradients import clip_scale, nonfinite_gradient
 from edge_client.sync.host_copies import HostCopies
-from edge_client.sync.model_tensors import ModelTensors, averaged_in, copies, held, put
+from edge_client.sync.model_tensors import averaged_in, copies, held, put
 from edge_client.sync.move_scaling import MoveScales
 from edge_client.sync.moves import MoveVector, move_vectors
 from edge_client.sync.outer import Outer, OuterStep
 from edge_client.sync.pace import PaceMeter
 from edge_client.sync.parts import parts_of
-from edge_client.sync.personal import patterns_of
-from edge_client.sync.plan import Report, Subject, SyncPlan, Update
+from edge_client.sync.plan import Report, Subject, Update
 from edge_client.sync.replica import ModelReplica
 from edge_client.sync.rounds import Round, SentRound, SessionChoice, Told
 from edge_client.sync.scope import CurvatureScope, Own
@@ -46,7 +39,7 @@ LOCAL_STEPS = 10
 """Batches of a round, unless the user sets them."""
 
 
-class LocalSteps(SyncPlan):
+class LocalSteps(ExchangingPlan):
     """Local steps on each device, and an exchange of moves after every few batches.
 
     Args:
@@ -77,8 +70,7 @@ class LocalSteps(SyncPlan):
         personal: str | Collection[str] = (),
     ) -> None:
         check_number("local_steps", every, at_least=1)
-        check_number("clip_grad_norm", clip_grad_norm, above=0)
-        self._exchange: Exchange = exchange if exchange is not None else InProcessExchange()
+        super().__init__(exchange, clip_grad_norm=clip_grad_norm, training_samples=training_samples, personal=personal)
         self._overlaps = overlap and not self._exchange.is_alone
         self._chosen = every
         self._choice = SessionChoice(every, overlap=self._overlaps)
@@ -88,11 +80,6 @@ class LocalSteps(SyncPlan):
         self._outer_options = outer if outer is not None else Outer()
         self._outer = OuterStep(self._outer_options)
         self._scope = scope if scope is not None else Own()
-        self._clip_grad_norm = clip_grad_norm
-        self._training_samples = training_samples
-        self._patterns = patterns_of(personal)
-        self._membership: Membership | None = None
-        self._first_step = 0
         self._round = Round()
         self._report = Report()
         """Of the last batch."""
@@ -102,10 +89,6 @@ class LocalSteps(SyncPlan):
         """The parameters and buffers after the last result, by name: what all devices have in common."""
         self._has_begun = False
         """Whether the scope knows of the round that is on."""
-        self._unsent: Mapping[str, Any] = {}
-        """What a saved state had still to send."""
-        self._aligns = False
-        """Whether the anchor is sent with the next round, because the devices round differently."""
 
     @property
     def step(self) -> int:
@@ -123,16 +106,6 @@ class LocalSteps(SyncPlan):
             "outer_momentum": outer.outer_momentum,
             **self._scope.options,
         }
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether this device has its place."""
-        return self._membership is not None
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there are no other devices."""
-        return self._exchange.is_alone
 
     @property
     def has_left(self) -> bool:
@@ -156,8 +129,7 @@ class LocalSteps(SyncPlan):
 
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
-        self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns)
-        self.personal = self._tensors.personal
+        self._take_tensors()
         self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers))
         self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
@@ -170,14 +142,10 @@ class LocalSteps(SyncPlan):
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place: see `SyncPlan.join`."""
-        self._tensors.settle()
-        options, stages = {**options, **self._tensors.options}, self._scales.stages
-        self._membership = self._exchange.join(self.specs(), options, self.replica, self._training_samples, stages)
-        self._membership.load_state_dict(self._unsent)
-        self._unsent = {}
+        place = self._take_place(options, self._scales.stages)
         # With overlap it knows better what it goes on from: the coordinator knows the round after that.
         if not (self._overlaps and self._has_begun):
-            self._choice.begin(self._membership)
+            self._choice.begin(place)
         if not self._has_begun:
             self._begin_round()
         elif not self._anchor:
@@ -208,8 +176,7 @@ class LocalSteps(SyncPlan):
 
     def before_update(self, report: Report) -> Update:
         """Return the device's own gradients and its scope's curvature, for a step of its own."""
-        if self._membership is None:
-            raise RuntimeError("the optimizer has not joined: call optimizer.zero_grad() or the model before backward")
+        _ = self._place  # without one there is no round to take part in
         batch = self._subject.batch
         samples = batch.samples if report.samples is None else report.samples
         self._tensors.check_still()
@@ -247,9 +214,8 @@ class LocalSteps(SyncPlan):
 
     def after_update(self) -> StepResult | None:
         """Exchange, if the round is over or has gone on without this device."""
-        assert self._membership is not None
         length = self._choice.batches(is_behind=self._sent is not None)
-        if self._round.batches < length and not self._membership.has_committed(self._round_step):
+        if self._round.batches < length and not self._place.has_committed(self._round_step):
             return None
         return self._end_round()
 
@@ -267,8 +233,7 @@ class LocalSteps(SyncPlan):
             state["anchor"] = dict(self._anchor)
         if self._sent is not None:
             return state | {"sent": self._sent.state_dict(), "unsent": self._sent.unsent}
-        state["unsent"] = self._membership.state_dict() if self._membership is not None else self._unsent
-        return state
+        return state | {"unsent": self._still_to_send()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in a round: see `SyncPlan.load_state_dict`. That of another plan has a step, and nothing to send."""
@@ -288,10 +253,6 @@ class LocalSteps(SyncPlan):
     # ------------------------------------------------------------------ inner workings
 
     @property
-    def _anchor_step(self) -> int:
-        return self._membership.step if self._membership is not None else self._first_step
-
-    @property
     def _round_step(self) -> int:
         return self._anchor_step + (0 if self._sent is None else self._sent.batches)
 
@@ -305,8 +266,7 @@ class LocalSteps(SyncPlan):
 
     def _end_round(self) -> StepResult | None:
         """Take the result that is still to come, send the round that is on, and take its result unless with overlap."""
-        assert self._membership is not None
-        place, taken, result = self._membership, self._round, None
+        place, taken, result = self._place, self._round, None
         self._meter.end_batches(taken.batches)
         if self._sent is not None:
             result = self._collect_behind(self._sent)
@@ -322,7 +282,6 @@ class LocalSteps(SyncPlan):
     @torch.no_grad()
     def _send(self, taken: Round) -> SentRound:
         """Send a round: what the parameters were moved by since the anchor, the buffers, and what the scope tells."""
-        assert self._membership is not None
         told = Told({("parameter", name): buffer for name, buffer in copies(self._tensors.buffers).items()})
         if self._aligns:
             told |= {("weight", name): self._anchor[name] for name in self._tensors.parameters}
@@ -342,8 +301,7 @@ class LocalSteps(SyncPlan):
     @torch.no_grad()
     def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None, *, is_repeated: bool = False) -> None:
         """Give the exchange a round, with the parameters as they are."""
-        assert self._membership is not None
-        place = self._membership
+        place = self._place
         sent.unsent = place.state_dict() if self._overlaps else {}
         sent.moved = 0.0
         self._choice.tell_form(place)
@@ -371,8 +329,7 @@ class LocalSteps(SyncPlan):
 
     def _collect(self, sent: SentRound, *, catches_up: bool = True) -> StepResult:
         """Wait for the result of a round, and begin the next one from it."""
-        assert self._membership is not None
-        result = self._membership.collect(catches_up=catches_up)
+        result = self._place.collect(catches_up=catches_up)
         self._meter.arrive()
         if not result.is_healed:
             self._meter.agreement = sent.agreement_with(result.tensors)
@@ -422,10 +379,7 @@ class LocalSteps(SyncPlan):
 
     def _load_shared(self, state: Mapping[str, Any]) -> None:
         """Take what `_shared_state` gave; a state of another plan has none."""
-        if self._membership is not None:
-            self._membership.resume_at(state["step"])
-        else:
-            self._first_step = self.replica.next_step = state["step"]
+        self._resume_at(state["step"])
         self._choice.load_state_dict(state)
         self._aligns = state.get("aligns", False)
         self._has_begun = "scope" in state

@@ -1,6 +1,6 @@
 """A model's tensors by name: what is trained together, what is averaged, and what stays on the device."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from edge_client.curvature.preconditioner import PreconditionedLayer
-from edge_client.exchange import StepResult
+from edge_client.exchange import StepResult, TensorKey
 from edge_client.sync.personal import personal_names
 from edge_client.sync.replica import tensors_digest
 
@@ -151,11 +151,14 @@ class ModelTensors:
         return any(parameter in self.trained for parameter in module.parameters(recurse=False))
 
 
+def spec_of(key: TensorKey, shape: Sequence[int], like: Tensor) -> TensorSpec:
+    """Return what describes a tensor of a shape, and of the type of another one, to the exchange."""
+    kind, name = key
+    return TensorSpec(name, tuple(shape), str(like.dtype).removeprefix("torch."), kind)
+
+
 def _specs(tensors: Mapping[str, Tensor], kind: str) -> list[TensorSpec]:
-    return [
-        TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
-        for name, tensor in tensors.items()
-    ]
+    return [spec_of((kind, name), tensor.shape, tensor) for name, tensor in tensors.items()]
 
 
 def averaged_in(result: StepResult, kind: str = "parameter") -> dict[str, Tensor]:

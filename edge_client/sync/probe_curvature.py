@@ -71,8 +71,7 @@ class ProbeCurvature(EveryBatch):
 
     def _contribute_all(self, report: Report, *, skips: bool) -> None:
         super()._contribute_all(report, skips=skips)
-        assert self._membership is not None
-        self._probe.contribute(self._membership)
+        self._probe.contribute(self._place)
 
     def _received(self, result: StepResult) -> Update:
         self._probe.receive(result)

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Any
 
 import grpc
 from edgenewton.common.backoff import backoff
@@ -47,8 +47,6 @@ MAX_WAITING_STEPS = 8
 """So many committed steps may wait to be applied; then the stream is not read on, and flow control holds it."""
 MAX_HEALINGS = 5
 """So many snapshots in a row may come damaged or too late."""
-
-T = TypeVar("T")
 
 
 class Link:
@@ -161,7 +159,7 @@ class Link:
 
     def upload_now(self, step: int, state: bytes) -> None:
         """Hand this device's state in, and wait until it has arrived."""
-        self._call(self._upload(step, state), UPLOAD_TIMEOUT_S)
+        self._loop.call(self._upload(step, state), UPLOAD_TIMEOUT_S)
 
     def leave(self, failure: str) -> bool:
         """Give the place back; return whether this device's state is wanted first.
@@ -178,7 +176,7 @@ class Link:
             reason=failure,
             finished=not failure,
         )
-        return self._call(self._leave(request), CALL_TIMEOUT_S)
+        return self._loop.call(self._leave(request), CALL_TIMEOUT_S)
 
     def explain(self, error: Exception) -> ExchangeError:
         """Return why the place was lost, as a user's program meets it."""
@@ -209,9 +207,6 @@ class Link:
             return Committed(taken)
         self._is_state_wanted = False
         return StateWanted()
-
-    def _call(self, coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        return self._loop.call(coroutine, timeout_s)
 
     # ------------------------------------------------------------------ connection
 

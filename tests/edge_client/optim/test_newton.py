@@ -126,19 +126,20 @@ def test_the_trust_region_scales_all_layers_together():
     ("active", "idle"), [({"kl_clip": 1e-4}, {"update_clip": math.inf}), ({"update_clip": 0.03}, {"kl_clip": math.inf})]
 )
 def test_the_trust_region_shrinks_with_the_root_of_the_steps(active, idle):
-    first, later, kept, free = (
-        torch.cat([part.flatten() for part in moved(number, **active, **idle, shrink_after=after)[0]])
-        for number, after in ((0, 50), (150, 50), (150, math.inf), (0, 1e-9))
-    )
-    torch.testing.assert_close(later, first / 2, rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(kept, first)
-    torch.testing.assert_close(free, first)  # the first step is never shortened
+    def moves(number, damping, shrink_after):
+        options = {**active, **idle, "damping": damping, "shrink_after": shrink_after}
+        return torch.cat([part.flatten() for part in moved(number, **options)[0]])
+
+    first = moves(0, damping=0.02, shrink_after=50)
+    torch.testing.assert_close(moves(150, damping=0.02 / 4, shrink_after=50), first / 2, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(moves(150, damping=0.02, shrink_after=math.inf), first)
+    torch.testing.assert_close(moves(0, damping=0.02, shrink_after=1e-9), first)
 
 
-def test_a_step_within_its_trust_region_is_not_shortened():
-    of_all = {"kl_clip": math.inf, "update_clip": math.inf}
-    for late, first in zip(moved(150, **of_all)[0], moved(0, **of_all)[0], strict=True):
-        torch.testing.assert_close(late, first)
+def test_a_late_step_within_its_trust_region_is_not_shortened_but_damped():
+    free = {"kl_clip": math.inf, "update_clip": math.inf}
+    late, first = (moved(number, damping=damping, **free)[0] for number, damping in ((150, 0.02 / 4), (0, 0.02)))
+    torch.testing.assert_close(late, first)
 
 
 def test_no_layer_changes_by_more_than_its_part():
@@ -164,7 +165,8 @@ def test_weights_of_zero_can_grow():
 def test_momentum_adds_past_directions():
     # With lr = 0 the gradient stays the same: the buffer after two steps is (1 + momentum) times the direction.
     model = small_model()
-    optimizer = NewtonOptimizer(model, lr=0.0, momentum=0.5, curvature=Curvature(factor_decay=0.0))
+    same = {"curvature": Curvature(factor_decay=0.0), "trust": TrustRegion(shrink_after=math.inf)}
+    optimizer = NewtonOptimizer(model, lr=0.0, momentum=0.5, **same)
     step(model, optimizer)
     weight = model[0].weight
     once = optimizer.state[weight]["momentum_buffer"].clone()

@@ -57,7 +57,7 @@ def slow(**options):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
     plan = EveryBatch(SlowExchange())
-    plan._copies = SlowCopies()
+    plan._outbox.copies = SlowCopies()
     return model, plan, NewtonOptimizer(model, sync=plan, **options)
 
 
@@ -74,10 +74,10 @@ def test_a_step_contributes_what_was_still_on_its_way():
     for is_slow in (True, False):
         model, plan, optimizer = slow()
         if not is_slow:
-            plan._copies = HostCopies()
+            plan._outbox.copies = HostCopies()
         for _ in range(4):
             backward(model, optimizer)
-            assert bool(plan._copies._under_way) == is_slow
+            assert bool(plan._outbox.copies._under_way) == is_slow
             optimizer.step()
         weights.append([p.detach().clone() for p in model.parameters()])
     for one, other in zip(*weights, strict=True):
@@ -92,7 +92,7 @@ def test_a_gradient_that_is_not_finite_is_found_when_it_arrives():
     backward(model, optimizer, bad=True)  # nothing is known of it yet
     with pytest.raises(NonFiniteGradientError):
         optimizer.step()
-    assert not plan._copies._under_way
+    assert not plan._outbox.copies._under_way
     optimizer.zero_grad()  # the rest of the step goes without this device's batch
     assert optimizer.current_step == 2
     for parameter, old in zip(model.parameters(), before, strict=True):
