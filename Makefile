@@ -6,7 +6,7 @@ MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch test test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch test test-processes test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ demo: setup ## four devices train a digit recogniser together, then recognise wi
 
 test: setup ## run the tests; ARGS="-k words" picks some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-processes: setup ## the same with coordinators, devices and daemons as processes, which come, go and crash (four minutes)
+	$(BIN)/python -m pytest -m processes tests/e2e $(ARGS)
 
 test-flower: setup ## train in Flower's own engines, with devices that come, go and crash (five minutes)
 	$(BIN)/python -m pytest -m flower tests/e2e $(ARGS)

@@ -86,7 +86,7 @@ def run_flower(
             lines = _follow_run(flower.run(settings, devices), output / "flwr.log", watchers, screen, deadline)
             if not any(RAY_DID_NOT_START in line for line in lines):
                 break
-            screen.doing = "Ray, Flower's simulation engine, did not start in its 30 s; once more"
+            screen.doing = "Ray, under Flower's simulation engine, did not start in its time; once more"
     try:
         if time.monotonic() >= deadline:
             raise DemoFailedError(f"the Flower run was given up after {deadline_s:g} s (--deadline-s)")

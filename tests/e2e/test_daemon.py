@@ -35,6 +35,8 @@ from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import DataRequest, TrainRequest
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = TrainSettings(cadence="every-batch", curvature="eva", batch_size=16, steps=6)
 
 

@@ -153,7 +153,7 @@ class FlowerOfScripts:
 @pytest.mark.parametrize(("failures", "message"), [(1, None), (demo.RAY_STARTS, "0 were trained and 0 evaluated")])
 def test_ray_that_did_not_start_is_started_again(monkeypatch, tmp_path, failures, message):
     history = json.dumps({"rounds": [{"step": 0, "evaluate": {"accuracy": 0.5}}]})
-    scripts = [f"echo '{RAY_DID_NOT_START}. This'"] * failures + [f"echo '{history}' > {tmp_path}/history.json"]
+    scripts = [f"echo 'File {RAY_DID_NOT_START}, line 1'"] * failures + [f"echo '{history}' > {tmp_path}/history.json"]
     flower = FlowerOfScripts(scripts)
     monkeypatch.setattr(demo, "private_flower", lambda _folder: contextlib.nullcontext(flower))
     with pytest.raises(DemoFailedError, match=message) if message else contextlib.nullcontext():

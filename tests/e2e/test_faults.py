@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.faults.fleet import Fault, Fleet, FleetSettings
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = FleetSettings(steps=14)
 CASES = [
     Fault("device", device_failpoint="before-apply@6"),

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks.mixed.machines import BASELINE, TWO_THREADS
 from benchmarks.mixed.session import run
+
+pytestmark = pytest.mark.processes
 
 STEPS = 60
 

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from coordinator.cli import app
 from coordinator.report.run import read_run
 
+pytestmark = pytest.mark.processes
+
 DEVICES = 3
 STEPS = 40
 EVERY = 5

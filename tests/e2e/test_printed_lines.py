@@ -10,6 +10,8 @@ from processes import CLIENT, COORDINATOR, Coordinator, train_on_devices
 from edge_client.inference import Artefact
 from edge_client.tasks import load_task
 
+pytestmark = pytest.mark.processes
+
 NARROW = os.environ | {"COLUMNS": "40", "TERM": "xterm-256color"}
 for asked in ("FORCE_COLOR", "TTY_COMPATIBLE"):
     NARROW.pop(asked, None)

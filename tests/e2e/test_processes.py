@@ -14,6 +14,8 @@ from edge_client import NewtonOptimizer
 from edge_client.inference import Artefact
 from edge_client.training.settings import parse_settings
 
+pytestmark = pytest.mark.processes
+
 DEVICES = 3
 STEPS = 20
 

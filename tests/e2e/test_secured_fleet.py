@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from coordinator.cli import app
 
+pytestmark = pytest.mark.processes
+
 STEPS = 10
 
 
