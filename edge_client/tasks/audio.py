@@ -2,6 +2,7 @@
 
 import math
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -68,6 +69,39 @@ def read_sound(source: str | Path | bytes, name: str | None = None) -> Recording
         raise SampleError(f"{name} does not exist") from None
     except OSError as error:
         raise SampleError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def waveform_of(sample: object, rate: int, kind: str) -> Waveform:
+    """Return a recording of any form as one channel at a sample rate, float32 `[n]`.
+
+    Args:
+        sample: path of a sound file, its content as bytes, a `Recording`, or an array `[n]` at that rate.
+        rate: samples per second.
+        kind: what it is to be, for the error, such as "a keyword".
+
+    Raises:
+        SampleError: it is none of these, damaged or too long.
+
+    """
+    name = "the recording"
+    if isinstance(sample, (str, Path)):
+        name = str(sample)
+        recording = read_sound(sample)
+    elif isinstance(sample, bytes):
+        recording = read_sound(sample)
+    elif isinstance(sample, Recording):
+        recording = sample
+    elif isinstance(sample, np.ndarray):
+        recording = Recording(sample, rate)
+    else:
+        raise SampleError(f"{kind} is a path, bytes, a Recording or an array, not {type(sample).__name__}")
+    return resample(recording, rate, name)
+
+
+def label_in_title(sample: object, labels: Collection[str]) -> str | None:
+    """Return the label that a sound file carries as its title, if it carries one."""
+    title = read_title(sample) if isinstance(sample, (str, Path)) else None
+    return title if title in labels else None
 
 
 def read_title(path: str | Path) -> str | None:

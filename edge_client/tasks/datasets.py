@@ -75,6 +75,21 @@ class DatasetTask(Task):
         """Positions of the held-out samples in the data set, ascending."""
         return self._split[1]
 
+    def held_out_sample(self, index: int, kind: str) -> int:
+        """Return the position in the data set of held-out sample number `index`.
+
+        Args:
+            index: from 0.
+            kind: what it is, for the error, such as "window".
+
+        Raises:
+            IndexError: there is no such held-out sample.
+
+        """
+        if not 0 <= index < len(self.held_out):
+            raise IndexError(f"there is no held-out {kind} {index}; there are {len(self.held_out)}, numbered from 0")
+        return int(self.held_out[index])
+
     @cached_property
     def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.loaded.is_held_out is not None:

@@ -9,19 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor, nn
 
-from edge_client.tasks.images import gray_pixels, open_image
+from edge_client.tasks.images import gray_square, label_in_image, save_labelled
 from edge_client.tasks.partition import part
-from edge_client.tasks.task import Partition, SampleError, Samples, Task
+from edge_client.tasks.task import Partition, Samples, Task
 
 SIZE = 8
 _LEVELS = 16
 """Pixels are counts of dark dots, 0 to 16."""
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0
-_LABEL_KEY = "label"
 
 
 class DigitsTask(Task):
@@ -68,17 +67,7 @@ class DigitsTask(Task):
             SampleError: it is none of these, damaged, or not 8 x 8.
 
         """
-        if isinstance(sample, (str, Path)):
-            pixels = _pixels(open_image(Path(sample)), str(sample))
-        elif isinstance(sample, bytes):
-            pixels = _pixels(open_image(sample), "the image")
-        elif isinstance(sample, Image.Image):
-            # An image that was opened from a file knows its name.
-            pixels = _pixels(sample, getattr(sample, "filename", "") or "the image")
-        elif isinstance(sample, np.ndarray):
-            pixels = _check_array(sample) * (255 / _LEVELS)
-        else:
-            raise SampleError(f"a digit is a path, bytes, an image or an array, not {type(sample).__name__}")
+        pixels = gray_square(sample, SIZE, most=_LEVELS, kind="a digit", expects="the digits task expects")
         return torch.from_numpy(pixels.round().astype(np.uint8))
 
     def preprocess(self, raw: Tensor) -> Tensor:
@@ -87,10 +76,7 @@ class DigitsTask(Task):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that an image file carries as text, as those of `save_sample` do."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        label = open_image(Path(sample)).info.get(_LABEL_KEY)
-        return label if label in self.labels else None
+        return label_in_image(sample, self.labels)
 
     def sample_image(self, index: int) -> Image.Image:
         """Return held-out image number `index` in mode "L", which `prepare` turns into exactly the held-out input.
@@ -113,9 +99,7 @@ class DigitsTask(Task):
         """
         image = self.sample_image(index)
         label = self.labels[int(_split()[1].targets[index])]
-        info = PngImagePlugin.PngInfo()
-        info.add_text(_LABEL_KEY, label)
-        image.save(path, pnginfo=info)
+        save_labelled(image, path, label)
         return label
 
 
@@ -159,20 +143,3 @@ def _share(whole: _Part, partition: Partition) -> Samples:
 def _scale(levels: Tensor) -> Tensor:
     """Return levels 0 to 16 as values from -1 to 1, which have mean -0.39 and standard deviation 0.75 here."""
     return levels / (_LEVELS / 2) - 1
-
-
-def _pixels(image: Image.Image, name: str) -> NDArray[np.float64]:
-    if image.size != (SIZE, SIZE):
-        raise SampleError(f"{name} is {image.width} x {image.height} pixels; the digits task expects {SIZE} x {SIZE}")
-    return gray_pixels(image, name)
-
-
-def _check_array(array: NDArray[Any]) -> NDArray[np.float64]:
-    if array.shape != (SIZE, SIZE):
-        raise SampleError(f"the array has shape {list(array.shape)}; the digits task expects [{SIZE}, {SIZE}]")
-    if array.dtype.kind not in "biuf":
-        raise SampleError(f"the array holds {array.dtype}, not real numbers")
-    levels = array.astype(np.float64)
-    if not ((levels >= 0) & (levels <= _LEVELS)).all():
-        raise SampleError(f"the array has values outside 0 to {_LEVELS}, or NaN")
-    return levels

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_client.tasks.audio import Recording, loudest, read_sound, read_title, resample, write_wav
+from edge_client.tasks.audio import label_in_title, loudest, waveform_of, write_wav
 from edge_client.tasks.keyword_clips import Clips, Recipe, load_clips
 from edge_client.tasks.log_mel import LogMel
 from edge_client.tasks.partition import part
-from edge_client.tasks.task import Partition, SampleError, Samples, Task
+from edge_client.tasks.task import Partition, Samples, Task
 
 RATE = 16_000
 """Samples per second that the front end expects."""
@@ -77,19 +76,7 @@ class KeywordsTask(Task):
             SampleError: it is none of these, damaged, silent or too long.
 
         """
-        name = "the recording"
-        if isinstance(sample, (str, Path)):
-            name = str(sample)
-            recording = read_sound(sample)
-        elif isinstance(sample, bytes):
-            recording = read_sound(sample)
-        elif isinstance(sample, Recording):
-            recording = sample
-        elif isinstance(sample, np.ndarray):
-            recording = Recording(sample, RATE)
-        else:
-            raise SampleError(f"a keyword is a path, bytes, a Recording or an array, not {type(sample).__name__}")
-        return torch.from_numpy(loudest(resample(recording, RATE, name), LENGTH))
+        return torch.from_numpy(loudest(waveform_of(sample, RATE, "a keyword"), LENGTH))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return waveforms `[n, 16000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
@@ -98,10 +85,7 @@ class KeywordsTask(Task):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a file carries as its title, as those of `save_sample` do."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        title = read_title(sample)
-        return title if title in self.labels else None
+        return label_in_title(sample, self.labels)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out clip number `index` as a WAV file that carries its label; return the label.

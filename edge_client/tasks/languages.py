@@ -17,10 +17,11 @@ from edge_client.tasks.audio import (
     MAX_SECONDS,
     Recording,
     Waveform,
+    label_in_title,
     loudest,
     read_sound,
-    read_title,
     resample,
+    waveform_of,
     write_wav,
 )
 from edge_client.tasks.datasets import Dataset
@@ -170,19 +171,7 @@ class LanguagesTask(PackagedTask):
             SampleError: it is none of these, damaged, silent or too long.
 
         """
-        name = "the recording"
-        if isinstance(sample, (str, Path)):
-            name = str(sample)
-            recording = read_sound(sample)
-        elif isinstance(sample, bytes):
-            recording = read_sound(sample)
-        elif isinstance(sample, Recording):
-            recording = sample
-        elif isinstance(sample, np.ndarray):
-            recording = Recording(sample, RATE)
-        else:
-            raise SampleError(f"speech is a path, bytes, a Recording or an array, not {type(sample).__name__}")
-        waveform = resample(recording, RATE, name)
+        waveform = waveform_of(sample, RATE, "speech")
         return _to_integers(waveform if len(waveform) == LENGTH else loudest(waveform, LENGTH))
 
     def preprocess(self, raw: Tensor) -> Tensor:
@@ -192,10 +181,7 @@ class LanguagesTask(PackagedTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a file carries as its title, as those of `save_sample` do."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        title = read_title(sample)
-        return title if title in self.labels else None
+        return label_in_title(sample, self.labels)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out clip number `index` as a WAV file that carries its label; return the label.
@@ -204,9 +190,7 @@ class LanguagesTask(PackagedTask):
             IndexError: there is no such held-out clip.
 
         """
-        if not 0 <= index < len(self.held_out):
-            raise IndexError(f"there is no held-out clip {index}; there are {len(self.held_out)}, numbered from 0")
-        place = int(self.held_out[index])
+        place = self.held_out_sample(index, "clip")
         label = self.labels[int(self.loaded.targets[place])]
         write_wav(path, Recording(self.loaded.raw[place].numpy(), RATE), label)
         return label

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset
 from edge_client.tasks.packages import PackagedData, PackagedTask, PythonPackage
-from edge_client.tasks.tables import read_numbers, to_numbers
+from edge_client.tasks.tables import label_in_first_line, read_numbers, real_numbers, to_numbers
 from edge_client.tasks.task import SampleError
 
 LENGTH = 427
@@ -121,7 +120,7 @@ class LeavesTask(PackagedTask):
         elif isinstance(sample, bytes):
             name, numbers = "the table", read_numbers(sample)
         elif isinstance(sample, np.ndarray):
-            name, numbers = "the array", _check_array(sample)
+            name, numbers = "the array", real_numbers(sample)
         else:
             raise SampleError(f"a leaf is a path, bytes or an array, not {type(sample).__name__}")
         if sorted(numbers.shape) not in ([LENGTH], [1, LENGTH]):
@@ -138,11 +137,7 @@ class LeavesTask(PackagedTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label in the first line of a file, as those of `save_sample` have it."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        with Path(sample).open(errors="replace") as file:
-            label = file.readline().removeprefix("#").strip()
-        return label if label in self.labels else None
+        return label_in_first_line(sample, self.labels)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out leaf number `index` as CSV that carries its label; return the label.
@@ -151,16 +146,8 @@ class LeavesTask(PackagedTask):
             IndexError: there is no such held-out leaf.
 
         """
-        if not 0 <= index < len(self.held_out):
-            raise IndexError(f"there is no held-out leaf {index}; there are {len(self.held_out)}, numbered from 0")
-        place = int(self.held_out[index])
+        place = self.held_out_sample(index, "leaf")
         label = self.labels[int(self.loaded.targets[place])]
         numbers = "\n".join(f"{number:.9g}" for number in self.loaded.raw[place].tolist())
         path.write_text(f"# {label}\n{numbers}\n")
         return label
-
-
-def _check_array(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise SampleError("the array holds NaN, infinity, or no real numbers")
-    return array.astype(np.float32)

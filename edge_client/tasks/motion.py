@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset, DatasetTask
 from edge_client.tasks.motion_physics import GRAVITY, LENGTH, MOTIONS
-from edge_client.tasks.tables import read_numbers
+from edge_client.tasks.tables import label_in_first_line, read_numbers, real_numbers
 from edge_client.tasks.task import SampleError
 
 SENSORS = 8
@@ -64,7 +64,7 @@ class MotionTask(DatasetTask):
         elif isinstance(sample, bytes):
             name, window = "the table", read_numbers(sample)
         elif isinstance(sample, np.ndarray):
-            name, window = "the array", _check_array(sample)
+            name, window = "the array", real_numbers(sample)
         else:
             raise SampleError(f"a motion is a path, bytes or an array, not {type(sample).__name__}")
         if window.shape != self.raw_shape:
@@ -99,11 +99,7 @@ class MotionTask(DatasetTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label in the first line of a file, as those of `save_sample` have it."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        with Path(sample).open(errors="replace") as file:
-            label = file.readline().removeprefix("#").strip()
-        return label if label in self.labels else None
+        return label_in_first_line(sample, self.labels)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out window number `index` as CSV that carries its label; return the label.
@@ -112,19 +108,11 @@ class MotionTask(DatasetTask):
             IndexError: there is no such held-out window.
 
         """
-        if not 0 <= index < len(self.held_out):
-            raise IndexError(f"there is no held-out window {index}; there are {len(self.held_out)}, numbered from 0")
-        place = int(self.held_out[index])
+        place = self.held_out_sample(index, "window")
         label = self.labels[int(self.loaded.targets[place])]
         rows = "\n".join(",".join(f"{number:.9g}" for number in row) for row in self.loaded.raw[place].tolist())
         path.write_text(f"# {label}\n{','.join(COLUMNS)}\n{rows}\n")
         return label
-
-
-def _check_array(array: NDArray[np.generic]) -> NDArray[np.float32]:
-    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise SampleError("the array holds NaN, infinity, or no real numbers")
-    return array.astype(np.float32)
 
 
 def _rotation(rng: np.random.Generator) -> NDArray[np.float64]:

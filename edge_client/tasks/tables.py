@@ -3,7 +3,7 @@
 import csv
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,27 @@ from edge_client.tasks.task import SampleError
 
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""
+
+
+def real_numbers(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return an array's numbers.
+
+    Raises:
+        SampleError: some are not finite, or not real.
+
+    """
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise SampleError("the array holds NaN, infinity, or no real numbers")
+    return array.astype(np.float32)
+
+
+def label_in_first_line(sample: object, labels: Collection[str]) -> str | None:
+    """Return the label that a CSV file carries as the comment in its first line, if it carries one."""
+    if not isinstance(sample, (str, Path)):
+        return None
+    with Path(sample).open(errors="replace") as file:
+        label = file.readline().removeprefix("#").strip()
+    return label if label in labels else None
 
 
 def read_rows(source: Path | bytes) -> list[list[str]]:

@@ -160,9 +160,7 @@ class TextTask(PackagedTask):
             IndexError: there is no such held-out text.
 
         """
-        if not 0 <= index < len(self.held_out):
-            raise IndexError(f"there is no held-out text {index}; there are {len(self.held_out)}, numbered from 0")
-        place = int(self.held_out[index])
+        place = self.held_out_sample(index, "text")
         path.write_text("".join(ALPHABET[token] for token in self.loaded.raw[place].tolist()), encoding="utf-8")
         return self.labels[int(self.loaded.targets[place, -1])]
 

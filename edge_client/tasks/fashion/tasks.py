@@ -2,25 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset
 from edge_client.tasks.fashion.images import FASHION_MNIST, LABELS, SIZE
 from edge_client.tasks.fashion.residual import ResidualNetwork, group_norm
 from edge_client.tasks.fashion.vision_transformer import VisionTransformer
-from edge_client.tasks.images import gray_pixels, open_image
+from edge_client.tasks.images import gray_square, label_in_image, save_labelled
 from edge_client.tasks.packages import PackagedTask
-from edge_client.tasks.task import SampleError
 
 _MEAN, _DEVIATION = 0.286, 0.353
 """Of all training pixels, of which 1 is white."""
-_LABEL_KEY = "label"
 
 
 class FashionTask(PackagedTask):
@@ -51,17 +47,7 @@ class FashionTask(PackagedTask):
             SampleError: it is none of these, damaged, or not 28 x 28.
 
         """
-        if isinstance(sample, (str, Path)):
-            pixels = _pixels(open_image(Path(sample)), str(sample))
-        elif isinstance(sample, bytes):
-            pixels = _pixels(open_image(sample), "the image")
-        elif isinstance(sample, Image.Image):
-            # An image that was opened from a file knows its name.
-            pixels = _pixels(sample, getattr(sample, "filename", "") or "the image")
-        elif isinstance(sample, np.ndarray):
-            pixels = _check_array(sample)
-        else:
-            raise SampleError(f"an article is a path, bytes, an image or an array, not {type(sample).__name__}")
+        pixels = gray_square(sample, SIZE, most=255, kind="an article", expects="the fashion tasks expect")
         return torch.from_numpy(pixels.round().astype(np.uint8))
 
     def preprocess(self, raw: Tensor) -> Tensor:
@@ -70,10 +56,7 @@ class FashionTask(PackagedTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that an image file carries as text, as those of `save_sample` do."""
-        if not isinstance(sample, (str, Path)):
-            return None
-        label = open_image(Path(sample)).info.get(_LABEL_KEY)
-        return label if label in self.labels else None
+        return label_in_image(sample, self.labels)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out image number `index` as a PNG that carries its label; return the label.
@@ -82,13 +65,9 @@ class FashionTask(PackagedTask):
             IndexError: there is no such held-out image.
 
         """
-        if not 0 <= index < len(self.held_out):
-            raise IndexError(f"there is no held-out image {index}; there are {len(self.held_out)}, numbered from 0")
-        place = int(self.held_out[index])
+        place = self.held_out_sample(index, "image")
         label = self.labels[int(self.loaded.targets[place])]
-        info = PngImagePlugin.PngInfo()
-        info.add_text(_LABEL_KEY, label)
-        Image.fromarray(self.loaded.raw[place].numpy()).save(path, pnginfo=info)
+        save_labelled(Image.fromarray(self.loaded.raw[place].numpy()), path, label)
         return label
 
 
@@ -110,20 +89,3 @@ class FashionVitTask(FashionTask):
     def model(self) -> nn.Module:
         """Return a small vision transformer."""
         return VisionTransformer(len(self.labels))
-
-
-def _pixels(image: Image.Image, name: str) -> NDArray[np.float64]:
-    if image.size != (SIZE, SIZE):
-        raise SampleError(f"{name} is {image.width} x {image.height} pixels; the fashion tasks expect {SIZE} x {SIZE}")
-    return gray_pixels(image, name)
-
-
-def _check_array(array: NDArray[Any]) -> NDArray[np.float64]:
-    if array.shape != (SIZE, SIZE):
-        raise SampleError(f"the array has shape {list(array.shape)}; the fashion tasks expect [{SIZE}, {SIZE}]")
-    if array.dtype.kind not in "biuf":
-        raise SampleError(f"the array holds {array.dtype}, not real numbers")
-    levels = array.astype(np.float64)
-    if not ((levels >= 0) & (levels <= 255)).all():
-        raise SampleError("the array has values outside 0 to 255, or NaN")
-    return levels
