@@ -170,7 +170,8 @@ class Batch:
             captured = capture.take(step if state.estimator.options.sample_positions else None)
             total = sum(c.samples for c in captured)
             parts += [
-                _Part(c.statistics(state.estimator), c.samples, total, c.forward_pass, backward) for c in captured
+                _Part(state.estimator.statistics(c.a, c.g), c.samples, total, c.forward_pass, backward)
+                for c in captured
             ]
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             # What a layer is called with is the user's: their backward does not fail for want of our curvature.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from edge_client.curvature.backward import NONE, current_backward
-from edge_client.curvature.estimators import Estimator
 from edge_client.curvature.forward_pass import ForwardPass
 from edge_client.curvature.hooks import Hook
 from edge_client.curvature.inputs import Inputs, join_uses, products_of, regroup
@@ -46,19 +45,9 @@ class Captured:
 
     a: Inputs
     g: Tensor
-    """Gradients of the loss, `[blocks, batch, shared, out]`."""
-    scale: float
-    """What they are multiplied with to be those of each sample's own loss, if the loss is a mean over the samples."""
+    """Gradients for each sample's own loss, if the loss is a mean over the samples, `[blocks, batch, shared, out]`."""
     samples: int
     forward_pass: ForwardPass
-
-    def statistics(self, estimator: Estimator) -> dict[str, Tensor]:
-        """Return an estimator's statistics of the pass."""
-        # They are scaled instead of the gradients, which are many more numbers.
-        return {
-            name: value * self.scale ** estimator.gradient_degrees[name] if estimator.gradient_degrees[name] else value
-            for name, value in estimator.statistics(self.a, self.g).items()
-        }
 
 
 class LayerCapture:
@@ -108,11 +97,9 @@ class LayerCapture:
             together = [use for use in uses if use.forward_pass is forward_pass]
             a = join_uses([self._inputs(use) for use in together])
             a = a if seed is None else a.sampled(seed)
-            gradients = [regroup(self._output_gradient(use), _samples_in(use)) for use in together]
+            gradients = [self._gradients(use, total) for use in together]
             g = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=2)
-            # The loss is a mean over the samples; the estimators' format wants each sample's own.
-            scale = total if g.shape[1] == forward_pass.samples else math.sqrt(total)
-            captured.append(Captured(a, g, scale, forward_pass.samples, forward_pass))
+            captured.append(Captured(a, g, forward_pass.samples, forward_pass))
         for use in uses:
             use.gradient = use.inputs = use.g = None  # a graph that is kept may bring another
         return captured
@@ -170,6 +157,12 @@ class LayerCapture:
 
     def _inputs(self, use: Use) -> Inputs:
         return self._common_inputs(use).regrouped(_samples_in(use))
+
+    def _gradients(self, use: Use, total: int) -> Tensor:
+        samples = _samples_in(use)
+        # The loss is a mean over the samples; the estimators' format wants each sample's own.
+        scale = total if samples == use.forward_pass.samples else math.sqrt(total)
+        return regroup(self._output_gradient(use) * scale, samples)
 
     def _output_gradient(self, use: Use) -> Tensor:
         if use.g is not None:

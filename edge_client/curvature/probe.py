@@ -148,7 +148,7 @@ def _statistics(state: PreconditionedLayer, captured: Sequence[Captured]) -> dic
         return state.no_statistics()
     (of_pass,) = captured
     with _told(f"layer {state.name!r}: what the probe has called it with has no curvature"):
-        statistics = of_pass.statistics(state.estimator)
+        statistics = state.estimator.statistics(of_pass.a, of_pass.g)
     if not all(map(is_finite, statistics.values())):
         raise ProbeError(f"layer {state.name!r}: its curvature for the probe is not finite")
     return statistics
