@@ -140,10 +140,8 @@ def multiply_right(matrix: Tensor, factor: Tensor | None) -> Tensor:
         return matrix * factor.unsqueeze(-2)
     if len(factor) == len(matrix):
         return matrix @ factor
-    product = torch.empty_like(matrix)
-    for of_part, part in _parts(factor, *matrix.shape[::2]):
-        torch.matmul(matrix[..., of_part], part, out=product[..., of_part])
-    return product
+    parts = _parts(factor, *matrix.shape[::2])
+    return torch.cat([matrix[..., of_part] @ part for of_part, part in parts], dim=-1)
 
 
 def multiply_left(factor: Tensor | None, matrix: Tensor) -> Tensor:
@@ -157,10 +155,8 @@ def multiply_left(factor: Tensor | None, matrix: Tensor) -> Tensor:
         return factor.unsqueeze(-1) * matrix
     if len(factor) == len(matrix):
         return factor @ matrix
-    product = torch.empty_like(matrix)
-    for of_part, part in _parts(factor, *matrix.shape[:2]):
-        torch.matmul(part, matrix[:, of_part], out=product[:, of_part])
-    return product
+    parts = _parts(factor, *matrix.shape[:2])
+    return torch.cat([part @ matrix[:, of_part] for of_part, part in parts], dim=1)
 
 
 def _parts(factor: Tensor, blocks: int, size: int) -> Iterator[tuple[slice, Tensor]]:

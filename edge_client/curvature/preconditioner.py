@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from edge_client.curvature.estimators import Estimator, EstimatorOptions, Statistics
@@ -213,7 +212,7 @@ class Preconditioner:
             return None
         gradient = state.matrix(gradients)
         direction = state.estimator.precondition(gradient)
-        alignment = float(torch.dot(direction.flatten(), gradient.flatten()))
+        alignment = float((direction * gradient).sum())
         # One number tells whether any element is not finite.
         if not abs(alignment) < float("inf"):
             self._warn_once(state, "its preconditioned gradient is not finite; it takes the plain one")
