@@ -61,11 +61,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, keep_previou
         finally:
             os.close(descriptor)
         failpoint("file-written", number)
-        if keep_previous:
+        is_first = not path.exists()
+        if keep_previous and not is_first:
             _keep_previous(path)
             failpoint("previous-kept", number)
         temporary.replace(path)
         failpoint("file-named", number)
+        if keep_previous and is_first:
+            previous_of(path).unlink(missing_ok=True)  # it is of files before somebody began anew
         sync_folder(path.parent)
     except BaseException as error:
         if temporary is not None:
@@ -118,9 +121,6 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 def _keep_previous(path: Path) -> None:
     """Give the file a second name; at no instant is it without its own."""
     previous = previous_of(path)
-    if not path.exists():
-        previous.unlink(missing_ok=True)  # of files before somebody began anew
-        return
     temporary = path.with_name(f".{previous.name}.link")
     temporary.unlink(missing_ok=True)
     try:

@@ -37,6 +37,7 @@ _ZEROS = b"0" * 64
 _TAIL = 4_096
 """Bytes at the end of a file in which its seal is, unless it is of safetensors, which have it in their header."""
 _ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
+_PEM_BEGIN = b"-----BEGIN "
 _MAX_HEADER = 100_000_000
 """Bytes of a safetensors header, as the format bounds it."""
 
@@ -120,6 +121,29 @@ def sealed_kind(data: bytes) -> str | None:
         raise DamagedError("its content does not have the digest that was saved with it")
     found = _SEAL.search(region)
     return found[1].decode() if found else None
+
+
+def sealed_pem_kind(data: bytes) -> str | None:
+    """Return what a whole file of PEM blocks is by its seal, the last one if it was put together from several files.
+
+    Each seal covers the blocks before it, so that files may be joined, and text may stand before them.
+
+    Raises:
+        DamagedError: the file is not what was sealed.
+
+    """
+    if not data:
+        raise DamagedError("it is empty")
+    seals = list(_SEAL.finditer(data))
+    if not data.count(_BEGIN) == data.count(_END) == len(seals):
+        raise DamagedError("its seal is damaged")
+    begin = 0
+    for seal in seals:
+        end = seal.end() + 1  # that of the line
+        section = data[max(begin, data.find(_PEM_BEGIN, begin, end)) : end]
+        sealed_kind(section)
+        begin = end
+    return seals[-1][1].decode() if seals else None
 
 
 def check(data: bytes, kind: Kind) -> bool:
