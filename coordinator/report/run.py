@@ -158,7 +158,7 @@ def _read_record(run: Run, path: Path, session: str | None) -> None:
             names = ", ".join(repr(entry.name) for entry in known) or "none"
             raise ReportError(f"{path} has no session {session!r}; it has {names}" if session else f"{path} is empty")
         for entry in found:
-            _add_session(run, entry, record.statistics(entry.name), record.history.steps(entry.name))
+            _add_session(run, entry, record.statistics(entry.name), record.steps(entry.name))
     finally:
         record.close()
     run.steps.sort(key=lambda step: step.step)

@@ -78,6 +78,22 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, keep_previou
         raise
 
 
+def adopt(temporary: Path, path: Path) -> None:
+    """Let a file that another library wrote, beside its place, take it.
+
+    Raises:
+        OSError: it cannot be forced to the disk, or renamed.
+
+    """
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that nothing reads it again and nothing is lost; return its new path.
 

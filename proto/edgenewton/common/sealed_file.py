@@ -119,7 +119,12 @@ def sealed_kind(data: bytes) -> str | None:
     digest.update(memoryview(data)[end:])
     if digest.hexdigest().encode() != data[begin:end]:
         raise DamagedError("its content does not have the digest that was saved with it")
-    found = _SEAL.search(region)
+    return claimed_kind(data)
+
+
+def claimed_kind(data: bytes) -> str | None:
+    """Return what a file says that it is, whole or damaged; None if it does not say."""
+    found = _SEAL.search(_region(data))
     return found[1].decode() if found else None
 
 

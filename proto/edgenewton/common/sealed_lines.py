@@ -42,6 +42,11 @@ def seal_line(content: Mapping[str, Any], before: str) -> tuple[bytes, str]:
     return f'{body[:-1]}, "seal": "{digest}"}}\n'.encode(), digest
 
 
+def is_sealed_line(line: bytes) -> bool:
+    """Whether a line, without its end, looks like a sealed one, whole or not."""
+    return _SEAL.search(line) is not None
+
+
 def check_lines(data: bytes) -> LinesReport:
     """Return which lines of a file are damaged."""
     lines = data.split(b"\n")
@@ -88,6 +93,11 @@ class LineFile:
         self._max_bytes = max_bytes
         self._kept = kept
         self._descriptor: int | None = None
+        self._size = 0
+        self._before = ""
+        """Digest of the last line; empty for none."""
+        self._is_torn = False
+        """Whether the last line has no end."""
         make_folder(path.parent)
         self._open()
 
