@@ -8,7 +8,7 @@ from typing import Any
 
 from edgenewton.common.files import previous_of
 from edgenewton.common.progress import Best
-from edgenewton.common.sealed_file import Kind, parse_json, read_checked, tensors_metadata
+from edgenewton.common.sealed_file import DamagedError, Kind, parse_json, read_checked, tensors_metadata
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.telemetry.history import StepRecord
@@ -123,7 +123,8 @@ def _read_flower(folder: Path, session: str | None) -> Run:
             run.rounds = [_round(entry) for entry in content["rounds"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             previous = previous_of(history)
-            hint = f"; rename {previous.name}, the one before it, to take its place" if previous.exists() else ""
+            can_help = isinstance(error, DamagedError) and previous.exists()
+            hint = f"; rename {previous.name}, the one before it, to take its place" if can_help else ""
             reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
             raise ReportError(f"{history} is no history of a Flower run, or damaged: {reason}{hint}") from None
     run.checkpoints = [_checkpoint(path) for path in folder.glob("round-*.safetensors")]

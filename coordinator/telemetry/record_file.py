@@ -153,9 +153,12 @@ class RecordFile:
         self.trouble = cause
 
     def _open(self) -> sqlite3.Connection:
+        may_be_empty = not self.path.exists() or not previous_of(self.path).exists()
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             version = _checked_version(database, self.path, self._version)
+            if not version and not may_be_empty:
+                raise DamagedError("it is empty")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             if version < self._version:

@@ -88,7 +88,7 @@ def report_on(path: Path, others: Other | None = None) -> FileReport:
         data = path.read_bytes()
     except OSError as error:
         return FileReport(path, Verdict.UNREADABLE, "", error.strerror or str(error))
-    if sum(a != b for a, b in zip(data, _SQLITE, strict=False)) <= 2 <= len(data):  # its first bytes may be damaged
+    if len(data) >= len(_SQLITE) and sum(a != b for a, b in zip(data, _SQLITE, strict=False)) <= 2:  # it may be damaged
         return _report_on_database(path)
     try:
         kind = sealed_pem_kind(data) if b"-----BEGIN " in data[:4_096] else sealed_kind(data)

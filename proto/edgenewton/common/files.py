@@ -74,7 +74,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, keep_previou
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
 
 

@@ -49,8 +49,8 @@ def is_sealed_line(line: bytes) -> bool:
 
 def check_lines(data: bytes) -> LinesReport:
     """Return which lines of a file are damaged."""
-    lines = data.split(b"\n")
-    damaged = [len(lines)] if lines.pop() else []  # the last one has no end
+    *lines, last = data.split(b"\n")
+    damaged = [len(lines) + 1] if last else []  # it has no end
     unsealed, before = 0, b""
     for number, line in enumerate(lines, 1):
         seal = _SEAL.search(line)
@@ -65,7 +65,7 @@ def check_lines(data: bytes) -> LinesReport:
         if hashlib.sha256(before + b"\n" + line[: seal.start()] + b"}").hexdigest().encode() != seal[1]:
             damaged.append(number)
         before = seal[1]
-    return LinesReport(len(lines), sorted(damaged), unsealed)
+    return LinesReport(len(lines) + bool(last), sorted(damaged), unsealed)
 
 
 def _is_object(line: bytes) -> bool:

@@ -104,7 +104,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 def _check(database: sqlite3.Connection) -> bool:
     faults = [text for (text,) in database.execute("PRAGMA integrity_check(1)")]
     if faults != ["ok"]:
-        raise DamagedError(str(faults[0]))
+        raise DamagedError(" ".join(str(faults[0]).split()))
     tables = _tables(database)
     is_sealed = bool(
         database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (TABLE,)).fetchone()
