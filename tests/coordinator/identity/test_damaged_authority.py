@@ -102,9 +102,7 @@ def test_a_damaged_revocation_list_is_refused_and_written_anew(authority, caplog
     path = authority.folder / "coordinators" / "c0" / "revoked.pem"
     for damaged in (path, authority.folder / "revoked.pem"):
         spoil(damaged)
-    with pytest.raises(
-        TlsError, match=r"revoked.pem is damaged: .*; copy revoked.pem anew from"
-    ):
+    with pytest.raises(TlsError, match=r"revoked.pem is damaged: .*; copy revoked.pem anew from"):
         ServerTls(ServerTlsFiles.parse(str(authority.folder)))
     authority.revoke(Kind.DEVICE, "b")
     assert "revoked.pem is damaged, and is written anew from the ledger" in caplog.text
