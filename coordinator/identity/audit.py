@@ -141,17 +141,18 @@ class AuditLog:
             return
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         values = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+        gap = {"time": now, "event": "interrupted", "unwritten": self._unwritten}
         try:
-            if self._unwritten:
-                self._file.write({"time": now, "event": "interrupted", "unwritten": self._unwritten})
-                log.warning("%s is written again; %d lines are lost", self._file.path, self._unwritten)
-                self._unwritten = 0
-            self._file.write({"time": now, "event": event, **values})
+            self._file.write(*([gap] if self._unwritten else []), {"time": now, "event": event, **values})
         except OSError as error:
             if not self._unwritten:
                 cause = error.strerror or error
                 log.error("the audit log %s cannot be written: %s; sessions go on", self._file.path, cause)
             self._unwritten += 1
+        else:
+            if self._unwritten:
+                log.warning("%s is written again; %d lines are lost", self._file.path, self._unwritten)
+                self._unwritten = 0
 
 
 def _who(identity: Identity | None, peer: str) -> dict[str, Any]:

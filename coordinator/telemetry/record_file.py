@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from edgenewton.common import sealed_rows
 from edgenewton.common.file_report import RECORD_APPLICATION
 from edgenewton.common.files import adopt, damaged_of, make_folder, previous_of
 from edgenewton.common.sealed_file import DamagedError
@@ -186,7 +187,7 @@ class RecordFile:
         """
         previous = previous_of(self.path)
         try:
-            with closing(sqlite3.connect(f"{previous.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            with closing(sealed_rows.open_to_read(previous)) as database:
                 _checked_version(database, previous, self._version)
         except (sqlite3.Error, DamagedError, RecordError):
             raise RecordError(
@@ -220,7 +221,7 @@ def open_to_read(path: Path, oldest: int, version: int) -> sqlite3.Connection:
 
     """
     with _explained(path):
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        database = sealed_rows.open_to_read(path)
         try:
             if _checked_version(database, path, version) < oldest:
                 raise RecordError(f"{path} was written by an older release, which kept no history")

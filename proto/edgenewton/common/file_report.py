@@ -18,7 +18,7 @@ from edgenewton.common.sealed_file import (
     tensors_metadata,
 )
 from edgenewton.common.sealed_lines import check_lines, is_sealed_line
-from edgenewton.common.sealed_rows import check_rows
+from edgenewton.common.sealed_rows import check_rows, is_damage, open_to_read
 
 RECORD_APPLICATION = 0x45444E57
 """Tells the SQLite files that are records ("EDNW"; PRAGMA application_id)."""
@@ -135,7 +135,7 @@ def _report_on_database(path: Path) -> FileReport:
     what = "an SQLite database"
     try:
         # A coordinator may be writing it.
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(open_to_read(path)) as database:
             (application,) = database.execute("PRAGMA application_id").fetchone()
             if application == RECORD_APPLICATION:
                 what = "a coordinator's record"
@@ -146,5 +146,5 @@ def _report_on_database(path: Path) -> FileReport:
     except DamagedError as error:
         return FileReport(path, Verdict.DAMAGED, what, str(error))
     except sqlite3.Error as error:
-        return FileReport(path, Verdict.UNREADABLE, what, str(error))
+        return FileReport(path, Verdict.DAMAGED if is_damage(error) else Verdict.UNREADABLE, what, str(error))
     return FileReport(path, Verdict.NO_DIGEST, what)

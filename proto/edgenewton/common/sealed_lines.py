@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,14 @@ def seal_line(content: Mapping[str, Any], before: str) -> tuple[bytes, str]:
     body = json.dumps(content)
     digest = hashlib.sha256(f"{before}\n{body}".encode()).hexdigest()
     return f'{body[:-1]}, "seal": "{digest}"}}\n'.encode(), digest
+
+
+def _seal_lines(contents: Iterable[Mapping[str, Any]], before: str) -> tuple[bytes, str]:
+    lines = b""
+    for content in contents:
+        line, before = seal_line(content, before)
+        lines += line
+    return lines, before
 
 
 def is_sealed_line(line: bytes) -> bool:
@@ -101,21 +109,21 @@ class LineFile:
         make_folder(path.parent)
         self._open()
 
-    def write(self, content: Mapping[str, Any]) -> None:
-        """Append a line, whole or not at all.
+    def write(self, *contents: Mapping[str, Any]) -> None:
+        """Append a line of each, all of them or nothing.
 
         Raises:
             OSError: it cannot be written.
 
         """
-        line, digest = seal_line(content, self._before)
-        if self._descriptor is not None and self._size and self._size + len(line) > self._max_bytes:
+        lines, digest = _seal_lines(contents, self._before)
+        if self._descriptor is not None and self._size and self._size + len(lines) > self._max_bytes:
             self._roll_over()
         if self._descriptor is None:
             self._open()
-            line, digest = seal_line(content, self._before)
+            lines, digest = _seal_lines(contents, self._before)
         assert self._descriptor is not None
-        data = b"\n" + line if self._is_torn else line
+        data = b"\n" + lines if self._is_torn else lines
         try:
             written = 0
             while written < len(data):
@@ -143,7 +151,7 @@ class LineFile:
         self._before = seal[1].decode() if seal is not None else ""
 
     def _take_back(self) -> None:
-        """Cut off what was written of a line."""
+        """Cut off what was written."""
         assert self._descriptor is not None
         try:
             os.ftruncate(self._descriptor, self._size)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sqlite3
 import struct
+from pathlib import Path
 
 from edgenewton.common.sealed_file import DamagedError
 
@@ -18,6 +19,29 @@ _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_READ", "SQLITE_IOERR
 """Names of SQLite's errors, or what they begin with, that say that a file is damaged."""
 
 Value = None | int | float | str | bytes
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Return a database that another process may be writing, also on a disk that cannot be written, and damaged ones.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    database = sqlite3.connect(address, uri=True)
+    try:
+        database.execute("PRAGMA user_version")
+    except sqlite3.OperationalError as error:
+        database.close()
+        log = Path(f"{path}-wal")
+        # Without write access SQLite cannot make the file by which readers and writers know of each other.
+        if error.sqlite_errorname != "SQLITE_CANTOPEN" or not path.exists() or (log.exists() and log.stat().st_size):
+            raise
+        return sqlite3.connect(f"{address}&immutable=1", uri=True)
+    except sqlite3.DatabaseError:
+        pass  # it is damaged, and is found so when it is checked
+    return database
 
 
 def row_seal(*values: Value) -> str:
