@@ -26,7 +26,7 @@ def weights(output):
 
 
 def test_a_device_whose_state_rots_while_it_is_dead_heals_from_the_other(tmp_path, monkeypatch):
-    with Coordinator("s", 2, "--lease-s=60", "--step-deadline-s=100") as coordinator, contextlib.ExitStack() as stack:
+    with Coordinator("s", 2, "--lease-s=280", "--step-deadline-s=280") as coordinator, contextlib.ExitStack() as stack:
         other = stack.enter_context(running(*device(coordinator.address, tmp_path, 0)))
         with monkeypatch.context() as patch:
             patch.setenv("EDGENEWTON_FAILPOINT", "before-apply@4")
