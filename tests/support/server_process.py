@@ -53,6 +53,7 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
                 "--grpc-port=0",
                 "--rest-port=0",
                 f"--engine={engine}",
+                f"--allow-task={name}",
             ],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
             stdout=subprocess.PIPE,
@@ -64,7 +65,9 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
             line = process.stdout.readline()
             found = re.search(r"gRPC on (\S+), REST on (\S+)", line)
             assert found, f"the server did not say where it listens: {line} {(folder / 'log').read_text()}"
-            yield Server(process, found[1], found[2], Recognizer.load(folder / "model.pt"), folder / "log")
+            yield Server(
+                process, found[1], found[2], Recognizer.load(folder / "model.pt", allow=[name]), folder / "log"
+            )
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0
             assert may_fail or "Traceback" not in (folder / "log").read_text()

@@ -49,7 +49,9 @@ class MemoryBudget:
         """Count more bytes of a request; see `RequestMemory.take`."""
         if memory.taken + size > self._most_per_client:
             needed, most = (memory.taken + size) / _MB, self._most_per_client / _MB
-            raise TooLargeError(f"{what} needs {needed:,.0f} MB of memory with what came before; {most:,.0f} are the limit")
+            raise TooLargeError(
+                f"{what} needs {needed:,.0f} MB of memory with what came before; {most:,.0f} are the limit"
+            )
         with self._lock:
             if self._of_client[memory.client] + size > self._most_per_client or self._taken + size > self._most:
                 raise OverloadedError(f"overloaded: there is no memory left for {what}; try again later")

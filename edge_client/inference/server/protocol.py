@@ -56,6 +56,8 @@ class InferResponse(NamedTuple):
     version: str
     id: str
     outputs: tuple[OutputTensor, ...]
+    size: int = 0
+    """Bytes of memory that it may take to write it."""
 
 
 @dataclass(frozen=True)
