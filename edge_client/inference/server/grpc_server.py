@@ -123,7 +123,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 request, is_raw = await service.aside(len(content), read)
                 response = await service.infer(request, memory)
                 return await service.aside(
-                    response.size, lambda: write_response(response, is_raw=is_raw).SerializeToString()
+                    response.text_bytes, lambda: write_response(response, is_raw=is_raw).SerializeToString()
                 )
         except (SampleError, TaskError, errors.RequestError) as error:
             await _abort(context, error)

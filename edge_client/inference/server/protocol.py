@@ -56,8 +56,8 @@ class InferResponse(NamedTuple):
     version: str
     id: str
     outputs: tuple[OutputTensor, ...]
-    size: int = 0
-    """Bytes of memory that it may take to write it."""
+    text_bytes: int = 0
+    """How long it may be as text, about."""
 
 
 @dataclass(frozen=True)

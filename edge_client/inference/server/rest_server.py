@@ -138,7 +138,7 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             json_length = request.headers.get(JSON_LENGTH_HEADER)
             parsed = await service.aside(len(body), lambda: read_request(model, version, body, json_length, memory))
             response = await _unless_disconnected(request, service.infer(parsed.request, memory))
-            content, length = await service.aside(response.size, lambda: write_response(response, parsed))
+            content, length = await service.aside(response.text_bytes, lambda: write_response(response, parsed))
         if length is None:
             return Response(content, media_type="application/json")
         headers = {JSON_LENGTH_HEADER: str(length)}

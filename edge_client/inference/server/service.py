@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MEMORY_PER_TEXT = 8
+"""Bytes of memory that are counted for a byte of an answer as text, about."""
 RAW, ENCODED = "raw", "encoded"
 """Inputs, of which a request has one: decoded samples as numbers, or files (PNG, WAV, ...) as BYTES."""
 PROBABILITIES, LABEL = "probabilities", "label"
@@ -191,8 +193,9 @@ class InferenceService:
             raise BadRequestError(f"input {tensor.name!r} is unknown; known are '{RAW}', '{ENCODED}'")
         if request.version not in ("", str(answer.serving.version)):
             raise UnknownModelError(f"version {request.version!r} was replaced by {answer.serving.version}")
-        tensors = await self.aside(size, lambda: tuple(_output(answer, output) for output in outputs))
-        return InferResponse(request.model, str(answer.serving.version), request.id, tensors, size)
+        text_bytes = size // _MEMORY_PER_TEXT
+        tensors = await self.aside(text_bytes, lambda: tuple(_output(answer, output) for output in outputs))
+        return InferResponse(request.model, str(answer.serving.version), request.id, tensors, text_bytes)
 
     async def recognize(self, content: bytes, timeout_s: float | None = None) -> tuple[Prediction, Serving]:
         """Recognise the sample in a file's content; return which version did, too.
