@@ -30,6 +30,10 @@ class Server:
         assert self.process.poll() is None
 
 
+def _python_path() -> list[str]:
+    return [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+
+
 @contextlib.contextmanager
 def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = False) -> Iterator[Server]:
     """Serve an untrained model of a task; end it by SIGTERM, which must be in order.
@@ -55,7 +59,7 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
                 f"--engine={engine}",
                 f"--allow-task={name}",
             ],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *_python_path()])},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

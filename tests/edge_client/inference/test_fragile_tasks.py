@@ -55,7 +55,7 @@ def test_an_int8_model_clips_what_is_beyond_its_range_but_not_an_overflow_before
     task = Squared()
     (tmp_path / "int8.onnx").write_bytes(to_int8_onnx(artefact(Squared), task).content)
     onnx.checker.check_model(onnx.load(tmp_path / "int8.onnx"), full_check=True)
-    recognizer = Recognizer.load(tmp_path / "int8.onnx")
+    recognizer = Recognizer.load(tmp_path / "int8.onnx", allow=["fragile_task:Squared"])
     probabilities = recognizer.probabilities(torch.tensor([[0.5] * 4, [100.0] * 4, [1e20, 0, 0, 0]]))
     torch.testing.assert_close(probabilities[:2].sum(1), torch.ones(2))
     assert probabilities[2].isnan().all()
