@@ -138,7 +138,9 @@ def test_a_training_whose_model_finds_no_room_still_gives_its_weights(tmp_path, 
         return train_in_session(request.session, of.settings, until_step=request.steps, saving=saving)
 
     monkeypatch.setattr(trainer_process, "train", train)
-    runner = JobRunner(Start(tmp_path / "state", 1, 0, 1, None, LogConfig()), connection=None)
+    runner = JobRunner(
+        Start(tmp_path / "state", 1, 0, 1, None, LogConfig(), allow_tasks=("own_data:OwnData",)), connection=None
+    )
     with full_disk(1_000):
         done = runner.do(TrainRequest(data, "nowhere", "s", "d", 0, 2, b""))
     assert done.model is None
