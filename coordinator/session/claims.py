@@ -4,7 +4,6 @@ One device alone decides neither: it could make all others be refused, or take i
 of the awaited devices have come with the same, or until that has become impossible.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgenewton.v1.fingerprint import FROZEN_OPTION
@@ -67,18 +66,29 @@ class Claims:
 
     def with_model_of(self, joining: Joining) -> int:
         """Return how many of those that wait have a device's model and options."""
-        return self._count(lambda other: _is_same_model(other, joining))
+        return sum(_is_same_model(claim.joining, joining) for claim in self._of.values())
 
-    def with_state_of(self, joining: Joining) -> int:
-        """Return how many of those that wait have a device's model and its state, but for rounding."""
-        return self._count(lambda other: _is_same_model(other, joining) and _is_same_state(other, joining))
+    def with_state_of(self, joining: Joining) -> list[Joining]:
+        """Return those of them that have a device's model, and a state that may be its own: equal but for rounding.
 
-    def _count(self, is_like: Callable[[Joining], bool]) -> int:
-        return sum(is_like(claim.joining) for claim in self._of.values())
+        Those that tell their weights come first. A device that only lost its connection says nothing of them; so it has
+        those of any, but not of two that differ.
+        """
+        same = [
+            claim.joining
+            for claim in self._of.values()
+            if _is_same_model(claim.joining, joining) and claim.joining.next_step == joining.next_step
+        ]
+        told = [other for other in same if other.weights_digest]
+        models = [joining] if joining.weights_digest else told
+        sets = ([other for other in told if _has_same_weights(other, model)] for model in models)
+        alike = max(sets, key=len, default=[])
+        return alike + [other for other in same if not other.weights_digest]
 
 
 def _is_same(one: Joining, other: Joining) -> bool:
-    return _is_same_model(one, other) and _is_same_state(one, other)
+    is_step_same = one.next_step == other.next_step
+    return is_step_same and _is_same_model(one, other) and _has_same_weights(one, other)
 
 
 def _is_same_model(one: Joining, other: Joining) -> bool:
@@ -86,8 +96,5 @@ def _is_same_model(one: Joining, other: Joining) -> bool:
     return one.model == other.model and (is_frozen_same or are_alike(one.frozen_sketch, other.frozen_sketch))
 
 
-def _is_same_state(one: Joining, other: Joining) -> bool:
-    # A device that only lost its connection says nothing of its weights.
-    is_told = bool(one.weights_digest and other.weights_digest)
-    is_like = one.weights_digest == other.weights_digest or are_alike(one.sketch, other.sketch)
-    return one.next_step == other.next_step and (not is_told or is_like)
+def _has_same_weights(one: Joining, other: Joining) -> bool:
+    return one.weights_digest == other.weights_digest or are_alike(one.sketch, other.sketch)

@@ -335,7 +335,7 @@ class Session:
                 self._enter(Phase.GATHERING, waiting.reason)
             raise
         if verdict is Verdict.HAS_THE_STATE:
-            self._begin_with(joining)
+            self._begin_with(self._gathering.claims.with_state_of(joining)[0])
             self._gathering.settle()
 
     def _replace_model(self, joining: Joining, now: float) -> None:

@@ -62,7 +62,7 @@ class Weighing:
         is_new = claims.note(joining, 2 * self._gathering.expected, now)
         if not awaits_model and difference and claims.with_model_of(joining) >= needed:
             return Verdict.HAS_THE_MODEL
-        if not awaits_model and not difference and claims.with_state_of(joining) >= needed:
+        if not awaits_model and not difference and len(claims.with_state_of(joining)) >= needed:
             return Verdict.HAS_THE_STATE
         if claims.is_out_of_time(joining.device, now) or not self._may_become_most(joining.device, awaits_model):
             claims.withdraw(joining.device)

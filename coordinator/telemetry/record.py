@@ -10,8 +10,9 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import fingerprint_from_proto, spec_to_proto
@@ -62,6 +63,10 @@ class SessionRecord:
     options: Mapping[str, str]
     devices: list[str]
     """Those that have not finished."""
+
+    def told(self, **settings: object) -> Self:
+        """Return the same with some settings as an operator gives them now."""
+        return replace(self, settings=self.settings.model_copy(update=settings))
 
 
 class Record:
