@@ -53,12 +53,12 @@ def test_a_device_that_ends_no_step_holds_few_of_them_up(served):
                     pass
                 assert frame.commit.devices == 2
         room = served.server.directory.find("s")
-        held_up = [seconds for _, seconds in room.chronicle.statistics.curves.seconds if seconds >= deadline_s]
-        assert 1 <= len(held_up) <= 3
+        held_up = room.chronicle.statistics.devices["hostage"].left_out
+        assert 2 <= held_up <= 8  # of 40; all of them without the backoff
         # The page and the metrics show it.
         (told,) = [device for device in served.session()["devices"] if device["device"] == "hostage"]
-        assert (told["state"], told["left_out"]) == ("lagging", len(held_up))
-        assert told["set_aside"] == len(held_up) - 1
+        assert told["left_out"] == held_up
+        assert told["set_aside"] == held_up - 1
         reasons = [incident["text"] for incident in served.session()["incidents"] if incident["kind"] == "healing"]
         assert any(
             reason.endswith(
@@ -67,9 +67,9 @@ def test_a_device_that_ends_no_step_holds_few_of_them_up(served):
             for reason in reasons
         )
         metrics = served.metrics()
-        assert metrics["edgenewton_coordinator_set_aside_total", ("session", "s")] == len(held_up) - 1
+        assert metrics["edgenewton_coordinator_set_aside_total", ("session", "s")] == held_up - 1
         of_device = ("edgenewton_coordinator_device_set_aside_seconds", ("device", "hostage"), ("session", "s"))
-        assert 0 <= metrics[of_device] <= 4 * deadline_s
+        assert 0 <= metrics[of_device] < 64 * deadline_s
 
 
 # ---------------------------------------------------------------- the state machine
