@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgenewton.v1.fingerprint import FROZEN_OPTION
 
+from coordinator.session.beginning import have_same_weights
 from coordinator.session.drift import are_alike
 from coordinator.session.members import Joining
 from coordinator.session.refusal import RefusedError, Status
@@ -81,20 +82,16 @@ class Claims:
         ]
         told = [other for other in same if other.weights_digest]
         models = [joining] if joining.weights_digest else told
-        sets = ([other for other in told if _has_same_weights(other, model)] for model in models)
+        sets = ([other for other in told if have_same_weights(other, model)] for model in models)
         alike = max(sets, key=len, default=[])
         return alike + [other for other in same if not other.weights_digest]
 
 
 def _is_same(one: Joining, other: Joining) -> bool:
     is_step_same = one.next_step == other.next_step
-    return is_step_same and _is_same_model(one, other) and _has_same_weights(one, other)
+    return is_step_same and _is_same_model(one, other) and have_same_weights(one, other)
 
 
 def _is_same_model(one: Joining, other: Joining) -> bool:
     is_frozen_same = one.options.get(FROZEN_OPTION) == other.options.get(FROZEN_OPTION)
     return one.model == other.model and (is_frozen_same or are_alike(one.frozen_sketch, other.frozen_sketch))
-
-
-def _has_same_weights(one: Joining, other: Joining) -> bool:
-    return one.weights_digest == other.weights_digest or are_alike(one.sketch, other.sketch)

@@ -99,7 +99,11 @@ class Gathering:
             return False
         if joining.next_step is None and step != self._settings.first_step:
             return False
-        return not self._members.standing(Standing.ACTIVE) or self.beginning.is_behind(joining, step)
+        if not self._members.standing(Standing.ACTIVE):
+            return True
+        if self.beginning.step_of(joining) == step and not self.beginning.is_that_of(joining, step):
+            return self.beginning.loses_to(joining, self._members.values())
+        return self.beginning.is_behind(joining, step)
 
     def standing_of(self, joining: Joining, step: int) -> Standing:
         """Return where a device stands that joins, after the state of the furthest became that of the session."""

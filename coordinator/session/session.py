@@ -393,7 +393,7 @@ class Session:
             if member.standing is Standing.ACTIVE and member.device != joining.device:
                 member.standing = Standing.HEALING
                 self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
-        if step != self.step.number:
+        if step != self.step.number or self.members:  # a state of the same number that was handed in is not this one
             self._decide(StepSet(step))
         # Also of the same number: what those have sent that were active was computed from another state.
         self.step = self._new_step(step)

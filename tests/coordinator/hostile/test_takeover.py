@@ -1,5 +1,6 @@
 """State takeover: a device that says to be further than its session knows gives its weights to nobody unasked."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -276,3 +277,61 @@ def test_a_record_that_lost_its_last_steps_is_overruled_by_most():
             session.join(joining(device, 60), 0.0)
     session.join(joining("c", 60), 0.0)
     assert session.step.number == 60
+
+
+# ---------------------------------------------------------------- of the step that the session knows
+
+
+@pytest.mark.parametrize("past", [None, 40])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_weights_of_the_first_step_that_one_device_alone_has_are_given_to_nobody_in_the_end(past, is_first):
+    """As in a Flower round: all honest devices have the weights that the round began with."""
+    session = gathering(first_step=40)
+    if is_first:
+        session.join(joining("evil", past, b"evil"), 0.0)
+    for device in "ab":
+        session.join(joining(device, None, b"round"), 1.0)
+    if not is_first:
+        session.join(joining("evil", past, b"evil"), 2.0)
+    assert session.members["evil"].standing is Standing.HEALING
+    session.healed("a", 40)
+    session.join(joining("c", None, b"round"), 3.0)
+    assert session.members["b"].standing is session.members["c"].standing is Standing.ACTIVE
+    assert (session.phase, session.step.number) == (d.Phase.TRAINING, 40)
+
+
+def test_who_has_taken_the_first_weights_over_stands_by_them():
+    """Each device has weights of its own, as it is where nobody gave them any."""
+    session = gathering()
+    session.join(joining("first", None, b"1"), 0.0)
+    for device, digest in (("a", b"2"), ("b", b"3")):
+        assert session.join(joining(device, None, digest), 1.0).standing is Standing.HEALING
+        session.healed(device, 0)
+    session.remove("first", "it left", 2.0)
+    assert session.join(joining("c", None, b"4"), 3.0).standing is Standing.HEALING
+    assert session.members.standing(Standing.ACTIVE) == ["a", "b"]
+
+
+def test_what_was_handed_in_of_a_state_that_was_outvoted_reaches_nobody(coordinator, stub):
+    coordinator.create_session("s", SessionSettings(devices=3, quorum=2))
+    evil = Device(stub, "evil", weights_digest=b"evil")
+    wait_until_open(coordinator, "evil")
+    first = Device(stub, "a", weights_digest=b"honest")
+    assert first.reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD
+    next(frame for frame in evil.stream if frame.HasField("snapshot_wanted"))
+    second = Device(stub, "b", weights_digest=b"honest")
+    assert second.reply.snapshot == pb.SNAPSHOT_ACTION_NONE
+    code, details = refused(lambda: stub.UploadSnapshot(chunks(b"evil"), metadata=evil.metadata, timeout=5))
+    assert (code, details) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "device 'evil' hands in a state that nobody asked for",
+    )
+    next(frame for frame in second.stream if frame.HasField("snapshot_wanted"))
+    stub.UploadSnapshot(chunks(b"honest"), metadata=second.metadata, timeout=5)
+    received = stub.DownloadSnapshot(pb.SnapshotRequest(), metadata=first.metadata, timeout=5)
+    assert b"".join(chunk.data for chunk in received) == b"honest"
+
+
+def chunks(data: bytes):
+    header = pb.SnapshotHeader(step=0, size=len(data), sha256=hashlib.sha256(data).digest())
+    return iter([pb.SnapshotChunk(header=header, data=data)])
