@@ -46,7 +46,7 @@ class Beginning:
         return self.step_of(joining) == step and self._are_those_of(joining)
 
     def loses_to(self, joining: Joining, members: Iterable[Member]) -> bool:
-        """Whether a device brings other weights of the session's step, and more brought these than have the session's."""
+        """Whether a device brings other weights of the same step, which more have brought than have the session's."""
         if self._are_those_of(joining):
             return False
         theirs, ours = 1, 0
