@@ -69,11 +69,18 @@ class Claims:
         """Return how many of those that wait have a device's model and options."""
         return sum(_is_same_model(claim.joining, joining) for claim in self._of.values())
 
-    def with_state_of(self, joining: Joining) -> list[Joining]:
-        """Return those of them that have a device's model, and a state that may be its own: equal but for rounding.
+    def state_of_most(self, joining: Joining, needed: int, *, are_all_here: bool) -> Joining | None:
+        """Return whose state most of those that wait have, if they are so many; of a device's model and step.
 
-        Those that tell their weights come first. A device that only lost its connection says nothing of them; so it has
-        those of any, but not of two that differ.
+        The weights must be equal, but for rounding. A device that only lost its connection says nothing of its own,
+        and so has those of any. Where each device has weights of its own, as with curvature of its own, the largest set
+        counts, and else the first; but only once all are here, since those to come may show which it is.
+
+        Args:
+            joining: the device.
+            needed: how many are most.
+            are_all_here: whether all awaited devices have come or wait.
+
         """
         same = [
             claim.joining
@@ -81,10 +88,15 @@ class Claims:
             if _is_same_model(claim.joining, joining) and claim.joining.next_step == joining.next_step
         ]
         told = [other for other in same if other.weights_digest]
-        models = [joining] if joining.weights_digest else told
-        sets = ([other for other in told if have_same_weights(other, model)] for model in models)
+        sets = ([other for other in told if have_same_weights(other, one)] for one in told)
         alike = max(sets, key=len, default=[])
-        return alike + [other for other in same if not other.weights_digest]
+        untold = [other for other in same if not other.weights_digest]
+        is_certain = len(alike) + len(untold) >= needed or are_all_here
+        return [*alike, *untold][0] if len(same) >= needed and is_certain else None
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._of)
 
 
 def _is_same(one: Joining, other: Joining) -> bool:

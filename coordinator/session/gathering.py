@@ -63,6 +63,11 @@ class Gathering:
         return self._expected
 
     @property
+    def has_come(self) -> int:
+        """How many have a place."""
+        return len(self._members)
+
+    @property
     def majority(self) -> int:
         """How many of the awaited devices are most of them."""
         return self._expected // 2 + 1

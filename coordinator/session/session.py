@@ -334,8 +334,8 @@ class Session:
             if waiting.is_new:
                 self._enter(Phase.GATHERING, waiting.reason)
             raise
-        if verdict is Verdict.HAS_THE_STATE:
-            self._begin_with(self._gathering.claims.with_state_of(joining)[0])
+        if verdict is Verdict.HAS_THE_STEP and (first := self._weighing.state_of_most(joining)) is not None:
+            self._begin_with(first)
             self._gathering.settle()
 
     def _replace_model(self, joining: Joining, now: float) -> None:

@@ -20,8 +20,8 @@ class Verdict(Enum):
     """Nothing: it is as the session has it, or the device has to do with what the session has."""
     HAS_THE_MODEL = auto()
     """Most have its model and options, which are not the session's."""
-    HAS_THE_STATE = auto()
-    """Most have its state, which is of a later step than the session knows."""
+    HAS_THE_STEP = auto()
+    """Most have a state of its step, which is later than what the session knows."""
 
 
 class Weighing:
@@ -62,8 +62,8 @@ class Weighing:
         is_new = claims.note(joining, 2 * self._gathering.expected, now)
         if not awaits_model and difference and claims.with_model_of(joining) >= needed:
             return Verdict.HAS_THE_MODEL
-        if not awaits_model and not difference and len(claims.with_state_of(joining)) >= needed:
-            return Verdict.HAS_THE_STATE
+        if not awaits_model and not difference and self.state_of_most(joining) is not None:
+            return Verdict.HAS_THE_STEP
         if claims.is_out_of_time(joining.device, now) or not self._may_become_most(joining.device, awaits_model):
             claims.withdraw(joining.device)
             if awaits_model:
@@ -75,6 +75,13 @@ class Weighing:
                 )
             return Verdict.STANDS_ALONE
         raise UndecidedError(self._what_it_waits_for(joining, difference, known_step), is_new=is_new)
+
+    def state_of_most(self, joining: Joining) -> Joining | None:
+        """Return the device with whose state the session is to go on, if most have come with the step of this one."""
+        gathering = self._gathering
+        return gathering.claims.state_of_most(
+            joining, gathering.majority, are_all_here=gathering.has_come + len(gathering.claims) >= gathering.expected
+        )
 
     def _may_become_most(self, device: str, awaits_model: bool) -> bool:
         return awaits_model or self._gathering.may_be_outvoted_without(device)

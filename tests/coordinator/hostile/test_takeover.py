@@ -156,7 +156,7 @@ def test_most_of_the_awaited_devices_decide_and_the_others_heal():
 
 
 def test_states_of_one_step_that_differ_do_not_add_up():
-    session = gathering()
+    session = gathering(devices=5)
     for device in "abc":
         with pytest.raises(UndecidedError):
             session.join(joining(device, 57, device.encode()), 0.0)
@@ -166,6 +166,17 @@ def test_states_of_one_step_that_differ_do_not_add_up():
     assert (session.step.number, not session.members) == (0, True)
     session.join(joining("e", 57, b"c"), 0.0)  # with that of "c", and what "d" may have
     assert session.step.number == 57
+
+
+def test_devices_that_each_have_weights_of_their_own_go_on_from_the_first():
+    """As with local curvature: nobody can tell them from others; but the first does not decide before all are here."""
+    session = gathering(devices=3)
+    for device in "ab":
+        with pytest.raises(UndecidedError):
+            session.join(joining(device, 57, device.encode()), 0.0)
+    assert session.join(joining("c", 57, b"c"), 0.0).standing is Standing.HEALING
+    assert session.join(joining("a", 57, b"a"), 0.0).standing is Standing.ACTIVE
+    assert session.join(joining("b", 57, b"b"), 0.0).standing is Standing.HEALING
 
 
 def test_states_that_differ_by_rounding_add_up():
