@@ -211,6 +211,7 @@ def _add_device(run: Run, device: DeviceStatistics) -> None:
             saved=before.saved + device.saved,
             left_out=before.left_out + device.left_out,
             healings=before.healings + device.healings,
+            set_aside=before.set_aside + device.set_aside,
             last_error=device.last_error or before.last_error,
         )
     run.devices[device.device] = device

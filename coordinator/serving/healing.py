@@ -92,8 +92,9 @@ class Healing:
         self.find_donor(time.monotonic())
 
     def restart(self) -> None:
-        """Forget the state at hand: the session stands at another step."""
+        """Forget the state at hand, and who was asked for one: the session has another state."""
         self._broker.drop()
+        self._broker.ask_nobody()
         self._broker.wake()
 
     def forget(self, device: str) -> None:

@@ -4,7 +4,6 @@ Everything runs on one event loop, so there are no locks.
 """
 
 from collections.abc import AsyncGenerator
-from functools import cached_property
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.identity import Identity
@@ -15,6 +14,7 @@ from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.outboxes import Outbox, Outboxes
 from coordinator.serving.translation import contribution_from_proto, samples_from_proto
+from coordinator.serving.waiting import Waiting
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status
@@ -43,16 +43,21 @@ class Room:
         self.healing = Healing(session, outboxes)
         self.devices_by_token: dict[str, str] = {}
         """Former members are still known, so that they are told how the session ended."""
+        self.waiting = Waiting()
+        """Devices that cannot be told yet whether they may join."""
         self._outboxes = outboxes
         self._downlink = downlink
+        self._layout: Layout | None = None
         if session.fingerprint:  # it is resumed
             downlink.begin(self.layout)
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
-        """The slices of the session's tensors, once the first device has named them."""
-        settings = self.session.settings
-        return Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
+        """The slices of the session's tensors, once a device has named them."""
+        if self._layout is None:
+            settings = self.session.settings
+            self._layout = Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
+        return self._layout
 
     @property
     def kept_bytes(self) -> int:
@@ -69,14 +74,15 @@ class Room:
         """Give a device a place, and its outbox.
 
         Raises:
+            UndecidedError: the session cannot say yet; `waiting` tells when to try again.
             RefusedError: the session refuses it.
 
         """
-        is_first = not self.session.fingerprint
-        member = self.session.join(joining, now, self._replayable_from(joining.next_step))
-        if is_first:
-            self.chronicle.adopt_model()
-            self._downlink.begin(self.layout)
+        try:
+            member = self.session.join(joining, now, self._replayable_from(joining.next_step))
+        except RefusedError:
+            self._carry_out()  # what the device brought may have been news
+            raise
         self._outboxes.open(joining.device, identity)
         self._remember(member)
         self._carry_out()
@@ -225,6 +231,7 @@ class Room:
         """Close all streams; the session stays as it is recorded."""
         for outbox in self._outboxes:
             self._outboxes.close(outbox.device, Status.UNAVAILABLE, reason)
+        self.waiting.wake()
         self.chronicle.close()
 
     # ------------------------------------------------------------------ inner workings
@@ -233,6 +240,10 @@ class Room:
         """Carry out what the session has decided, in order."""
         for decision in self.session.take_decisions():
             match decision:
+                case d.ModelChanged(device):
+                    self._layout = None
+                    if device is not None:
+                        self._downlink.begin(self.layout)
                 case d.SliceReady():
                     self._downlink.add(decision)
                 case d.StepCommitted(step):
@@ -260,6 +271,8 @@ class Room:
             case d.PhaseChanged() if self.session.is_over:
                 self.chronicle.close()
                 self.healing.end()
+        if isinstance(decision, d.DeviceJoined | d.DeviceRemoved | d.ModelChanged | d.PhaseChanged):
+            self.waiting.wake()
 
     def _announce(self, decision: d.Decision) -> None:
         outbox = None

@@ -18,7 +18,8 @@ from coordinator.serving.outboxes import Outbox
 from coordinator.serving.refusing import Refusals, abort_call
 from coordinator.serving.room import Room
 from coordinator.serving.translation import SNAPSHOT_ACTIONS, joining_from_proto
-from coordinator.session.refusal import RefusedError, Status
+from coordinator.session.members import Joining, Member
+from coordinator.session.refusal import RefusedError, Status, UndecidedError
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     async def Join(self, request: pb.JoinRequest, context: _Context) -> pb.JoinReply:
         try:
             identity = self._gate.check_device(context, request.device)
-            room = self._room(request.session)
-            self._gate.check_admission(identity, room.session)
-            member = room.join(joining_from_proto(request), time.monotonic(), identity)
+            self._gate.check_admission(identity, self._room(request.session).session)
+            room, member = await self._join(request.session, joining_from_proto(request), identity)
+        except UndecidedError as error:  # no refusal: the device asks again
+            await abort_call(context, error)
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session, request.device)
         self._gate.audit.joined(room.session.name, member.device, identity, context.peer())
@@ -132,6 +134,18 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                 yield event
 
     # ------------------------------------------------------------------ inner workings
+
+    async def _join(self, session: str, joining: Joining, identity: Identity | None) -> tuple[Room, Member]:
+        """Give a device a place, once it is decided whether it may have one."""
+        since = time.monotonic()
+        while True:
+            room = self._room(session)
+            self._gate.check_admission(identity, room.session)
+            try:
+                return room, room.join(joining, time.monotonic(), identity)
+            except UndecidedError:
+                if not await room.waiting.until_changed(since):
+                    raise
 
     def _may_watch(self, identity: Identity | None, session: str) -> bool:
         room = self._directory.get(session)

@@ -55,6 +55,10 @@ class SnapshotBroker:
         if self.donor == donor:
             self.donor = None
 
+    def ask_nobody(self) -> None:
+        """Expect no answer of anybody."""
+        self.donor = None
+
     def drop(self) -> None:
         """Give the memory up."""
         self.snapshot = None

@@ -44,12 +44,6 @@ class Chronicle:
         self._told_at: float | None = None
         self.statistics = record.statistics(session.name) if record is not None else SessionStatistics(session.name)
 
-    def adopt_model(self) -> None:
-        """Record the model and options that the session's first device brought."""
-        if self._record is not None:
-            admission = self._session.admission
-            self._record.set_model(self._session.name, admission.fingerprint, admission.options)
-
     def commit(self, decision: d.StepCommitted) -> None:
         """Record a step, before anybody is told of it."""
         if self._record is not None:
@@ -108,6 +102,14 @@ class Chronicle:
     def _write_down(self, decision: d.Decision) -> None:
         name, record = self._session.name, self._record
         match decision:
+            case d.ModelChanged(device):
+                admission = self._session.admission
+                if device is None:
+                    log.info("session %r: no model any more: nobody is left who brought it", name)
+                else:
+                    log.info("session %r: the model of device %r, fingerprint %s", name, device, admission.model)
+                if record is not None:
+                    record.set_model(name, admission.fingerprint, admission.options)
             case d.DeviceJoined(member):
                 log.info("session %r: device %r joined", name, member.device)
                 if record is not None:

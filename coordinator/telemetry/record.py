@@ -12,8 +12,9 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from edgenewton.common.files import previous_of
 from edgenewton.v1 import exchange_pb2 as pb
@@ -66,6 +67,10 @@ class SessionRecord:
     options: Mapping[str, str]
     devices: list[str]
     """Those that have not finished."""
+
+    def told(self, **settings: object) -> Self:
+        """Return the same with some settings as an operator gives them now."""
+        return replace(self, settings=self.settings.model_copy(update=settings))
 
 
 class Record:

@@ -468,14 +468,16 @@ class DeviceLeft(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ..., status: _Optional[str] = ...) -> None: ...
 
 class DeviceHealing(_message.Message):
-    __slots__ = ("device", "step", "reason")
+    __slots__ = ("device", "step", "reason", "wait_s")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
     device: str
     step: int
     reason: str
-    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    wait_s: float
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class DeviceRecovered(_message.Message):
     __slots__ = ("device", "step")

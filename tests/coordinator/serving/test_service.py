@@ -93,7 +93,7 @@ def test_unknown_session_is_named_beside_those_there_are(coordinator, stub):
     ],
 )
 def test_refused_joins(coordinator, stub, request_, code, message):
-    coordinator.create_session("s", SessionSettings(devices=3))
+    coordinator.create_session("s", SessionSettings(devices=2, max_devices=3))
     a = Device(stub, "a")
     wait_until_open(coordinator, "a")
     actual, details = refused(lambda: stub.Join(request_, timeout=5))
