@@ -156,9 +156,10 @@ class EmbeddedCoordinator:
         port: int = 0,
         gate: AccessGate | None = None,
         limits: IdentityLimits | None = None,
+        record: Record | None = None,
     ) -> None:
         self._loop = LoopThread("coordinator")
-        self._server = self._call(self._start(host, port, gate, limits))
+        self._server = self._call(self._start(host, port, gate, limits, record))
 
     @property
     def address(self) -> str:
@@ -188,9 +189,9 @@ class EmbeddedCoordinator:
         self._loop.stop()
 
     async def _start(
-        self, host: str, port: int, gate: AccessGate | None, limits: IdentityLimits | None
+        self, host: str, port: int, gate: AccessGate | None, limits: IdentityLimits | None, record: Record | None
     ) -> CoordinatorServer:
-        server = CoordinatorServer(host, port, gate=gate, limits=limits)
+        server = CoordinatorServer(host, port, record, gate=gate, limits=limits)
         await server.start()
         return server
 
@@ -209,10 +210,14 @@ class EmbeddedCoordinator:
 
 @contextlib.contextmanager
 def embedded_coordinator(
-    host: str = "127.0.0.1", port: int = 0, gate: AccessGate | None = None, limits: IdentityLimits | None = None
+    host: str = "127.0.0.1",
+    port: int = 0,
+    gate: AccessGate | None = None,
+    limits: IdentityLimits | None = None,
+    record: Record | None = None,
 ) -> Iterator[EmbeddedCoordinator]:
     """Run a coordinator for the length of a `with` block."""
-    coordinator = EmbeddedCoordinator(host, port, gate, limits)
+    coordinator = EmbeddedCoordinator(host, port, gate, limits, record)
     try:
         yield coordinator
     finally:
