@@ -6,10 +6,11 @@ either the old record or the new one. A killed process loses nothing. A power cu
 safe, because the devices' own states decide at which step a resumed session goes on.
 """
 
+import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +106,13 @@ class Record:
         return version
 
     def begin_session(self, name: str, settings: SessionSettings) -> None:
-        """Record a new session; an old one of the same name is forgotten."""
-        with self._database:
+        """Record a new session; an old one of the same name is forgotten.
+
+        Raises:
+            RecordError: it cannot be written.
+
+        """
+        with self._writing(), self._database:
             self._database.execute("BEGIN")
             self._database.execute("DELETE FROM devices WHERE session = ?", (name,))
             self.history.forget(name)
@@ -118,21 +124,28 @@ class Record:
     def set_model(self, name: str, fingerprint: tuple[TensorSpec, ...], options: Mapping[str, str]) -> None:
         """Record the model and the options that all devices share."""
         tensors = pb.JoinRequest(tensors=[spec_to_proto(spec) for spec in fingerprint]).SerializeToString()
-        self._database.execute(
-            "UPDATE sessions SET fingerprint = ?, options = ? WHERE name = ?",
-            (tensors, json.dumps(dict(options)), name),
-        )
+        with self._writing():
+            self._database.execute(
+                "UPDATE sessions SET fingerprint = ?, options = ? WHERE name = ?",
+                (tensors, json.dumps(dict(options)), name),
+            )
 
     def set_phase(self, name: str, phase: Phase, reason: str) -> None:
         """Record a session's phase."""
-        self._database.execute(
-            "UPDATE sessions SET phase = ?, reason = ?, updated_s = ? WHERE name = ?",
-            (phase.value, reason, time.time(), name),
-        )
+        with self._writing():
+            self._database.execute(
+                "UPDATE sessions SET phase = ?, reason = ?, updated_s = ? WHERE name = ?",
+                (phase.value, reason, time.time(), name),
+            )
 
     def set_committed(self, name: str, step: StepRecord) -> None:
-        """Record that a step is committed, with what people want to know of it."""
-        with self._database:
+        """Record that a step is committed, with what people want to know of it.
+
+        Raises:
+            RecordError: it cannot be written; the record is as it was.
+
+        """
+        with self._writing(), self._database:
             self._database.execute("BEGIN")
             self._database.execute(
                 "UPDATE sessions SET committed = ?, updated_s = ? WHERE name = ?", (step.step, step.time_s, name)
@@ -141,11 +154,13 @@ class Record:
 
     def set_device(self, session: str, device: str, state: str) -> None:
         """Record where a device stands: "member", "lost" or "finished"."""
-        self._database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (session, device, state))
+        with self._writing():
+            self._database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (session, device, state))
 
     def set_statistics(self, statistics: SessionStatistics) -> None:
         """Record a session's statistics."""
-        self.history.set_statistics(statistics)
+        with self._writing():
+            self.history.set_statistics(statistics)
 
     def statistics(self, name: str) -> SessionStatistics:
         """Return a session's statistics as they were recorded last; empty ones for a new session.
@@ -191,6 +206,13 @@ class Record:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise RecordError(f"the record {self.path.name} cannot be written: {error}") from error
 
     def _session(
         self,

@@ -15,19 +15,25 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Chain, Context, Data, Float32Array, Policy, Shape, State
 from edgenewton.v1.fingerprint import DTYPES
 from edgenewton.v1.forms import Form
+from edgenewton.v1.limits import Limits
 from edgenewton.v1.tensor_spec import TensorSpec
-from edgenewton.v1.wire import read_frame, write_field
+from edgenewton.v1.wire import WireError, read_frame, write_field
 
 MAX_MAGNITUDE = 1e25
 """Largest magnitude of an element: the sum over 10,000 devices with a million samples each still is a float32."""
-MAX_KNOWN_HEADERS = 65_536
+MAX_HEADER_BYTES = 512
+"""Of a slice without its data."""
 
 _SLICES = pb.Frame.DESCRIPTOR.fields_by_name["slices"].number
 _DATA = pb.TensorSlice.DESCRIPTOR.fields_by_name["data"].number
+
+SENT_FRAME = Limits(pb.Frame, without=("slices",))
+"""Of a frame that a device sends, without its slices: these are checked against the session's."""
 
 
 class SliceKey(NamedTuple):
@@ -146,8 +152,9 @@ class Layout:
                 known = self._check(pb.TensorSlice.FromString(header))
             except DecodeError:
                 raise ValueError("a slice's header is no valid protobuf message") from None
-            if len(self._known) >= MAX_KNOWN_HEADERS:  # one header can be written in many ways
-                self._known.clear()
+            # One header can be written in many ways. Of each slice one is known, and no other taken.
+            if header != known.header:
+                raise ValueError(f"the {known.spec} came with a header that is not written as protobuf writes it")
             self._known[header] = known
         return known
 
@@ -236,19 +243,38 @@ class ReceivedFrame(NamedTuple):
     slices: list[tuple[Slice, memoryview]]
 
 
-def parse_frame(data: bytes, layout: Layout) -> ReceivedFrame:
+def parse_frame(data: bytes, layout: Layout, limits: Limits[pb.Frame] | None = None) -> ReceivedFrame:
     """Return what is in a frame; slices' data are views of `data`.
 
+    It is read up to the first thing that is wrong, so that a bad frame costs no more than a good one.
+
+    Args:
+        data: the frame.
+        layout: of the slices.
+        limits: of the frame without its slices; None for what comes from the coordinator, which is trusted.
+
     Raises:
-        ValueError: it is no `Frame`, or a slice is none of the session's.
+        ValueError: it is no `Frame`, a slice is none of the session's or comes twice, or a field is out of its range.
 
     """
-    rest, slices = read_frame(data, _SLICES, _DATA)
+    seen: set[SliceKey] = set()
+
+    def take(header: bytes, payload: memoryview) -> tuple[Slice, memoryview]:
+        piece = layout.find(header)
+        if piece.key in seen:
+            raise ValueError(f"the {piece.spec}: sent the slice at {piece.key.offset} twice")
+        seen.add(piece.key)
+        return piece, payload
+
+    rest_bytes = MAX_MESSAGE_BYTES if limits is None else limits.bytes
     try:
-        message = pb.Frame.FromString(rest)
+        rest, slices = read_frame(data, _SLICES, _DATA, take, rest_bytes=rest_bytes, header_bytes=MAX_HEADER_BYTES)
+        message = pb.Frame.FromString(rest) if limits is None else limits.parse(rest)
+    except WireError as error:
+        raise ValueError(f"a frame {error}") from None
     except DecodeError:
         raise ValueError("a frame is no valid protobuf message") from None
-    return ReceivedFrame(message, [(layout.find(header), payload) for header, payload in slices])
+    return ReceivedFrame(message, slices)
 
 
 @dataclass

@@ -33,22 +33,31 @@ def test_an_evaluation_of_too_many_samples_is_refused_and_the_others_commit(reco
     assert next(frame.commit for frame in a.stream if frame.HasField("commit")).devices == 2
 
 
-def test_a_record_that_cannot_be_written_ends_the_session_and_blames_no_device(recorded):
+def test_a_record_that_cannot_be_written_ends_the_session_and_blames_no_device(recorded, tmp_path):
     session = recorded.session()
     devices = [recorded.device(name, session) for name in "abc"]
     database = recorded.coordinator.directory._record._database
     database.execute("PRAGMA max_page_count = 1")  # as on a full disk; SQLite keeps the pages that there are
-    for step in range(1_000):
-        for device in devices:
-            device.send_gradient(step, 1.0)
-        frame = next(devices[0].stream, None) if devices[0].stream.is_active() else None
-        if frame is None:
-            break
+    step = 0
     for device in devices:
-        error = device.error()
+        device.send_gradient(step, 1.0)
+    errors = []
+    for device in devices:
+        try:
+            for frame in device.stream:
+                step = frame.step + 1
+                device.send_gradient(step, 1.0)
+        except grpc.RpcError as error:
+            errors.append(error)
+    assert len(errors) == len(devices)
+    for error in errors:
         assert error.code() is grpc.StatusCode.ABORTED
-        assert "database or disk is full" in error.details()
-        assert f"session {session!r} aborted: " in error.details()
+        text = error.details()
+        assert f"session {session!r} aborted: the coordinator failed in step {step}: " in text
+        assert "the record record.sqlite cannot be written: database or disk is full" in text
+    # It is not over yet: on a disk with room, the next coordinator goes on from what is recorded.
+    (again,) = Record(tmp_path / "record.sqlite", read_only=True).resumable()
+    assert (again.committed, set(again.devices)) == (step - 1, {"a", "b", "c"})
 
 
 def test_a_frame_of_millions_of_empty_slices_is_refused_at_the_first(target):
@@ -64,7 +73,7 @@ def test_a_frame_of_millions_of_empty_slices_is_refused_at_the_first(target):
 
 
 def test_a_join_with_too_many_tensors_is_refused_before_they_are_read(target):
-    session = target.session()
+    session = target.session(devices=2, max_devices=3)
     a, b = (target.device(name, session) for name in "ab")
     tensor = field(4, pb.TensorSpec(name="w", dtype=1, kind=1).SerializeToString())
     head = pb.JoinRequest(protocol_version=1, session=session, device="m").SerializeToString()
@@ -96,4 +105,4 @@ def test_padded_slice_headers_are_refused_and_none_is_remembered(target):
         assert code is INVALID
     assert len(room.layout._known) == known
     assert_trains_on(a, b)
-    assert SPEC == room.session.fingerprint[0]
+    assert room.session.fingerprint[0] == SPEC

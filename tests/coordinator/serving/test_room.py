@@ -88,7 +88,8 @@ async def read_to_the_end(room: Room, outbox) -> list[bytes]:
 
 
 def send(room: Room, outbox, step: int, values: float, samples: int = 1) -> bool:
-    return room.take_frame(outbox, gradient_frame(step, values, samples).SerializeToString(), 0.0)
+    frame = room.read_frame(outbox.device, gradient_frame(step, values, samples).SerializeToString())
+    return room.take_frame(outbox, frame, 0.0)
 
 
 def test_a_device_has_one_stream_at_a_time_and_may_open_it_again():
