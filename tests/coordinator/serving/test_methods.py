@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
 from edgenewton.v1 import control_pb2, exchange_pb2
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.limits import LimitError, Limits
 
 from coordinator.identity.limits import IdentityLimits
 from coordinator.serving.intake import MAX_WAITING, SMALL_BYTES, Intake
@@ -104,6 +106,19 @@ def test_messages_are_decoded_but_for_the_methods_that_take_bytes():
         context = Context()
         await of["Watch"].stream_stream(sent(b""), context)
         assert [pb.SessionEvent.FromString(data).time_s for data in context.written] == [0, 1, 2]
+
+    asyncio.run(call())
+
+
+def test_what_is_large_is_read_in_another_thread():
+    async def call() -> None:
+        intake = Intake(IdentityLimits())
+        here = threading.get_ident()
+        assert await intake.work(SMALL_BYTES, threading.get_ident) == here
+        assert await intake.work(SMALL_BYTES + 1, threading.get_ident) != here
+        with pytest.raises(LimitError, match="session has 600 bytes"):
+            await intake.read(Limits(pb.JoinRequest), pb.JoinRequest(session="s" * 600).SerializeToString())
+        intake.close()
 
     asyncio.run(call())
 
