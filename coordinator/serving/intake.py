@@ -18,7 +18,7 @@ from coordinator.identity.limits import IdentityLimits
 from coordinator.session.refusal import RefusedError, Status
 
 SMALL_BYTES = 64 << 10
-"""Messages up to this size are read at once: handing one to a thread takes longer than to read it."""
+"""Requests up to this size are read at once: handing one to a thread takes longer than to read it."""
 THREADS = 2
 MAX_WAITING = 1_024
 """Calls of one caller whose request has not come yet."""
@@ -46,9 +46,9 @@ class Intake:
         """End the threads; nobody waits for what they do."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def work(self, size: int, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Return what a function makes of a message of so many bytes; it may run in a thread."""
-        if size <= SMALL_BYTES:
+    async def work(self, is_large: bool, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return what a function makes of a message; for one that takes long it runs in a thread."""
+        if not is_large:
             return function(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
@@ -82,7 +82,7 @@ class Intake:
             LimitError: it is none, or a field is out of its range.
 
         """
-        return await self.work(len(data), limits.parse, data)
+        return await self.work(len(data) > SMALL_BYTES, limits.parse, data)
 
     async def send(self, context: _Context, responses: AsyncIterator[bytes]) -> None:
         """Send a stream of messages to a caller that must take each in time.

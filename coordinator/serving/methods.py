@@ -62,7 +62,7 @@ def _handler(
 
     async def received(requests: AsyncIterator[bytes], context: _Context) -> Any:
         if method.client_streaming:
-            return _each(requests, intake, limits)
+            return _each(requests, limits)
         data = b""
         try:
             data = await intake.request(requests, context)
@@ -90,6 +90,6 @@ def _handler(
     return grpc.stream_unary_rpc_method_handler(answer)
 
 
-async def _each(requests: AsyncIterator[bytes], intake: Intake, limits: Limits[Any]) -> AsyncIterator[Any]:
+async def _each(requests: AsyncIterator[bytes], limits: Limits[Any]) -> AsyncIterator[Any]:
     async for data in requests:
-        yield await intake.read(limits, data)
+        yield limits.parse(data)  # parts of states: few fields, however large

@@ -28,6 +28,11 @@ from coordinator.telemetry.link_use import saved_bytes
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 10_000
+LARGE_ELEMENTS = 300_000
+"""Elements that take about a millisecond to read; a frame of 1 MiB in float32 has fewer."""
+SLICE_ELEMENTS = 300
+"""So many elements take as long as a slice's header."""
+LEAST_SLICE_BYTES = 16
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 
 
@@ -188,6 +193,11 @@ class Room:
                 ) from None
             if outbox.end is None:
                 await outbox.wake.wait()
+
+    def is_large(self, size: int) -> bool:
+        """Whether a frame of so many bytes may take so long to read that others should not wait for it."""
+        slices = min(len(self.session.fingerprint), size // LEAST_SLICE_BYTES)
+        return size * self.layout.density + slices * SLICE_ELEMENTS > LARGE_ELEMENTS
 
     def read_frame(self, device: str, data: bytes) -> "SentFrame":
         """Return what a member sent, checked as far as it can be without the session; any thread may call it.

@@ -13,7 +13,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_to_proto
 
 from coordinator.serving.directory import Directory
-from coordinator.serving.intake import Intake
+from coordinator.serving.intake import SMALL_BYTES, Intake
 from coordinator.serving.outboxes import Outbox
 from coordinator.serving.refusing import Refusals, abort_call
 from coordinator.serving.room import Room
@@ -46,7 +46,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             identity = self._gate.check_device(context, request.device)
             room = self._room(request.session)
             self._gate.check_admission(identity, room.session)
-            joining = await self._intake.work(request.ByteSize(), joining_from_proto, request)
+            joining = await self._intake.work(request.ByteSize() > SMALL_BYTES, joining_from_proto, request)
             member = room.join(joining, time.monotonic(), identity)
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session, request.device)
@@ -158,7 +158,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     async def _read_frames(self, context: _Context, room: Room, outbox: Outbox, frames: AsyncIterator[bytes]) -> None:
         try:
             async for data in frames:
-                frame = await self._intake.work(len(data), room.read_frame, outbox.device, data)
+                frame = await self._intake.work(room.is_large(len(data)), room.read_frame, outbox.device, data)
                 if not room.take_frame(outbox, frame, time.monotonic()):
                     return
             # Its connection broke, or it closed its side: it keeps its place for its lease.

@@ -34,24 +34,14 @@ def write_field(number: int, size: int) -> bytes:
     return write_varint(number << 3 | LEN) + write_varint(size)
 
 
-def read_frame(
-    data: bytes,
-    outer: int,
-    inner: int,
-    take: Callable[[bytes, memoryview], _T],
-    *,
-    rest_bytes: int,
-    header_bytes: int,
-) -> tuple[bytes, list[_T]]:
-    """Take the nested messages of field `outer` out of a message, and the data of field `inner` out of each.
+def read_frame(data: bytes, outer: int, take: Callable[[int, int], _T], *, rest_bytes: int) -> tuple[bytes, list[_T]]:
+    """Take the nested messages of field `outer` out of a message.
 
     Args:
         data: the message.
         outer: number of the field with the nested messages.
-        inner: number of the field with the data.
-        take: given each nested message as it is met: its bytes without the data, and the data as a view.
+        take: told where each nested message begins and ends as it is met, e.g. for `split`.
         rest_bytes: most bytes of the message without them.
-        header_bytes: most bytes of a nested message without the data.
 
     Returns:
         The message without the nested ones, and what `take` has made of these.
@@ -71,7 +61,7 @@ def read_frame(
         tag, position = read_varint(data, position, end)
         begin, position = skip(data, tag, position, end)
         if tag == nested:
-            taken.append(take(*_split(data, view, begin, position, inner << 3 | LEN, header_bytes)))
+            taken.append(take(begin, position))
             continue
         left -= position - start
         if left < 0:
@@ -80,12 +70,27 @@ def read_frame(
     return b"".join(rest), taken
 
 
-def _split(
-    data: bytes, view: memoryview, position: int, end: int, inner: int, header_bytes: int
-) -> tuple[bytes, memoryview]:
+def split(data: bytes, position: int, end: int, inner: int, *, header_bytes: int) -> tuple[bytes, memoryview]:
+    """Take the data of field `inner` out of a nested message between two positions.
+
+    Args:
+        data: the message that it is in.
+        position: where it begins.
+        end: where it ends.
+        inner: number of the field with the data.
+        header_bytes: most bytes of it without the data.
+
+    Returns:
+        Its bytes without the data, and the data as a view.
+
+    Raises:
+        WireError: the bytes are no protobuf message, or are larger than they may be.
+
+    """
+    view = memoryview(data)
     header: list[memoryview] = []
     payload: memoryview | None = None
-    left = header_bytes
+    left, inner = header_bytes, inner << 3 | LEN
     while position < end:
         start = position
         tag, position = read_varint(data, position, end)
@@ -99,7 +104,6 @@ def _split(
         if left < 0:
             raise WireError(f"has a slice of more than {header_bytes} bytes besides its data")
         header.append(view[start:position])
-    # The data come last as they are written here: the header is in one piece then.
     return b"".join(header), view[end:end] if payload is None else payload
 
 

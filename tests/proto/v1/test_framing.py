@@ -6,7 +6,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from edgenewton.v1.framing import FramePacker, Layout, SliceWriter, check_values, parse_frame
 from edgenewton.v1.tensor_spec import TensorSpec
-from edgenewton.v1.wire import read_frame, write_varint
+from edgenewton.v1.wire import read_frame, split, write_varint
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -91,7 +91,9 @@ def fuzzed() -> st.SearchStrategy[bytes]:
 @example(data=b"\x1a\x04\x3a\x00\x3a\x00")
 def test_the_parser_reads_whatever_protobuf_writes_and_nothing_that_it_does_not_read(data):
     try:
-        rest, slices = read_frame(data, 3, 7, lambda *slice_: slice_, rest_bytes=100, header_bytes=100)
+        rest, slices = read_frame(
+            data, 3, lambda begin, end: split(data, begin, end, 7, header_bytes=100), rest_bytes=100
+        )
         ours = pb.Frame.FromString(rest)
         headers = [pb.TensorSlice.FromString(header) for header, _ in slices]
     except (ValueError, DecodeError) as error:
