@@ -19,7 +19,6 @@ from coordinator.serving.directory import Directory
 from coordinator.serving.refusing import Refusals
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.settings import SessionSettings
-from coordinator.telemetry.record import RecordError
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
         except ValueError as error:
             refusal = RefusedError(Status.INVALID_ARGUMENT, str(error))
             await self._refusals.refuse(context, refusal, request.session)
-        except RecordError as error:
-            await self._refusals.refuse(context, RefusedError(Status.ABORTED, str(error)), request.session)
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session)
         log.info("session %r: opened by %s", request.session, identity or context.peer())

@@ -40,6 +40,7 @@ class Chronicle:
         self._publish = publish
         self._record = record
         self._saved_at = 0.0
+        self._trouble = ""
         self._told_at: float | None = None
         self.statistics = record.statistics(session.name) if record is not None else SessionStatistics(session.name)
 
@@ -54,6 +55,7 @@ class Chronicle:
         if self._record is not None:
             step = StepRecord.of(step_to_proto(decision), time.time(), self.statistics)
             self._record.set_committed(self._session.name, step)
+            self._show_trouble(step.time_s)
 
     def note(self, decision: d.Decision, use: LinkUse | None) -> None:
         """Tell everybody who watches of a decision; `use` is that of the link to the device that it is about."""
@@ -94,6 +96,14 @@ class Chronicle:
         if self._record is not None and (force or not self._saved_at <= now < self._saved_at + SAVE_EVERY_S):
             self._saved_at = now
             self._record.set_statistics(self.statistics)
+
+    def _show_trouble(self, now: float) -> None:
+        """Show on the page that the record cannot be written, or can again."""
+        assert self._record is not None
+        before, self._trouble = self._trouble, self._record.trouble
+        if self._trouble != before:
+            cause = f"cannot be written: {self._trouble}" if self._trouble else "is written again"
+            self.statistics.note(now, f"the record {self._record.path} {cause}")
 
     def _write_down(self, decision: d.Decision) -> None:
         name, record = self._session.name, self._record

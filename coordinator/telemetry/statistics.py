@@ -107,7 +107,7 @@ class Incident:
 
     time_s: float
     kind: str
-    """joined, left, healing, recovered, left out, refused, cadence or phase."""
+    """joined, left, healing, recovered, left out, refused, cadence, record or phase."""
     step: int | None
     device: str
     text: str
@@ -208,6 +208,10 @@ class SessionStatistics:
         if device in self.devices:
             self.devices[device].fail(reason, now)
         self.refused.append(Incident(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
+
+    def note(self, now: float, text: str) -> None:
+        """Note what happened to the record."""
+        self._happened(now, "record", "", text)
 
     @property
     def done(self) -> int:

@@ -153,13 +153,17 @@ class Daemon:
         """
 
         def read() -> Artefact:
-            with tempfile.NamedTemporaryFile(dir=self.config.state_dir, suffix=".pt") as file:
-                file.write(content)
-                file.flush()
-                try:
-                    return Artefact.load(Path(file.name))
-                except ArtefactError as error:
-                    raise ArtefactError(str(error).replace(file.name, "the model")) from None
+            try:
+                with tempfile.NamedTemporaryFile(dir=self.config.state_dir, suffix=".pt") as file:
+                    file.write(content)
+                    file.flush()
+                    try:
+                        return Artefact.load(Path(file.name))
+                    except ArtefactError as error:
+                        raise ArtefactError(str(error).replace(file.name, "the model")) from None
+            except OSError as error:
+                folder = self.config.state_dir
+                raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
 
         return (await self.promote(await asyncio.to_thread(read))).version
 
@@ -235,6 +239,9 @@ class Daemon:
 
     async def _take_trained(self, trained: Trained) -> str:
         """Let a trained model serve if the gate lets it; return why it does not, or an empty text."""
+        if trained.model is None:
+            log.error("the trained model does not serve: %s", trained.trouble)
+            return trained.trouble
         if self._gate is not None:
             refusal = self._gate.refusal(trained.accuracy, trained.serving_accuracy)
             if refusal is not None:

@@ -48,11 +48,13 @@ class Trained:
 
     report: TrainingReport
     weights: bytes
-    model: Path
-    """File of the artefact."""
+    model: Path | None
+    """File of the artefact; None if it cannot be written."""
     accuracy: float | None
     """None without held-out samples."""
     serving_accuracy: float | None
+    trouble: str = ""
+    """Why the artefact cannot be written."""
 
 
 @dataclass(frozen=True)

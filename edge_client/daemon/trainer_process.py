@@ -88,14 +88,18 @@ class JobRunner:
         artefact = Artefact(
             data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )
-        path = self._start.state_dir / "trained.pt"
-        artefact.save(path)
+        path, trouble = self._start.state_dir / "trained.pt", ""
+        try:
+            artefact.save(path)
+        except OSError as error:  # the run still gets what was trained
+            trouble = f"{path} cannot be written: {error.strerror or error}"
         return Trained(
             report=outcome.report,
             weights=dump_weights(outcome.common_weights),
-            model=path,
+            model=None if trouble else path,
             accuracy=_accuracy(outcome.trainer.evaluate()),
             serving_accuracy=self._accuracy_of(request.serving, data),
+            trouble=trouble,
         )
 
     def _accuracy_of(self, path: Path | None, data: DeviceData) -> float | None:

@@ -1,5 +1,6 @@
 """Works in this process, on a device without a daemon."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from edge_client.training.jobs import (
 )
 from edge_client.training.settings import check_settings
 from edge_client.training.work import DataRequest, TrainingReport, TrainRequest, WorkError
+
+log = logging.getLogger(__name__)
 
 
 class StateKeeper(Protocol):
@@ -64,7 +67,11 @@ class OwnProcess:
 
     def _saved(self) -> DeviceCheckpoint | None:
         kept = self._keeper.load()
-        return DeviceCheckpoint.parse(kept) if kept is not None else None
+        try:
+            return DeviceCheckpoint.parse(kept) if kept is not None else None
+        except ValueError as error:
+            log.warning("the state that was kept is damaged, and the optimizer begins anew: %s", error)
+            return None
 
 
 @contextmanager

@@ -238,7 +238,7 @@ function drawIncidents(session) {
 }
 
 function sentence({ kind, device, text }) {
-  if (kind === "phase" || kind === "cadence") return text;
+  if (kind === "phase" || kind === "cadence" || kind === "record") return text;
   const who = device === "" ? "somebody" : device;
   const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused" };
   if (kind === "joined") return `${who} joined`;

@@ -1,6 +1,5 @@
 """Messages that no honest device sends: each costs its sender the call, and nobody else anything."""
 
-import contextlib
 import time
 
 import grpc
@@ -9,6 +8,7 @@ from bare_client import SPEC, gradient_frame, join_request
 from edgenewton.v1 import exchange_pb2 as pb
 from raw_client import Target, assert_trains_on, field, padded
 
+from coordinator.session.decisions import Phase
 from coordinator.telemetry.record import Record
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -34,27 +34,23 @@ def test_an_evaluation_of_too_many_samples_is_refused_and_the_others_commit(reco
     assert next(frame.commit for frame in a.stream if frame.HasField("commit")).devices == 2
 
 
-def test_a_record_that_cannot_be_written_ends_the_session_and_blames_no_device(recorded, tmp_path):
+def test_a_step_that_cannot_be_recorded_ends_the_session_and_blames_no_device(recorded):
     session = recorded.session()
     devices = [recorded.device(name, session) for name in "abc"]
-    database = recorded.coordinator.directory._record._database
-    database.execute("PRAGMA max_page_count = 1")  # as on a full disk; SQLite keeps the pages that there are
-    step = -1
-    while all(device.stream.is_active() for device in devices):
-        step += 1
-        for device in devices:
-            device.send_gradient(step, 1.0)
-        for device in devices:
-            with contextlib.suppress(grpc.RpcError):
-                next(device.stream)
     for device in devices:
-        assert device.stream.code() is grpc.StatusCode.ABORTED
-        text = device.stream.details()
-        assert f"session {session!r} aborted: the coordinator failed in step {step}: " in text
-        assert "the record record.sqlite cannot be written: database or disk is full" in text
-    # It is not over yet: on a disk with room, the next coordinator goes on from what is recorded.
-    (again,) = Record(tmp_path / "record.sqlite", read_only=True).resumable()
-    assert (again.committed, set(again.devices)) == (step - 1, {"a", "b", "c"})
+        device.send_gradient(0, 1.0)
+    for device in devices:
+        assert next(device.stream).commit.devices == 3
+    # A full disk stops no session; this is an error that trying again does not mend.
+    recorded.coordinator.directory._record._database.execute("DROP TABLE steps")
+    for device in devices:
+        device.send_gradient(1, 1.0)
+    text = f"session {session!r} aborted: the coordinator failed in step 1: no such table: "
+    for device in devices:
+        error = device.error()
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert text in error.details()
+    assert recorded.room(session).session.phase is Phase.ABORTED
 
 
 def test_a_frame_of_millions_of_empty_slices_is_refused_at_the_first(target):
