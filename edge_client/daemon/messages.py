@@ -25,6 +25,8 @@ class Start:
     log: LogConfig
     device: str = ""
     """The hardware that trains; empty for what a run asks for."""
+    allow_tasks: tuple[str, ...] = ()
+    """Import paths of tasks that a run may name, besides those of this package and of installed entry points."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from edge_client.daemon.messages import (
 )
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
-from edge_client.tasks import TaskError
+from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
@@ -63,7 +63,9 @@ class JobRunner:
                 case EvaluateMessage():
                     return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
-                    return dump_weights(initial_weights(check_settings(job.settings)))
+                    settings = check_settings(job.settings)
+                    check_foreign_task(settings.task, self._start.allow_tasks)
+                    return dump_weights(initial_weights(settings))
         except ExchangeError as error:
             return Failed(str(error), is_abort=error.cause is Cause.ABORTED)
         except (SettingsError, TaskError, ArtefactError, ValueError) as error:
@@ -114,7 +116,9 @@ class JobRunner:
         self._connection.send(step)
 
     def _data(self, request: DataRequest) -> DeviceData:
-        return DeviceData.of(request, max_threads=self._start.threads, device=self._start.device)
+        data = DeviceData.of(request, max_threads=self._start.threads, device=self._start.device)
+        check_foreign_task(data.settings.task, self._start.allow_tasks)
+        return data
 
     def _load_state(self) -> DeviceCheckpoint | None:
         try:

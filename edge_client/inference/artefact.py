@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from edge_client.tasks import Task, load_task
+from edge_client.tasks import Task, load_foreign_task
 
 FORMAT = "edgenewton-model"
 FORMAT_VERSION = 1
@@ -66,12 +67,16 @@ class Artefact:
         return cls(task_path, tuple(task.labels), tuple(task.input_shape), step, weights)
 
     @classmethod
-    def from_checkpoint(cls, path: Path) -> Self:
+    def from_checkpoint(cls, path: Path, allow: Collection[str] = ()) -> Self:
         """Return the artefact of a ServerApp's checkpoint (safetensors, with the task's name and the step).
+
+        Args:
+            path: the file.
+            allow: import paths of tasks whose code may be run; see `edge_client.tasks.allowed`.
 
         Raises:
             ArtefactError: the file is missing or not such a checkpoint.
-            TaskError: its task cannot be loaded.
+            TaskError: its task cannot be loaded, or is not allowed.
 
         """
         try:
@@ -86,7 +91,7 @@ class Artefact:
             raise ArtefactError(f"{path} is no checkpoint of EdgeNewton: {error}") from None
         if "task" not in header or "step" not in header:
             raise ArtefactError(f"{path} is no checkpoint of EdgeNewton: its metadata name no task or step")
-        task = load_task(header["task"])
+        task = load_foreign_task(header["task"], allow)
         return cls(header["task"], tuple(task.labels), tuple(task.input_shape), int(header["step"]), weights)
 
     @property
