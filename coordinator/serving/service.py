@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,14 +13,13 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_to_proto
 
 from coordinator.serving.directory import Directory
+from coordinator.serving.intake import SMALL_BYTES, Intake
 from coordinator.serving.outboxes import Outbox
 from coordinator.serving.refusing import Refusals, abort_call
 from coordinator.serving.room import Room
 from coordinator.serving.translation import SNAPSHOT_ACTIONS, joining_from_proto
 from coordinator.session.members import Joining, Member
 from coordinator.session.refusal import RefusedError, Status, UndecidedError
-
-log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,11 +30,13 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     Args:
         directory: the sessions.
         refusals: refuses calls.
+        intake: reads frames.
 
     """
 
-    def __init__(self, directory: Directory, refusals: Refusals) -> None:
+    def __init__(self, directory: Directory, refusals: Refusals, intake: Intake) -> None:
         self._directory = directory
+        self._intake = intake
         self._gate = directory.gate
         self._refusals = refusals
 
@@ -46,7 +46,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         try:
             identity = self._gate.check_device(context, request.device)
             self._gate.check_admission(identity, self._room(request.session).session)
-            room, member = await self._join(request.session, joining_from_proto(request), identity)
+            joining = await self._intake.work(request.ByteSize() > SMALL_BYTES, joining_from_proto, request)
+            room, member = await self._join(request.session, joining, identity)
         except UndecidedError as error:  # no refusal: the device asks again
             await abort_call(context, error)
         except RefusedError as error:
@@ -170,7 +171,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def _read_frames(self, context: _Context, room: Room, outbox: Outbox, frames: AsyncIterator[bytes]) -> None:
         try:
-            async for frame in frames:
+            async for data in frames:
+                frame = await self._intake.work(room.is_large(len(data)), room.read_frame, outbox.device, data)
                 if not room.take_frame(outbox, frame, time.monotonic()):
                     return
             # Its connection broke, or it closed its side: it keeps its place for its lease.
@@ -179,8 +181,5 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             self._refusals.note(context, error, room.session.name, outbox.device)
             room.remove(outbox.device, error.reason, time.monotonic(), error.status)
         except Exception as error:
-            if not room.is_open(outbox):
-                return  # its stream was ended from this side
-            log.exception("device %r, frame not taken", outbox.device)
-            reason = f"the coordinator failed on its frame: {error}"
-            room.remove(outbox.device, reason, time.monotonic(), Status.ABORTED)
+            if room.is_open(outbox):  # else its stream was ended from this side
+                room.fail(error)
