@@ -101,6 +101,7 @@ def _device(device: DeviceStatistics, member: Member | None, step: int | None, n
         "left_out": device.left_out,
         "skipped": device.skipped,
         "healings": device.healings,
+        "unlike": device.unlike,
         "last_error": device.last_error,
         "last_error_at": device.last_error_at,
         "seen_at": device.seen_at,

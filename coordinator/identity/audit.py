@@ -2,7 +2,8 @@
 
     {"time": "2026-05-04T10:11:12.345+00:00", "event": "joined", "session": "leaves", "device": "gateway-7", ...}
 
-Events: joined, left (with what the device contributed), refused, revoked, opened and ended (sessions, by operators).
+Events: joined, left (with what the device contributed), unlike (what of its contribution, and what became of it),
+refused, revoked, opened and ended (sessions, by operators).
 """
 
 import datetime as dt
@@ -123,6 +124,8 @@ class AuditLog:
                 contributed = self._contributed.setdefault((event.session, event.report.device), _Contributed())
                 contributed.steps += 1
                 contributed.samples += event.report.samples
+            case "unlike":
+                self._unlike(event.session, event.unlike)
             case "left":
                 left = event.left
                 contributed = self._contributed.pop((event.session, left.device), _Contributed())
@@ -137,6 +140,10 @@ class AuditLog:
                     bytes_received=left.bytes_received,
                     bytes_sent=left.bytes_sent,
                 )
+
+    def _unlike(self, session: str, unlike: pb.DeviceUnlike) -> None:
+        told = {"device": unlike.device, "step": unlike.step, "reason": unlike.reason, "times": unlike.times}
+        self._write("unlike", session=session, **told)
 
     def _write(self, event: str, **fields: object) -> None:
         if self._handler is None:

@@ -202,7 +202,7 @@ function drawDevice(row, device, session) {
   set(0, device.device, device.last_error, isOld ? "error old" : "error");
   set(1, device.state, device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "");
   row.children[1].children[0].className = `state ${device.state}`;
-  const missed = { late: device.left_out, skipped: device.skipped };
+  const missed = { late: device.left_out, skipped: device.skipped, unlike: device.unlike };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
   set(2, format.count(device.step), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
   set(3, format.number(device.loss));
@@ -240,7 +240,7 @@ function drawIncidents(session) {
 function sentence({ kind, device, text }) {
   if (kind === "phase" || kind === "cadence") return text;
   const who = device === "" ? "somebody" : device;
-  const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused" };
+  const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused", unlike: "is unlike the others" };
   if (kind === "joined") return `${who} joined`;
   return kind in verbs ? `${who} ${verbs[kind]}: ${text}` : `${who} ${text}`;
 }
