@@ -31,7 +31,8 @@ console = Console(highlight=False)
 def main(
     methods: Annotated[list[str] | None, typer.Option(help="Rules and strategies; all unless given.")] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="Tasks; all unless given.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of each case.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="Seeds of the recommended rule and of the mean.", min=1)] = 3,
+    other_seeds: Annotated[int, typer.Option(help="Seeds of all else.", min=1)] = 1,
     jobs: Annotated[int, typer.Option(help="Trials at once; each takes one core.", min=1)] = 2,
     stored: Annotated[bool, typer.Option("--stored", help="Run nothing; report what has been run so far.")] = False,
     folder: Annotated[Path, typer.Option(help="Where trials are kept.")] = Path("runs/attacks"),
@@ -47,7 +48,11 @@ def main(
         if task not in TASKS:
             console.print(f"[bold red]error[/]: {task!r} is unknown; known are {', '.join(TASKS)}")
             raise typer.Exit(2)
-    wanted = [case for case in cases(seeds, tuple(tasks or TASKS)) if methods is None or case.method in methods]
+    wanted = [
+        case
+        for case in cases(seeds, other_seeds, tuple(tasks or TASKS))
+        if (methods is None or case.method in methods) and not (quick and case.spread == "skewed")
+    ]
     for method in methods or ():
         if not any(case.method == method for case in wanted):
             known = dict.fromkeys(case.method for case in cases(1))
@@ -98,7 +103,7 @@ def _flower_rates(pool: ProcessPoolExecutor, folder: Path, tasks: Iterable[str])
         if task in known:
             continue
         case = Case(task, "alike", "FedAvg", NONE.name, 0, 0)
-        results = pool.map(run, [case] * len(flower.RATES), flower.RATES, [False] * len(flower.RATES))
+        results = pool.map(run, [case] * len(flower.RATES), flower.RATES)
         best = max(zip(results, flower.RATES, strict=True), key=lambda found: found[0].accuracy)
         known[task] = best[1]
         (folder / "rates.json").write_text(json.dumps(known))
