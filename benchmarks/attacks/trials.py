@@ -82,16 +82,12 @@ def cases(seeds: int, other_seeds: int = 1, tasks: tuple[str, ...] = TASKS) -> I
     """
     first = ("mean", RECOMMENDED)
     others = (*(rule for rule in RULES if rule not in first), *FLOWER)
-    for seed in range(max(seeds, other_seeds)):
-        for method in first if seed < seeds else ():
-            for task in tasks:
-                yield from _of_method(task, "alike", method, seed)
-        for method in others if seed < other_seeds else ():
-            for task in tasks:
-                yield from _of_method(task, "alike", method, seed)
-        for method in ON_SKEWED if seed < other_seeds else ():
-            for task in tasks:
-                yield from _of_method(task, "skewed", method, seed)
+    of_all = ((first, "alike", seeds), (ON_SKEWED[:2], "skewed", other_seeds), (others, "alike", other_seeds))
+    for methods, spread, count in (*of_all, (ON_SKEWED[2:], "skewed", other_seeds)):
+        for seed in range(count):
+            for method in methods:
+                for task in tasks:
+                    yield from _of_method(task, spread, method, seed)
 
 
 def _of_method(task: str, spread: str, method: str, seed: int) -> Iterator[Case]:
