@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, get_args
 
 import typer
 from edgenewton.common.addresses import is_loopback
@@ -31,7 +31,7 @@ from coordinator.identity.limits import IdentityLimits
 from coordinator.serving.server import CoordinatorServer
 from coordinator.session.decisions import Phase
 from coordinator.session.session import Session
-from coordinator.session.settings import SessionSettings
+from coordinator.session.settings import AggregatorName, SessionSettings
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
 from coordinator.telemetry.tensorboard import TensorBoardError, TensorBoardWriter
 
@@ -60,6 +60,19 @@ def serve(
     topk_fraction: Annotated[
         float, typer.Option(help="Part of the elements that topk, sparse4, sparse2 and sparse1 keep.")
     ] = _SETTINGS.topk_fraction,
+    aggregator: Annotated[
+        str,
+        typer.Option(
+            help=f"What contributions become: {', '.join(get_args(AggregatorName))}; history bears bad devices."
+        ),
+    ] = _SETTINGS.aggregator,
+    bad_devices: Annotated[
+        int | None, typer.Option(help="So many bad devices it must bear; a quarter of them unless given.")
+    ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(help="A device counts with so many samples at most; 16 times the devices' median unless given."),
+    ] = None,
     frame_bytes: Annotated[
         int, typer.Option(help="A frame leaves when its data reaches this size.")
     ] = _SETTINGS.frame_bytes,
@@ -154,6 +167,9 @@ def serve(
                 "codec": codec,
                 "powersgd_rank": powersgd_rank,
                 "topk_fraction": topk_fraction,
+                "aggregator": aggregator,
+                "bad_devices": bad_devices,
+                "max_samples": max_samples,
                 "frame_bytes": frame_bytes,
                 "step_deadline_s": step_deadline_s,
                 "join_deadline_s": join_deadline_s,

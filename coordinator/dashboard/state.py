@@ -104,6 +104,7 @@ def _device(device: DeviceStatistics, member: Member | None, step: int | None, n
         "healings": device.healings,
         "set_aside": device.set_aside,
         "set_aside_until": device.set_aside_until,
+        "unlike": device.unlike,
         "last_error": device.last_error,
         "last_error_at": device.last_error_at,
         "seen_at": device.seen_at,

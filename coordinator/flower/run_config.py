@@ -8,7 +8,7 @@ from edgenewton.common.tls import TlsFiles
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from coordinator.identity.server_tls import ServerTlsFiles
-from coordinator.session.settings import MAX_DEVICES, CodecName, Seconds, SecondsOrZero, SessionSettings
+from coordinator.session.settings import MAX_DEVICES, AggregatorName, CodecName, Seconds, SecondsOrZero, SessionSettings
 
 
 def _split_names(text: object) -> object:
@@ -52,6 +52,12 @@ class RunConfig(BaseModel):
     from with round N+1; empty to begin anew."""
     codec: CodecName = _SESSION.codec
     """How tensors are written on the wire."""
+    aggregator: AggregatorName = _SESSION.aggregator
+    """How the devices' contributions become one; "history" bears bad devices, a quarter of them."""
+    bad_devices: Annotated[int, Field(ge=-1, le=MAX_DEVICES // 2)] = -1
+    """So many bad devices the aggregator must bear; -1 for a quarter of them."""
+    max_samples: Annotated[int, Field(ge=0)] = 0
+    """A device's contribution counts with at most so many samples; 0 for 16 times the median of the devices'."""
     coordinator: Annotated[str, Field(pattern=r"^$|^\S+:\d+$")] = ""
     """Address, host:port, of a coordinator that is a process of its own (`edge-coordinator serve --on-demand`), for the
     ServerApp and for all devices; empty to run one inside the ServerApp, for devices on the same machine."""
@@ -88,6 +94,8 @@ class RunConfig(BaseModel):
             raise ValueError("tls and server-tls belong together, unless `coordinator` names another process")
         if (self.allow or self.allow_labels) and not self.tls:
             raise ValueError("allow and allow-labels need tls: in plaintext nobody can show who he is")
+        if 2 * self.bad_devices >= self.devices:
+            raise ValueError(f"bad-devices {self.bad_devices} is half of the run's {self.devices} devices, or more")
         if self.quorum > self.devices:
             raise ValueError(f"quorum {self.quorum} is more than the run's {self.devices} devices")
         return self
@@ -108,6 +116,10 @@ class RunConfig(BaseModel):
             quorum=min(self.quorum, devices) or None,
             max_devices=MAX_DEVICES,
             codec=self.codec,
+            aggregator=self.aggregator,
+            # A round may begin with fewer devices, of which as many can't be bad.
+            bad_devices=None if self.bad_devices < 0 else min(self.bad_devices, (devices - 1) // 2),
+            max_samples=self.max_samples or None,
             step_deadline_s=self.step_deadline_s,
             join_deadline_s=self.join_deadline_s,
             rejoin_deadline_s=self.rejoin_deadline_s,

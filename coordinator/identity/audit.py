@@ -4,8 +4,8 @@
 
 Each line ends with a seal (`edgenewton.common.sealed_lines`), so that damage is noticed.
 
-Events: joined, left (with what the device contributed), refused, revoked, opened and ended (sessions, by operators);
-interrupted (so many lines before it could not be written).
+Events: joined, left (with what the device contributed), unlike (what of its contribution, and what became of it),
+refused, revoked, opened and ended (sessions, by operators); interrupted (so many lines before it could not be written).
 """
 
 import datetime as dt
@@ -120,6 +120,8 @@ class AuditLog:
                 contributed = self._contributed.setdefault((event.session, event.report.device), _Contributed())
                 contributed.steps += 1
                 contributed.samples += event.report.samples
+            case "unlike":
+                self._unlike(event.session, event.unlike)
             case "left":
                 left = event.left
                 contributed = self._contributed.pop((event.session, left.device), _Contributed())
@@ -134,6 +136,10 @@ class AuditLog:
                     bytes_received=left.bytes_received,
                     bytes_sent=left.bytes_sent,
                 )
+
+    def _unlike(self, session: str, unlike: pb.DeviceUnlike) -> None:
+        told = {"device": unlike.device, "step": unlike.step, "reason": unlike.reason, "times": unlike.times}
+        self._write("unlike", session=session, **told)
 
     def _write(self, event: str, **fields: object) -> None:
         """Write a line. A full disk is said in the log, and stops nobody from training."""

@@ -1,6 +1,7 @@
 """Aggregation rules: how the contributions to one slice of a tensor become one value.
 
-A new rule is one class and one line in `AGGREGATORS`.
+A new rule is one class and one line in `AGGREGATORS`. Those that must see a whole step are in
+`coordinator.session.robust`.
 """
 
 from abc import ABC, abstractmethod

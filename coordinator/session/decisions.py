@@ -164,6 +164,18 @@ class DeviceRecovered:
 
 
 @dataclass(frozen=True)
+class DeviceUnlike:
+    """Announce that something that a device sent is unlike what the others sent, and counted less, or not at all."""
+
+    device: str
+    step: int
+    reason: str
+    """A sentence without its subject."""
+    times: int
+    """In so many steps so far."""
+
+
+@dataclass(frozen=True)
 class PhaseChanged:
     """Announce a new phase; after ENDED and ABORTED there are no members left."""
 
@@ -181,5 +193,6 @@ Decision = (
     | DeviceReported
     | DeviceHealing
     | DeviceRecovered
+    | DeviceUnlike
     | PhaseChanged
 )

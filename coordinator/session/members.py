@@ -72,6 +72,8 @@ class Member:
     """Slices that it sent on its present stream in the step that is on."""
     samples: int | None = None
     """What it claims as its batch in the step that is on; 0 if it skips it."""
+    most_samples: int = MAX_SAMPLES
+    """So many of them count at most."""
 
     @property
     def device(self) -> str:

@@ -9,6 +9,8 @@ Every call may leave decisions behind, which the caller takes and carries out in
 A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standing`); docs/exchange.md has the diagram.
 """
 
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,6 +23,7 @@ from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
 from coordinator.session.batches import check_batches
 from coordinator.session.cadence import FIRST, FIRST_FORM, Cadence, CadenceChoice
+from coordinator.session.curvature_check import CurvatureCheck
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
@@ -28,6 +31,7 @@ from coordinator.session.decisions import (
     DeviceRecovered,
     DeviceRemoved,
     DeviceReported,
+    DeviceUnlike,
     ModelChanged,
     Phase,
     PhaseChanged,
@@ -44,7 +48,10 @@ from coordinator.session.owner import OwnerLease
 from coordinator.session.quorum import Quorum, goes_on_alone
 from coordinator.session.refusal import RefusedError, Status, UndecidedError, invalid
 from coordinator.session.release import RELEASES
+from coordinator.session.robust import RULES, StepOutcome, StepRule
+from coordinator.session.robust.step_rule import Held
 from coordinator.session.roster import Roster
+from coordinator.session.sample_limit import SampleLimit
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
 from coordinator.session.weighing import Verdict, Weighing, refused_as_ahead
@@ -60,6 +67,11 @@ class Session:
         self.reason = ""
         self.members = Roster()
         self.admission = Admission(name, settings)
+        self._rule = _step_rule(settings)
+        self._samples = SampleLimit(settings.max_samples)
+        self._curvature = CurvatureCheck()
+        self._unlike: Counter[str] = Counter()
+        """In how many steps a device was unlike the others."""
         self.step = self._new_step(settings.first_step)
         self._gathering = Gathering(settings, self.members)
         self._first_step = self._known_step = settings.first_step
@@ -89,7 +101,8 @@ class Session:
 
     @cached_property
     def _cadence(self) -> CadenceChoice:
-        return CadenceChoice(self.settings.codec_choice.form_sizes(self.fingerprint))
+        takes_sparse = self._rule is None or self._rule.takes_sparse
+        return CadenceChoice(self.settings.codec_choice.form_sizes(self.fingerprint) if takes_sparse else {})
 
     def take_decisions(self) -> list[Decision]:
         """Return what is to be carried out since the last call, in order."""
@@ -240,6 +253,17 @@ class Session:
 
     def contribute(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
         """Take one slice that `wants` wants."""
+        if samples is not None:
+            member = self.members[device]
+            if samples > member.most_samples:
+                self.step.unlike.setdefault(
+                    device, f"it claims {samples} samples, and counted with {member.most_samples}"
+                )
+                samples = member.most_samples
+            fault = self._curvature.fault(self.fingerprint[key.tensor], key, values)
+            if fault:
+                self.step.unlike.setdefault(device, fault)
+                samples = None  # as if it had skipped its batch: its slice is in, and weighs nothing
         self.step.add(device, samples, key, values)
 
     def complete(self, device: str, step: int, contribution: Contribution, now: float) -> None:
@@ -253,6 +277,7 @@ class Session:
         member = self._take_sign(device, step, contribution.samples, now)
         if member is None:
             return
+        contribution = replace(contribution, most_samples=member.most_samples)
         check_batches(device, contribution.batches, self.step)
         check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
         differing = self.step.complete(device, contribution, now)
@@ -435,6 +460,8 @@ class Session:
         if not member.is_in_time(step, self.step.number):
             return None
         self._quorum.check_together(device, step)
+        if member.samples is None:  # it is the first that it sends in this step
+            member.most_samples = self._samples.limit(member.joining, self.members, self.batches)
         member.claim(samples, step)
         self.step.begin(now)
         if member.standing is Standing.LAGGING and not self._goes_on_without(device, now):
@@ -475,7 +502,13 @@ class Session:
             self._commit(now)
 
     def _new_step(self, number: int) -> Step:
-        return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release])
+        if self._rule is None:
+            return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release])
+        return Step(number, AGGREGATORS["mean"], RELEASES["step"], self._combine)
+
+    def _combine(self, slices: Mapping[SliceKey, Sequence[Held]], complete: Collection[str]) -> StepOutcome:
+        assert self._rule is not None
+        return self._rule.combine(slices, complete, self.fingerprint)
 
     def _commit(self, now: float) -> None:
         step = self.step
@@ -484,6 +517,12 @@ class Session:
         if cadence is not None:
             self.batches, self.form = cadence.batches, cadence.form or self.form
         differing = self._comparison.committed(step, self.members)
+        self._samples.committed(step.contributions, step.batches)
+        self._curvature.committed()
+        for device, reason in sorted(step.unlike.items()):
+            self._unlike[device] += 1
+            if self._unlike[device].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, ... time
+                self._decide(DeviceUnlike(device, step.number, reason, self._unlike[device]))
         self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence, self._comparison.reason))
         self._left_out = []
         if not self._quorum.is_missing:
@@ -559,3 +598,9 @@ class Session:
         self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
         if not self.members.lost:
             self._finish(Phase.ENDED, "all devices have finished")
+
+
+def _step_rule(settings: SessionSettings) -> StepRule | None:
+    """Return what combines the slices of a whole step; None where each is combined on its own."""
+    make = RULES.get(settings.aggregator)
+    return None if make is None else StepRule(lambda: make(settings.bad_devices))

@@ -24,8 +24,13 @@ CodecName = Literal[
     "sparse2",
     "sparse1",
 ]
+AggregatorName = Literal["mean", "clip", "median", "trimmed-mean", "krum", "multi-krum", "centred-clip", "history"]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+
+_BY_ELEMENT = ("median", "trimmed-mean")
+_SPARSE = ("topk", "sparse4", "sparse2", "sparse1")
 
 
 class SessionSettings(BaseModel):
@@ -45,8 +50,14 @@ class SessionSettings(BaseModel):
     """Rank of the powersgd codec."""
     topk_fraction: Annotated[float, Field(gt=0, le=1)] = CodecChoice.topk_fraction
     """Part of the elements that the codecs topk, sparse4, sparse2 and sparse1 keep."""
-    aggregator: Literal["mean"] = "mean"
-    """How the devices' contributions to a slice become one: `coordinator.session.aggregation`."""
+    aggregator: AggregatorName = "mean"
+    """How the devices' contributions become one: "mean", or a rule that bears bad devices. Such a rule holds the
+    contributions of all devices, and their results leave when the step commits."""
+    bad_devices: Annotated[int, Field(ge=0, le=MAX_DEVICES // 2)] | None = None
+    """So many bad devices the aggregator must bear, if it can; None means a quarter of those that contribute."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """A device's contribution counts with at most so many samples; None means 16 times the median of what the devices
+    declare."""
     release: Literal["slice", "step"] = "slice"
     """When the results leave: each slice once all have contributed to it, or all when the step commits."""
     frame_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES // 2)] = 1 << 20
@@ -92,6 +103,16 @@ class SessionSettings(BaseModel):
             raise ValueError(f"quorum {self.quorum} is more than the session's {self.devices} devices")
         if self.max_devices is not None and self.max_devices < self.devices:
             raise ValueError(f"max_devices {self.max_devices} is less than the session's {self.devices} devices")
+        if self.bad_devices is not None and 2 * self.bad_devices >= self.devices:
+            raise ValueError(
+                f"bad_devices {self.bad_devices} of the session's {self.devices} devices are half or more: no "
+                "aggregator can tell which half is the bad one"
+            )
+        if self.aggregator in _BY_ELEMENT and self.codec in _SPARSE:
+            raise ValueError(
+                f"the aggregator {self.aggregator} takes each element on its own, and the codec {self.codec} sends few "
+                "of them: what most devices did not send would be 0; take the aggregator history, or another codec"
+            )
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError(f"lease_s {self.lease_s:g} is less than two heartbeats of {self.heartbeat_s:g} s")
         return self

@@ -1,7 +1,7 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,9 @@ from edgenewton.v1.sketch import Sketch
 from coordinator.session.aggregation import Aggregator
 from coordinator.session.cadence import Pace
 from coordinator.session.release import ReleasePolicy
+from coordinator.session.robust.step_rule import Held, StepOutcome
+
+Combine = Callable[[Mapping[SliceKey, Sequence[Held]], Collection[str]], StepOutcome]
 
 
 @dataclass(frozen=True)
@@ -31,30 +34,52 @@ class Contribution:
     """Batches that it trained in the step; equal on all devices."""
     pace: Pace | None = None
     """How long it took, if it says."""
+    most_samples: int | None = None
+    """So many of its samples count at most."""
 
     @property
     def weight(self) -> int:
         """How much it counts: so many samples."""
-        return self.samples or 0
+        samples = self.samples or 0
+        return samples if self.most_samples is None else min(samples, self.most_samples)
 
 
 @dataclass
 class _Slice:
     length: int
     aggregator: Aggregator | None = None
-    """None until a contribution that weighs something."""
+    """None until a contribution that weighs something, and where a rule sees the whole step."""
+    held: list[Held] = field(default_factory=list)
+    """For a rule that sees the whole step."""
     contributors: set[str] = field(default_factory=set)
 
 
 class Step:
     """The contributions to one step, without regard to time or membership rules.
 
-    What a device contributed stays in, whatever becomes of it: each slice combines those whose slice came.
+    What a device contributed stays in, whatever becomes of it: each slice combines those whose slice came. A rule that
+    sees the whole step combines those whose contributions are complete.
+
+    Args:
+        number: of its first batch.
+        make_aggregator: makes what combines the contributions to one slice.
+        release: when results leave.
+        combine: combines all slices at once instead, given what is held of each and the complete devices.
+
     """
 
-    def __init__(self, number: int, make_aggregator: Callable[[], Aggregator], release: ReleasePolicy) -> None:
+    def __init__(
+        self,
+        number: int,
+        make_aggregator: Callable[[], Aggregator],
+        release: ReleasePolicy,
+        combine: Combine | None = None,
+    ) -> None:
         self.number = number
+        self.unlike: dict[str, str] = {}
+        """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
         self._make_aggregator = make_aggregator
+        self._combine = combine
         self._release = release
         self.began_at: float | None = None
         self.contributions: dict[str, Contribution] = {}
@@ -110,7 +135,9 @@ class Step:
         if device in self._is_late:  # what counts of its slices is the first ones: it could not tell which others
             return
         self._counted[device] += 1
-        if samples:
+        if samples and self._combine is not None:
+            piece.held.append(Held(device, values, samples))
+        elif samples:
             if piece.aggregator is None:
                 piece.aggregator = self._make_aggregator()
             piece.aggregator.add(device, values, samples)
@@ -145,10 +172,25 @@ class Step:
         if not members:
             return
         waiting = {key: piece.contributors for key, piece in self._pending.items()}
-        for key in self._release.ready(waiting, members, is_closing=is_closing):
+        keys = self._release.ready(waiting, members, is_closing=is_closing)
+        combined = self._combined(keys) if self._combine is not None and keys else {}
+        for key in keys:
             self._released.add(key)
             piece = self._pending.pop(key)
-            yield key, np.zeros(piece.length, np.float32) if piece.aggregator is None else piece.aggregator.result()
+            if piece.aggregator is not None:
+                yield key, piece.aggregator.result()
+            else:
+                yield key, combined[key] if key in combined else np.zeros(piece.length, np.float32)
+
+    def _combined(self, keys: Collection[SliceKey]) -> Mapping[SliceKey, Float32Array]:
+        """Return what slices become together; what is in of those that are not complete does not count."""
+        assert self._combine is not None
+        outcome = self._combine({key: self._pending[key].held for key in keys}, self.contributions.keys())
+        for device in self._counted.keys() - self.contributions.keys():
+            self._counted[device] = 0
+        for device, reason in outcome.unlike.items():
+            self.unlike.setdefault(device, reason)
+        return outcome.values
 
     def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""

@@ -70,6 +70,8 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
             event.healing.CopyFrom(pb.DeviceHealing(device=device, step=step, reason=reason, wait_s=wait_s))
         case d.DeviceRecovered(device, step):
             event.recovered.CopyFrom(pb.DeviceRecovered(device=device, step=step))
+        case d.DeviceUnlike(device, step, reason, times):
+            event.unlike.CopyFrom(pb.DeviceUnlike(device=device, step=step, reason=reason, times=times))
         case d.SliceReady() | d.StepSet() | d.ModelChanged():
             return None
     return event

@@ -125,6 +125,8 @@ class Chronicle:
                 log.info("session %r, step %d: %s", name, step, reason)
             case d.DeviceRecovered(device, step):
                 log.info("session %r: device %r takes part again from step %d on", name, device, step)
+            case d.DeviceUnlike(device, step, reason, times):
+                log.warning("session %r, step %d: device %r, for the %d. time: %s", name, step, device, times, reason)
             case d.PhaseChanged(phase, reason):
                 log.info("session %r: %s: %s", name, phase.value, reason)
                 if record is not None:

@@ -64,6 +64,8 @@ class DeviceStatistics:
     """How often steps were to go on without it for a time, because it was late repeatedly."""
     set_aside_until: float | None = None
     """When they wait for it again; None if they do now."""
+    unlike: int = 0
+    """Steps in which it sent something unlike the others, as far as it was told: the 1st, 2nd, 4th, ... time."""
     last_error: str = ""
     last_error_at: float | None = None
     joined_at: float = 0.0
@@ -115,7 +117,7 @@ class Incident:
 
     time_s: float
     kind: str
-    """joined, left, healing, recovered, left out, refused, cadence, record or phase."""
+    """joined, left, healing, recovered, left out, refused, unlike, cadence, record or phase."""
     step: int | None
     device: str
     text: str
@@ -215,6 +217,8 @@ class SessionStatistics:
                 device = self._device(event.recovered.device)
                 device.state, device.set_aside_until = "training", None
                 self._happened(now, "recovered", device.device, "takes part again", event.recovered.step)
+            case "unlike":
+                self._apply_unlike(event.unlike, now)
 
     def refuse(self, device: str, status: str, reason: str, now: float) -> None:
         """Note that a request of a device was refused; it need not be one of the session."""
@@ -339,6 +343,13 @@ class SessionStatistics:
         if device.state == "gone":
             self._happened(now, "left", left.device, left.reason)
         self._forget_oldest()
+
+    def _apply_unlike(self, unlike: pb.DeviceUnlike, now: float) -> None:
+        device = self._device(unlike.device)
+        device.unlike = unlike.times
+        often = f" ({unlike.times} times so far)" if unlike.times > 1 else ""
+        device.fail(f"step {unlike.step}: {unlike.reason}{often}", now)
+        self._happened(now, "unlike", unlike.device, unlike.reason + often, unlike.step)
 
     def _count(self, device: DeviceStatistics, use: pb.DeviceReport | pb.DeviceLeft, now: float) -> None:
         before = (device.received, device.sent, device.saved)

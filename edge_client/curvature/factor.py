@@ -40,6 +40,8 @@ class Factor:
         self.parts = part_width(size, self.width)
         """Of each matrix."""
         self.packed_shape = (blocks, size) if is_diagonal else (blocks * self.parts, packed_size(self.width))
+        self.structure = "diagonals" if is_diagonal else "triangles"
+        """What the elements stand for as they are exchanged: see `TensorSpec.structure`."""
         self.value = torch.zeros(0)
         """The running mean; empty before the first update."""
         self._blocks = blocks

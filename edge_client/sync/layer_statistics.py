@@ -24,7 +24,12 @@ def statistic_key(state: PreconditionedLayer, name: str) -> TensorKey:
 def statistic_specs(layers: Sequence[PreconditionedLayer]) -> list[TensorSpec]:
     """Return what describes the layers' statistics, and the doubts, to the exchange."""
     statistics = [
-        spec_of(statistic_key(state, name), shape, state.layer.weight)
+        spec_of(
+            statistic_key(state, name),
+            shape,
+            state.layer.weight,
+            structure=state.estimator.statistic_structures.get(name, ""),
+        )
         for state in layers
         for name, shape in state.estimator.statistic_shapes.items()
     ]

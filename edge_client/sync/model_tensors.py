@@ -151,10 +151,10 @@ class ModelTensors:
         return any(parameter in self.trained for parameter in module.parameters(recurse=False))
 
 
-def spec_of(key: TensorKey, shape: Sequence[int], like: Tensor) -> TensorSpec:
+def spec_of(key: TensorKey, shape: Sequence[int], like: Tensor, structure: str = "") -> TensorSpec:
     """Return what describes a tensor of a shape, and of the type of another one, to the exchange."""
     kind, name = key
-    return TensorSpec(name, tuple(shape), str(like.dtype).removeprefix("torch."), kind)
+    return TensorSpec(name, tuple(shape), str(like.dtype).removeprefix("torch."), kind, structure=structure)
 
 
 def _specs(tensors: Mapping[str, Tensor], kind: str) -> list[TensorSpec]:

@@ -60,7 +60,12 @@ class Shared(CurvatureScope):
     def specs(self) -> list[TensorSpec]:
         """Return the statistics of all layers."""
         return [
-            TensorSpec(f"{state.name}:{name}", shape, kind="curvature")
+            TensorSpec(
+                f"{state.name}:{name}",
+                shape,
+                kind="curvature",
+                structure=state.estimator.statistic_structures.get(name, ""),
+            )
             for state in self._subject.common_layers
             for name, shape in state.estimator.statistic_shapes.items()
         ]

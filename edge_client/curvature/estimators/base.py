@@ -83,6 +83,11 @@ class Estimator(ABC):
     def statistic_shapes(self) -> dict[str, tuple[int, ...]]:
         """The statistics of a batch, by name, as they are exchanged between devices."""
 
+    @property
+    def statistic_structures(self) -> Mapping[str, str]:
+        """What the elements of statistics stand for, by name, where they are matrices: see `TensorSpec.structure`."""
+        return {}
+
     @abstractmethod
     def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:
         """Return the statistics of a batch.

@@ -31,6 +31,11 @@ class InputsAndGradients(KroneckerEstimator):
         """The factor A as a packed upper triangle, or a diagonal for one-hot inputs."""
         return {"A": self.A.packed_shape}
 
+    @property
+    def statistic_structures(self) -> dict[str, str]:
+        """That of the factor."""
+        return {"A": self.A.structure}
+
     def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the factor A of a batch, packed."""
         return {"A": self.A.pack(a.second_moment(self.options.weight_sharing, self.A.parts))}

@@ -27,6 +27,11 @@ class Kfac(KroneckerEstimator):
         """Both factors as packed upper triangles; A is a diagonal for one-hot inputs."""
         return {"A": self.A.packed_shape, "G": self.G.packed_shape}
 
+    @property
+    def statistic_structures(self) -> dict[str, str]:
+        """Those of the factors."""
+        return {"A": self.A.structure, "G": self.G.structure}
+
     def statistics(self, a: Inputs, g: Tensor) -> dict[str, Tensor]:
         """Return both factors of a batch, packed."""
         sharing = self.options.weight_sharing

@@ -42,6 +42,12 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TENSOR_KIND_DELTA: _ClassVar[TensorKind]
     TENSOR_KIND_WEIGHT: _ClassVar[TensorKind]
 
+class TensorStructure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TENSOR_STRUCTURE_UNSPECIFIED: _ClassVar[TensorStructure]
+    TENSOR_STRUCTURE_TRIANGLES: _ClassVar[TensorStructure]
+    TENSOR_STRUCTURE_DIAGONALS: _ClassVar[TensorStructure]
+
 class SnapshotAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SNAPSHOT_ACTION_UNSPECIFIED: _ClassVar[SnapshotAction]
@@ -80,6 +86,9 @@ TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
 TENSOR_KIND_DELTA: TensorKind
 TENSOR_KIND_WEIGHT: TensorKind
+TENSOR_STRUCTURE_UNSPECIFIED: TensorStructure
+TENSOR_STRUCTURE_TRIANGLES: TensorStructure
+TENSOR_STRUCTURE_DIAGONALS: TensorStructure
 SNAPSHOT_ACTION_UNSPECIFIED: SnapshotAction
 SNAPSHOT_ACTION_NONE: SnapshotAction
 SNAPSHOT_ACTION_DOWNLOAD: SnapshotAction
@@ -90,18 +99,20 @@ PHASE_ENDED: Phase
 PHASE_ABORTED: Phase
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "shape", "dtype", "kind", "parts")
+    __slots__ = ("name", "shape", "dtype", "kind", "parts", "structure")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: DType
     kind: TensorKind
     parts: _containers.RepeatedCompositeFieldContainer[TensorSpec]
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ...) -> None: ...
+    structure: TensorStructure
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., structure: _Optional[_Union[TensorStructure, str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch", "run_steps", "frozen_sketch")
@@ -407,7 +418,7 @@ class WatchRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("time_s", "session", "phase", "joined", "left", "report", "step", "healing", "recovered")
+    __slots__ = ("time_s", "session", "phase", "joined", "left", "report", "step", "healing", "recovered", "unlike")
     TIME_S_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -417,6 +428,7 @@ class SessionEvent(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     HEALING_FIELD_NUMBER: _ClassVar[int]
     RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    UNLIKE_FIELD_NUMBER: _ClassVar[int]
     time_s: float
     session: str
     phase: PhaseChanged
@@ -426,7 +438,8 @@ class SessionEvent(_message.Message):
     step: StepCommitted
     healing: DeviceHealing
     recovered: DeviceRecovered
-    def __init__(self, time_s: _Optional[float] = ..., session: _Optional[str] = ..., phase: _Optional[_Union[PhaseChanged, _Mapping]] = ..., joined: _Optional[_Union[DeviceJoined, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., report: _Optional[_Union[DeviceReport, _Mapping]] = ..., step: _Optional[_Union[StepCommitted, _Mapping]] = ..., healing: _Optional[_Union[DeviceHealing, _Mapping]] = ..., recovered: _Optional[_Union[DeviceRecovered, _Mapping]] = ...) -> None: ...
+    unlike: DeviceUnlike
+    def __init__(self, time_s: _Optional[float] = ..., session: _Optional[str] = ..., phase: _Optional[_Union[PhaseChanged, _Mapping]] = ..., joined: _Optional[_Union[DeviceJoined, _Mapping]] = ..., left: _Optional[_Union[DeviceLeft, _Mapping]] = ..., report: _Optional[_Union[DeviceReport, _Mapping]] = ..., step: _Optional[_Union[StepCommitted, _Mapping]] = ..., healing: _Optional[_Union[DeviceHealing, _Mapping]] = ..., recovered: _Optional[_Union[DeviceRecovered, _Mapping]] = ..., unlike: _Optional[_Union[DeviceUnlike, _Mapping]] = ...) -> None: ...
 
 class PhaseChanged(_message.Message):
     __slots__ = ("phase", "reason", "settings")
@@ -487,6 +500,18 @@ class DeviceRecovered(_message.Message):
     device: str
     step: int
     def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class DeviceUnlike(_message.Message):
+    __slots__ = ("device", "step", "reason", "times")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    step: int
+    reason: str
+    times: int
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ..., times: _Optional[int] = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("device", "step", "samples", "contribution", "bytes_received", "bytes_sent", "bytes_saved", "skipped")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.tensor_spec import TensorSpec
+from edgenewton.v1.tensor_spec import TensorSpec, matrix_size
 
 DTYPES: dict[str, pb.DType] = {
     "float32": pb.DTYPE_FLOAT32,
@@ -28,6 +28,13 @@ _KIND_NAMES = {number: name for name, number in KINDS.items()}
 FROZEN_OPTION = "frozen_weights"
 """The option that digests frozen weights: to the last bit, which is more than machines of different kinds agree in."""
 
+STRUCTURES: dict[str, pb.TensorStructure] = {
+    "": pb.TENSOR_STRUCTURE_UNSPECIFIED,
+    "triangles": pb.TENSOR_STRUCTURE_TRIANGLES,
+    "diagonals": pb.TENSOR_STRUCTURE_DIAGONALS,
+}
+_STRUCTURE_NAMES = {number: name for name, number in STRUCTURES.items()}
+
 MAX_ELEMENTS = 1 << 34
 """Largest tensor that a fingerprint may announce; a lie beyond it would exhaust the receiver's memory."""
 
@@ -40,6 +47,7 @@ def spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
         dtype=DTYPES[spec.dtype],
         kind=KINDS[spec.kind],
         parts=[spec_to_proto(part) for part in spec.parts],
+        structure=STRUCTURES[spec.structure],
     )
 
 
@@ -47,8 +55,8 @@ def spec_from_proto(message: pb.TensorSpec) -> TensorSpec:
     """Return the spec in a message.
 
     Raises:
-        ValueError: dtype or kind is unknown, the shape is absurd, or it is not what its parts make up; the text names
-            the tensor.
+        ValueError: dtype, kind or structure is unknown, the shape is absurd, or it is not what its parts make up; the
+            text names the tensor.
 
     """
     spec = _bare_spec(message)
@@ -68,7 +76,20 @@ def _bare_spec(message: pb.TensorSpec) -> TensorSpec:
             f"tensor {message.name!r} has dtype {message.dtype} and kind {message.kind}; "
             f"known are {', '.join(DTYPES)} and {', '.join(KINDS)}"
         )
-    spec = TensorSpec(message.name, tuple(message.shape), _DTYPE_NAMES[message.dtype], _KIND_NAMES[message.kind])
+    if message.structure not in _STRUCTURE_NAMES:
+        raise ValueError(
+            f"tensor {message.name!r} has structure {message.structure}; {list(_STRUCTURE_NAMES)} are known"
+        )
+    structure = _STRUCTURE_NAMES[message.structure]
+    spec = TensorSpec(
+        message.name,
+        tuple(message.shape),
+        _DTYPE_NAMES[message.dtype],
+        _KIND_NAMES[message.kind],
+        structure=structure,
+    )
+    if structure == "triangles" and (not spec.shape or matrix_size(spec.shape[-1]) is None):
+        raise ValueError(f"the {spec} holds no upper triangles: its last dimension is not n (n + 1) / 2")
     if spec.size > MAX_ELEMENTS:
         raise ValueError(f"the {spec} is larger than {MAX_ELEMENTS} elements")
     return spec

@@ -16,6 +16,9 @@ class TensorSpec:
     """gradient, parameter, curvature, delta or weight."""
     parts: "tuple[TensorSpec, ...]" = ()
     """Of what it consists, one after the other, if it is a vector of several tensors of its kind."""
+    structure: str = ""
+    """What its elements stand for: "triangles" for those of symmetric positive semi-definite matrices, `[..., n (n + 1)
+    / 2]`, whose upper triangles they are, row by row; "diagonals" for elements that cannot be negative; or nothing."""
 
     @property
     def size(self) -> int:
@@ -23,4 +26,11 @@ class TensorSpec:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        return f"{self.kind} of {self.name!r}, {' x '.join(map(str, self.shape)) or 'scalar'} {self.dtype}"
+        structure = f", {self.structure}" if self.structure else ""
+        return f"{self.kind} of {self.name!r}, {' x '.join(map(str, self.shape)) or 'scalar'} {self.dtype}{structure}"
+
+
+def matrix_size(elements: int) -> int | None:
+    """Return the rows n of a matrix whose upper triangle has n (n + 1) / 2 elements; None if there is none."""
+    size = (math.isqrt(8 * elements + 1) - 1) // 2
+    return size if size and size * (size + 1) // 2 == elements else None

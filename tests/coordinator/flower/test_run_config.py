@@ -32,6 +32,16 @@ def test_a_rounds_session_has_the_quorum_of_those_that_it_chose():
     assert RunConfig(**VALUES).session_settings(0, devices=4).required == 4
 
 
+def test_a_rounds_session_has_the_aggregator_of_the_run():
+    told = {"aggregator": "history", "bad-devices": 1, "max-samples": 64}
+    config, _ = split_run_config(VALUES | told)
+    settings = config.session_settings(0, devices=4)
+    assert (settings.aggregator, settings.bad_devices, settings.max_samples) == ("history", 1, 64)
+    assert config.session_settings(0, devices=2).bad_devices == 0  # of two none can be outvoted
+    settings = RunConfig(**VALUES).session_settings(0, devices=4)
+    assert (settings.aggregator, settings.bad_devices, settings.max_samples) == ("mean", None, None)
+
+
 def test_settings_of_the_devices_are_passed_on():
     config, device_settings = split_run_config(VALUES | {"curvature": "eva", "step-deadline-s": 5})
     assert device_settings == {"task": "digits", "steps": 60, "curvature": "eva"}
@@ -53,6 +63,8 @@ def test_a_rounds_session_admits_whom_the_run_names():
         ({"codec": "zip"}, r"codec: .*'fp32', 'bf16', 'fp16', 'int8', 'powersgd', 'topk', 'int4', .* \(it is 'zip'\)"),
         ({"quorum": 5}, "quorum 5 is more than the run's 4 devices"),
         ({"fraction-train": 0}, "fraction-train: "),
+        ({"bad-devices": 2}, "bad-devices 2 is half of the run's 4 devices, or more"),
+        ({"aggregator": "bulyan"}, r"aggregator: .*'history' \(it is 'bulyan'\)"),
         ({"rounds": 61}, "60 steps cannot be divided over 61 rounds"),
         ({"step-deadline-s": -1}, "step-deadline-s: "),
         ({"coordinator": "gateway"}, "coordinator: .*(it is 'gateway')"),

@@ -94,3 +94,22 @@ def test_the_part_that_differs_is_named():
 def test_a_vector_that_is_none_is_refused(spec, text):
     with pytest.raises(ValueError, match=text):
         spec_from_proto(spec_to_proto(spec))
+
+
+@pytest.mark.parametrize("structure", ["", "triangles", "diagonals"])
+def test_what_the_elements_of_a_tensor_stand_for_travels_too(structure):
+    spec = TensorSpec("l:A", (2, 6), kind="curvature", structure=structure)
+    assert spec_from_proto(spec_to_proto(spec)) == spec
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 0)])
+def test_a_tensor_that_cannot_hold_triangles_is_refused(shape):
+    with pytest.raises(ValueError, match="its last dimension is not n"):
+        spec_from_proto(spec_to_proto(TensorSpec("A", shape, kind="curvature", structure="triangles")))
+
+
+def test_an_unknown_structure_is_refused():
+    message = spec_to_proto(TensorSpec("A", (3,), kind="curvature"))
+    message.structure = 99
+    with pytest.raises(ValueError, match="tensor 'A' has structure 99"):
+        spec_from_proto(message)
