@@ -9,7 +9,7 @@ import matplotlib as mpl
 import typer
 from rich.console import Console
 
-from benchmarks.soak.run import Outcome, Plan, Soak, SoakError
+from benchmarks.soak.run import REPLAY_BYTES, Outcome, Plan, Soak, SoakError
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -73,6 +73,7 @@ def main(
         more = {
             "plan": asdict(plan),
             "warm_up_s": plan.warm_up_s,
+            "replay_bytes": REPLAY_BYTES,
             "deeds_and_answers": outcome.deeds,
             "rss_mib": {name: [[round(at, 1), round(mib, 1)] for at, mib in of] for name, of in outcome.memory.items()},
             "problems": account.problems,

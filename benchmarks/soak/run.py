@@ -30,6 +30,8 @@ from edge_client.tasks import load_task
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["benchmarks.soak.honest", "benchmarks.soak.hostile"])
 SAMPLE_S = 5.0
+REPLAY_BYTES = 1 << 20
+"""So few that they are full after the warm-up: they hold some 130 steps, more than go by while a device is away."""
 _ASK_S = 0.5
 _POLL_S = 0.2
 _READY_S = 120.0
@@ -169,6 +171,7 @@ class Soak:
             "join-deadline-s": 60,
             "heartbeat-s": 2,
             "lease-s": 10,
+            "replay-bytes": REPLAY_BYTES,
             "record": self._folder / "record.sqlite",
             "audit": self._folder / "audit.jsonl",
         }

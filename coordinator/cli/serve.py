@@ -83,6 +83,9 @@ def serve(
     rejoin_deadline_s: Annotated[
         float, typer.Option(help="Seconds to wait for devices to come back once the quorum is lost; 0 aborts at once.")
     ] = _SETTINGS.rejoin_deadline_s,
+    replay_bytes: Annotated[
+        int, typer.Option(help="Bytes of past steps that are kept for devices that come back.", min=0)
+    ] = _SETTINGS.replay_bytes,
     heartbeat_s: Annotated[
         float, typer.Option(help="Seconds between two signs of life of an idle device.")
     ] = _SETTINGS.heartbeat_s,
@@ -174,6 +177,7 @@ def serve(
                 "step_deadline_s": step_deadline_s,
                 "join_deadline_s": join_deadline_s,
                 "rejoin_deadline_s": rejoin_deadline_s,
+                "replay_bytes": replay_bytes,
                 "heartbeat_s": heartbeat_s,
                 "lease_s": lease_s,
                 "digest_every": digest_every,

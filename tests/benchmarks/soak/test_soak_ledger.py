@@ -50,7 +50,7 @@ def test_a_session_commits_each_step_once():
 
 
 def test_growth_is_that_after_the_warm_up():
-    samples = [(float(at), 50.0 + at if at < 40 else 100.0 + (at - 40) / 10) for at in range(0, 141)]
+    samples = [(float(at), 50.0 + at if at < 40 else 100.0 + (at - 40) / 10) for at in range(141)]
     assert growth(samples, 40.0) == pytest.approx(8.5 / 100.75, rel=1e-3)
     assert growth([(at, 80.0) for at, _ in samples], 40.0) == 0
     with pytest.raises(ValueError, match="after the warm-up of 200 s"):
