@@ -6,7 +6,7 @@ MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch test test-processes test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ bench: $(BENCHMARKS:%=bench-%) ## run all benchmarks
 
 bench-%: setup
 	$(BIN)/python -m benchmarks.$(or $(MODULE_$*),$*) $(ARGS)
+
+soak: setup ## 64 devices join, leave, die and misbehave for half an hour; ARGS=--quick: for two minutes
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean: ## remove what tools left
 	rm -rf runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

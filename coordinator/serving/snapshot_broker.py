@@ -168,8 +168,10 @@ class SnapshotBroker:
             self._asked_at = None
 
     def ask_nobody(self) -> None:
-        """Expect no answer of anybody."""
+        """Expect no answer of anybody; what is on its way is not taken."""
         self._donor = self._asked_at = None
+        if self._upload is not None:
+            self._upload.supersede()
 
     def drop(self) -> None:
         """Give the memory up."""

@@ -353,9 +353,13 @@ class Link:
         return True
 
     async def _wait_for_room(self) -> None:
-        while not self._is_healing and self._assembly.waiting >= MAX_WAITING_STEPS:
+        while not self._has_room():
             self._room.clear()
             await self._room.wait()
+
+    def _has_room(self) -> bool:
+        with self._changed:  # the device's thread takes steps out meanwhile
+            return self._is_healing or self._assembly.waiting < MAX_WAITING_STEPS
 
     # ------------------------------------------------------------------ snapshots
 

@@ -67,6 +67,21 @@ def test_a_state_is_taken_once_for_each_ask_and_the_latest_in_place_of_others():
     asyncio.run(run())
 
 
+def test_a_state_on_its_way_is_not_taken_once_the_session_has_another():
+    async def run() -> None:
+        broker = SnapshotBroker()
+        broker.ask("a", 0.0)
+        outvoted = asyncio.create_task(broker.take(Upload("a", 1_000, 5.0, 10.0), parts(b"st", b"ate", pause_s=0.1)))
+        await asyncio.sleep(0.01)
+        broker.ask_nobody()
+        with pytest.raises(RefusedError, match="device 'a': another state is taken instead"):
+            await outvoted
+        assert broker.snapshot is None
+        assert not broker.is_waiting(0.0, patience_s=1.0)
+
+    asyncio.run(run())
+
+
 def test_a_state_may_have_several_copies_of_the_model_and_its_curvature():
     dense = TensorSpec("fc", (10, 1_000))
     assert largest_state([dense]) == LEAST_BYTES + 8 * (16 * 10_000 + 4 * (10**2 + 1_000**2))

@@ -18,6 +18,7 @@ from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, LocalCurvature, NewtonOptimizer
 from edge_client.exchange import Cause, Evaluation, ExchangeError, InProcessExchange, NonFiniteGradientError
+from edge_client.exchange.remote.assembly import Assembly
 from edge_client.sync.sketching import sketch_of
 
 SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
@@ -217,6 +218,25 @@ def test_frames_leave_and_come_back_before_the_step_is_collected(coordinator):
     while exchanges[0].traffic.received - before < 2000 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert exchanges[0].traffic.received - before >= 2000  # two full frames of means
+
+
+def test_what_has_come_is_counted_under_the_lock_that_it_is_taken_with(coordinator, monkeypatch):
+    """Else the device's thread takes a step out while the stream's thread counts, and the place is lost."""
+    coordinator.create_session("s", SessionSettings(devices=1))
+    device = join(coordinator, "d0")
+    link, counted = device.place._link, []
+    count = Assembly.waiting.fget
+
+    def is_counted(assembly):
+        counted.append(link._changed._is_owned())
+        return count(assembly)
+
+    monkeypatch.setattr(Assembly, "waiting", property(is_counted))
+    for step in range(3):
+        assert exchange_once(device, tensors(0), 1).step == step
+    device.close()
+    assert counted
+    assert all(counted)
 
 
 def test_other_weights_are_replaced_by_those_of_the_session(coordinator):
