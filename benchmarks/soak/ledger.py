@@ -133,7 +133,7 @@ class _Stays:
         if self._next is not None:
             self._miss(self._next, step)
         self._outcomes.setdefault(step, set()).add(checksum)
-        self._account.acknowledged += 1
+        self._account.acknowledged += self._is_member  # not what it caught up with before it was one
         self._next = step + 1
 
     def _miss(self, wanted: int, came: int) -> None:

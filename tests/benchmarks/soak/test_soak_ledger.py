@@ -18,7 +18,8 @@ def test_stays_without_gaps_lose_nothing():
     account = settle({"a": WHOLE, "b": healed}, range(8))
     assert (account.lost, account.problems) == (0, [])
     assert (account.stays, account.killed, account.heals) == (3, 1, 2)
-    assert account.acknowledged == 2 + 1 + 1 + 2 + 1  # steps 4 and 5 were in a state that it loaded
+    # Step 2 was over when it became a member; steps 4 and 5 were in a state that it loaded.
+    assert account.acknowledged == 2 + 1 + 2 + 1
 
 
 def test_a_killed_process_loses_nothing_and_may_leave_a_part_of_a_line():
