@@ -32,8 +32,8 @@ class Account:
     killed: int = 0
     """Stays that ended without a word."""
     acknowledged: int = 0
-    """Steps that members have applied, or that were in a state that they loaded. Who comes back with an older state catches
-    up with steps that it acknowledged in an earlier stay, and counts them again."""
+    """Steps that members have applied, or that were in a state that they loaded. Who comes back with an older state
+    catches up with steps that it acknowledged in an earlier stay, and counts them again."""
     heals: int = 0
     lost: int = 0
     problems: list[str] = field(default_factory=list)
