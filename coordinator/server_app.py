@@ -59,7 +59,10 @@ def main(grid: Grid, context: Context) -> None:
             # First of all: Flower gives a stopped run 5 s.
             strategy.end_session("the run is over")
             observer.close()
-            log.info("history %s", strategy.save_history())
+            try:
+                log.info("history %s", strategy.save_history())
+            except OSError as error:
+                log.error("%s cannot be written: %s", error.filename, error.strerror or error)
 
 
 @contextmanager

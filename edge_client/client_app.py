@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from edge_client.daemon.client import DaemonClient
-from edge_client.daemon.environment import SOCKET_VARIABLE, TLS_VARIABLE
+from edge_client.daemon.environment import ALLOW_VARIABLE, SOCKET_VARIABLE, TLS_VARIABLE
 from edge_client.training.work import DataRequest, TrainRequest, Worker, WorkError
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ def _worker(context: Context) -> Iterator[Worker]:
         from edge_client.training.own_process import OwnProcess
 
         tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
-        yield OwnProcess(_NodeState(context.state), TlsFiles.parse(tls) if tls else None)
+        allowed = str(context.node_config.get("allow-tasks", os.environ.get(ALLOW_VARIABLE, "")))
+        files = TlsFiles.parse(tls) if tls else None
+        yield OwnProcess(_NodeState(context.state), files, allowed.split())
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.long.curves import NEVER, Cost, cost_to, final_accuracy
-from benchmarks.long.methods import DEFAULT, METHODS, Method
+from benchmarks.long.methods import DEFAULT, METHODS, Family, Method
 from benchmarks.long.trials import Trial
 from benchmarks.shared.record_store import options_text
 
@@ -81,6 +81,10 @@ class Contest:
         own: float = getattr(self.ours.cost(self.target), figure)
         return own / theirs if math.isfinite(theirs) else None
 
+    def against(self, family: Family) -> "Contest":
+        """Return the contest with the baselines of one family alone, and so with their target."""
+        return Contest(self.task, [s for s in self.settings if s.method.is_ours or s.method.family == family])
+
     def of_methods(self) -> list[Setting]:
         """Return one setting of each method: that of its whole trials or, without any, the best of its tuning."""
         found: dict[str, Setting] = {}
@@ -105,14 +109,23 @@ def headline(contests: Sequence[Contest]) -> dict[str, float | int | None]:
 
     Tasks without a whole trial of ours and of a baseline do not count.
     """
-    batches = [ratio for c in contests if (ratio := c.ratio("batches")) is not None]
-    steps = [ratio for c in contests if (ratio := c.ratio("sgd_steps")) is not None]
+    figures = _ratios(contests, "best_baseline")
+    figures |= _ratios([contest.against("first-order") for contest in contests], "best_first_order")
+    compared = [ratio for contest in contests if (ratio := contest.ratio("batches")) is not None]
     return {
-        "batches_vs_best_baseline_median": finite(statistics.median(batches) if batches else math.inf),
-        "batches_vs_best_baseline_worst": finite(max(batches, default=math.inf)),
-        "cpu_vs_best_baseline_median": finite(statistics.median(steps) if steps else math.inf),
-        "tasks_compared": len(batches),
-        "tasks_not_reached_by_ours": sum(math.isinf(ratio) for ratio in batches),
+        **figures,
+        "tasks_compared": len(compared),
+        "tasks_not_reached_by_ours": sum(math.isinf(ratio) for ratio in compared),
+    }
+
+
+def _ratios(contests: Sequence[Contest], name: str) -> dict[str, float | int | None]:
+    batches = [ratio for contest in contests if (ratio := contest.ratio("batches")) is not None]
+    steps = [ratio for contest in contests if (ratio := contest.ratio("sgd_steps")) is not None]
+    return {
+        f"batches_vs_{name}_median": finite(statistics.median(batches) if batches else math.inf),
+        f"batches_vs_{name}_worst": finite(max(batches, default=math.inf)),
+        f"cpu_vs_{name}_median": finite(statistics.median(steps) if steps else math.inf),
     }
 
 

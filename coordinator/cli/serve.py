@@ -105,6 +105,20 @@ def serve(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what --record has; the session's own settings count then.")
     ] = False,
+    trust_state_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Device whose state may be of a later step than the session knows: all take it over; repeatable."
+        ),
+    ] = None,
+    model_of: Annotated[
+        str | None,
+        typer.Option(help="Device whose model and options are the session's; others wait for it. Else most decide."),
+    ] = None,
+    model_fingerprint: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint that the model and options must have, as the log and the page show it."),
+    ] = None,
     tls: ServerTlsOption = None,
     allow: AllowOption = None,
     allow_label: AllowLabelOption = None,
@@ -134,6 +148,14 @@ def serve(
     """
     if resume and record is None:
         fail("--resume needs --record, the file to go on from", code=2)
+    beginning = {
+        "trust_state_of": tuple(trust_state_of or ()),
+        "model_of": model_of or "",
+        "model_fingerprint": model_fingerprint or "",
+    }
+    if on_demand and not resume and any(beginning.values()):
+        option = next("--" + name.replace("_", "-") for name, value in beginning.items() if value)
+        fail(f"{option} is for the session that this command opens, and --on-demand begins without one", code=2)
     if once and on_demand:
         fail("--once ends with the session, and --on-demand begins without one: give one of them", code=2)
     try:
@@ -157,6 +179,7 @@ def serve(
                 "digest_every": digest_every,
                 "allow": allow or (),
                 "allow_labels": allow_label or (),
+                **beginning,
             }
         )
     except ValidationError as error:
@@ -195,7 +218,7 @@ def serve(
         tensorboard=tensorboard,
         once=once,
         record=book,
-        resumed=resumed,
+        resumed=[known.told(**{name: value for name, value in beginning.items() if value}) for known in resumed],
     )
     phase = asyncio.run(serving)
     raise typer.Exit(1 if phase is Phase.ABORTED and once else 0)

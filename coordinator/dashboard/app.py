@@ -5,7 +5,7 @@ from importlib import resources
 from importlib.metadata import version
 
 from edgenewton.common.addresses import is_loopback
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import MutableHeaders
@@ -64,12 +64,13 @@ def make_app(coordinator: WatchedCoordinator, feed: Feed, host: str) -> FastAPI:
         return JSONResponse({"version": version("edgenewton"), **feed.everything()})
 
     @app.get("/api/events")
-    async def events() -> Response:
+    async def events(request: Request) -> Response:
+        address = request.client.host if request.client is not None else ""
         try:
-            feed.admit()
+            feed.admit(address)
         except TooManyViewersError as error:
             return JSONResponse({"error": str(error)}, 503, {"Retry-After": "10"})
-        return StreamingResponse(feed.follow(), media_type="text/event-stream")
+        return StreamingResponse(feed.follow(address), media_type="text/event-stream")
 
     @app.get("/metrics")
     async def metrics() -> Response:

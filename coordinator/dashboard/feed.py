@@ -4,8 +4,11 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+
+from edgenewton.common.clients import client_of
 
 from coordinator.dashboard.state import State, describe
 from coordinator.telemetry.metrics import WatchedCoordinator
@@ -17,6 +20,7 @@ PERIOD_S = 0.5
 KEEP_ALIVE_S = 15.0
 """Seconds without an update, after which a viewer is shown that the feed lives."""
 MAX_VIEWERS = 32
+MAX_VIEWERS_PER_CLIENT = 16
 
 
 class TooManyViewersError(RuntimeError):
@@ -35,7 +39,8 @@ class Feed:
     def __init__(self, coordinator: WatchedCoordinator, period_s: float = PERIOD_S) -> None:
         self._coordinator = coordinator
         self._period_s = period_s
-        self._viewers = 0
+        self._viewers: Counter[str] = Counter()
+        """How many each client has."""
         self._number = 0
         self._update = b""
         self._last = ""
@@ -50,25 +55,30 @@ class Feed:
         now = time.time()
         return {"now": now, "sessions": [describe(room, now) for room in self._coordinator.rooms]}
 
-    def admit(self) -> None:
-        """Check that one more viewer can be served.
+    def admit(self, address: str) -> None:
+        """Check that one more viewer can be served, at an address.
 
         Raises:
-            TooManyViewersError: there are too many.
+            TooManyViewersError: there are too many, there or in all.
 
         """
-        if self._viewers >= MAX_VIEWERS:
+        if self._viewers.total() >= MAX_VIEWERS:
             raise TooManyViewersError(f"{MAX_VIEWERS} viewers are connected already; close a page, or try again later")
+        if self._viewers[client_of(address)] >= MAX_VIEWERS_PER_CLIENT:
+            raise TooManyViewersError(
+                f"{MAX_VIEWERS_PER_CLIENT} viewers are connected from {address} already; close a page"
+            )
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self, address: str) -> AsyncIterator[bytes]:
         """Yield events until the feed is closed. A viewer that reads slowly misses updates and is told everything anew.
 
         Raises:
             TooManyViewersError: there are too many.
 
         """
-        self.admit()
-        self._viewers += 1
+        self.admit(address)
+        client = client_of(address)
+        self._viewers[client] += 1
         try:
             if self._ticker is None:
                 self._ticker = asyncio.create_task(self._tick(), name="feed of the page")
@@ -84,7 +94,9 @@ class Feed:
                 number = self._number
                 yield self._update if is_next else _event("everything", _dump(self.everything()))
         finally:
-            self._viewers -= 1
+            self._viewers[client] -= 1
+            if not self._viewers[client]:
+                del self._viewers[client]
             if not self._viewers and self._ticker is not None:
                 self._ticker.cancel()
                 self._ticker = None

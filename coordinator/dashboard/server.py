@@ -2,6 +2,7 @@
 
 import ssl
 
+from edgenewton.common.http_protocol import HttpLimits
 from edgenewton.common.http_server import HttpServer
 
 from coordinator.dashboard.app import make_app
@@ -30,7 +31,7 @@ class DashboardServer:
             port,
             purpose="the page",
             tls=tls,
-            max_connections=4 * MAX_VIEWERS,
+            limits=HttpLimits(max_connections=4 * MAX_VIEWERS, max_connections_per_client=2 * MAX_VIEWERS),
             drain_s=2,
         )
 

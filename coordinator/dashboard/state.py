@@ -73,6 +73,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "curves": {name: _points(statistics.curves, name, since) for name in CURVES},
         "settings": session.settings.model_dump(mode="json"),
         "options": dict(session.admission.options),
+        "model": session.admission.model,
     }
 
 
@@ -102,6 +103,8 @@ def _device(device: DeviceStatistics, member: Member | None, step: int | None, n
         "skipped": device.skipped,
         "healings": device.healings,
         "unlike": device.unlike,
+        "set_aside": device.set_aside,
+        "set_aside_until": device.set_aside_until,
         "last_error": device.last_error,
         "last_error_at": device.last_error_at,
         "seen_at": device.seen_at,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 from edgenewton.common.tls import TlsFiles
+from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.session.decisions import Phase
 from coordinator.session.settings import SessionSettings
@@ -60,8 +61,11 @@ class RunObserver:
     def close(self) -> None:
         """Write what is left."""
         self._wait()
-        if self._files is not None:
-            self._files.close()
+        try:
+            if self._files is not None:
+                self._files.close()
+        except OSError as error:
+            self._give_up_files(error)
         self._record.close()
 
     def _wait(self) -> None:
@@ -74,11 +78,21 @@ class RunObserver:
                 statistics.apply(event)
                 if event.WhichOneof("event") == "step":
                     self._record.set_committed(_SESSION, StepRecord.of(event.step, event.time_s, statistics))
-                    if self._files is not None:
-                        self._files.write(event, statistics)
+                    self._write_files(event, statistics)
             self._record.set_phase(_SESSION, Phase(statistics.phase), statistics.reason)
             self._record.set_statistics(statistics)
         except grpc.RpcError as error:
             log.warning("session %r is not followed any more: %s", session, error)
         except Exception:
             log.exception("session %r is not recorded any more", session)
+
+    def _write_files(self, event: pb.SessionEvent, statistics: SessionStatistics) -> None:
+        try:
+            if self._files is not None:
+                self._files.write(event, statistics)
+        except OSError as error:
+            self._give_up_files(error)
+
+    def _give_up_files(self, error: OSError) -> None:
+        log.error("no more event files are written: %s", error)
+        self._files = None

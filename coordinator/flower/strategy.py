@@ -155,11 +155,10 @@ class NewtonStrategy(FedAvg):
         trained = [content for content in contents if content["metrics"][self.weighted_by_key]]
         metrics = self.train_metrics_aggr_fn(trained, self.weighted_by_key) if trained else MetricRecord()
         arrays = contents[0].array_records[self.arrayrecord_key]
-        path = save_checkpoint(arrays, self._config.output, number, self._step, self._config.task)
-        log.info("checkpoint %s", path)
+        self._save_checkpoint(arrays, number)
         entry = {"round": number, "step": self._step, "devices": len(contents), "train": dict(metrics)}
         self.history.append(entry | ({"failures": failures} if failures else {}))
-        self.save_history()
+        self._try_to_save_history()
         return arrays, metrics
 
     # ------------------------------------------------------------------ evaluation
@@ -180,7 +179,7 @@ class NewtonStrategy(FedAvg):
         metrics = super().aggregate_evaluate(server_round, [reply for reply in replies if not _is_of_no_sample(reply)])
         if metrics is not None:
             self.history[-1]["evaluate"] = dict(metrics)
-            self.save_history()
+            self._try_to_save_history()
         return metrics
 
     # ------------------------------------------------------------------ around the rounds
@@ -211,8 +210,36 @@ class NewtonStrategy(FedAvg):
         return ConfigRecord({"settings": self._settings_json})
 
     def save_history(self) -> Path:
-        """Write what the rounds gave so far, and return the file."""
+        """Write what the rounds gave so far, and return the file.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
         return save_history(self.history, self._described, self._config.output)
+
+    def _save_checkpoint(self, arrays: ArrayRecord, number: int) -> None:
+        """Keep a round's weights; where the disk cannot take them the run goes on, as long as a later round may.
+
+        Raises:
+            RoundFailedError: those of the last round cannot be written.
+
+        """
+        try:
+            path = save_checkpoint(arrays, self._config.output, number, self._step, self._config.task)
+        except OSError as error:
+            text = f"round {number}: {error.filename} cannot be written: {error.strerror or error}"
+            if number >= self._config.rounds:
+                raise RoundFailedError(f"{text}; what the run gave is lost but for earlier rounds") from None
+            log.error("%s; the run goes on without this checkpoint", text)
+        else:
+            log.info("checkpoint %s", path)
+
+    def _try_to_save_history(self) -> None:
+        try:
+            self.save_history()
+        except OSError as error:
+            log.error("%s cannot be written: %s; the run goes on", error.filename, error.strerror or error)
 
     def _choose(self, grid: Grid, fraction: float, least: int) -> list[Node]:
         config = self._config

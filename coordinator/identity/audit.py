@@ -2,23 +2,22 @@
 
     {"time": "2026-05-04T10:11:12.345+00:00", "event": "joined", "session": "leaves", "device": "gateway-7", ...}
 
+Each line ends with a seal (`edgenewton.common.sealed_lines`), so that damage is noticed.
+
 Events: joined, left (with what the device contributed), unlike (what of its contribution, and what became of it),
-refused, revoked, opened and ended (sessions, by operators).
+refused, revoked, opened and ended (sessions, by operators); interrupted (so many lines before it could not be written).
 """
 
 import datetime as dt
-import json
 import logging
-import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from edgenewton.common.identity import Identity
+from edgenewton.common.sealed_lines import LineFile
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.identity.limits import TokenBucket
@@ -62,18 +61,15 @@ class AuditLog:
     """
 
     def __init__(self, path: Path | None, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
-        self._handler: _PrivateFile | None = None
+        self._file = LineFile(path, max_bytes, kept) if path is not None else None
+        self._unwritten = 0
         self._contributed: dict[tuple[str, str], _Contributed] = {}
         self._callers: OrderedDict[str, _Caller] = OrderedDict()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = _PrivateFile(path, maxBytes=max_bytes, backupCount=kept, encoding="utf-8")
-            self._handler.setFormatter(logging.Formatter("%(message)s"))
 
     def close(self) -> None:
         """Close the file."""
-        if self._handler is not None:
-            self._handler.close()
+        if self._file is not None:
+            self._file.close()
 
     def joined(self, session: str, device: str, identity: Identity | None, peer: str) -> None:
         """Note that a device took its place."""
@@ -117,7 +113,7 @@ class AuditLog:
 
     def apply(self, event: pb.SessionEvent) -> None:
         """Note what happened in a session: what devices contribute is added up until they leave."""
-        if self._handler is None:
+        if self._file is None:
             return
         match event.WhichOneof("event"):
             case "report":
@@ -146,26 +142,23 @@ class AuditLog:
         self._write("unlike", session=session, **told)
 
     def _write(self, event: str, **fields: object) -> None:
-        if self._handler is None:
+        """Write a line. A full disk is said in the log, and stops nobody from training."""
+        if self._file is None:
             return
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         values = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
-        line = json.dumps({"time": now, "event": event, **values})
-        self._handler.emit(logging.LogRecord("audit", logging.INFO, "", 0, line, None, None))
-
-
-class _PrivateFile(RotatingFileHandler):
-    """A rotating file for its owner alone. A full disk is said in the log, and stops nobody from training."""
-
-    def _open(self) -> TextIOWrapper:
-        return TextIOWrapper(open(self.baseFilename, "ab", opener=_open_private), encoding="utf-8")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
-        log.exception("the audit log cannot be written")
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+        gap = {"time": now, "event": "interrupted", "unwritten": self._unwritten}
+        try:
+            self._file.write(*([gap] if self._unwritten else []), {"time": now, "event": event, **values})
+        except OSError as error:
+            if not self._unwritten:
+                cause = error.strerror or error
+                log.error("the audit log %s cannot be written: %s; sessions go on", self._file.path, cause)
+            self._unwritten += 1
+        else:
+            if self._unwritten:
+                log.warning("%s is written again; %d lines are lost", self._file.path, self._unwritten)
+                self._unwritten = 0
 
 
 def _who(identity: Identity | None, peer: str) -> dict[str, Any]:

@@ -11,21 +11,27 @@ Keys are ECDSA over P-256. All files are for their owner alone.
 
 import datetime as dt
 import ipaddress
+import logging
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from edgenewton.common import sealed_file
 from edgenewton.common.files import write_atomically
 from edgenewton.common.identity import IdentityError, Kind, check_name, identity_of, uri_of
+from edgenewton.common.sealed_file import DamagedError, seal_pem, sealed_pem_kind
 from edgenewton.common.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE
 from filelock import FileLock, Timeout
 
 from coordinator.identity.ledger import Entry, Ledger
+
+log = logging.getLogger(__name__)
 
 CA_KEY_FILE = "ca.key"
 LEDGER_FILE = "ledger.json"
@@ -53,8 +59,8 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.certificate = x509.load_pem_x509_certificate((folder / CA_FILE).read_bytes())
-            key = serialization.load_pem_private_key((folder / CA_KEY_FILE).read_bytes(), password=None)
+            self.certificate = x509.load_pem_x509_certificate(_read_checked(folder / CA_FILE))
+            key = serialization.load_pem_private_key(_read_checked(folder / CA_KEY_FILE), password=None)
         except FileNotFoundError as error:
             raise AuthorityError(
                 f"{error.filename} is missing; make an authority with `edge-coordinator ca init`"
@@ -191,13 +197,21 @@ class Authority:
 
     def entries(self) -> list[Entry]:
         """Return what was issued, the oldest first."""
-        return Ledger(self.folder / LEDGER_FILE).entries
+        ledger = Ledger(self.folder / LEDGER_FILE)
+        if ledger.lacks_last:
+            with self._ledger() as ledger:
+                return ledger.entries
+        return ledger.entries
 
     @contextmanager
     def _ledger(self) -> Iterator[Ledger]:
         try:
             with FileLock(self.folder / ".lock", timeout=_LOCK_TIMEOUT_S, mode=0o600):
-                yield Ledger(self.folder / LEDGER_FILE)
+                ledger = Ledger(self.folder / LEDGER_FILE)
+                if ledger.lacks_last:
+                    revoked = {f"{entry.serial_number:x}" for entry in self._last_revoked()}
+                    ledger.complete(self._issued(), revoked, dt.datetime.now(dt.UTC))
+                yield ledger
         except Timeout:
             raise AuthorityError(f"another command works on {self.folder}; try again") from None
         except OSError as error:
@@ -214,6 +228,11 @@ class Authority:
             .last_update(now)
             .next_update(self.certificate.not_valid_after_utc)
         )
+        known = {int(entry.serial, 16) for entry in ledger.entries}
+        # What was revoked once stays so, whatever becomes of the ledger.
+        for revoked in self._last_revoked():
+            if revoked.serial_number not in known:
+                builder = builder.add_revoked_certificate(revoked)
         for entry in ledger.entries:
             if entry.revoked_at is not None:
                 builder = builder.add_revoked_certificate(
@@ -222,9 +241,45 @@ class Authority:
                     .revocation_date(entry.revoked_at)
                     .build()
                 )
-        content = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        content = seal_pem(
+            builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
+            sealed_file.Kind.REVOCATION_LIST,
+        )
         for folder in (self.folder, *sorted((self.folder / COORDINATORS_FOLDER).glob("*"))):
             write_atomically(folder / REVOKED_FILE, content, mode=0o600)
+
+    def _last_revoked(self) -> list[x509.RevokedCertificate]:
+        """Return what the last revocation list says; nothing if there is none, or it is damaged."""
+        path = self.folder / REVOKED_FILE
+        try:
+            crl = x509.load_pem_x509_crl(_read_checked(path))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged, and is written anew from the ledger: %s", path, error)
+            return []
+        return list(crl) if crl.is_signature_valid(self._key.public_key()) else []
+
+    def _issued(self) -> list[Entry]:
+        """Return the entries of the certificates that are in the folders."""
+        entries = []
+        for path in sorted(self.folder.glob(f"*/*/{CERTIFICATE_FILE}")):
+            try:
+                certificate = x509.load_pem_x509_certificate(_read_checked(path))
+                certificate.verify_directly_issued_by(self.certificate)
+                entries.append(Entry.of(identity_of(certificate)))
+            except (OSError, ValueError, TypeError, InvalidSignature) as error:
+                log.warning("%s cannot be read: %s", path, error)
+        return entries
+
+
+def _read_checked(path: Path) -> bytes:
+    data = path.read_bytes()
+    try:
+        sealed_pem_kind(data)
+    except DamagedError as error:
+        raise ValueError(f"{path} is damaged: {error}; take it from a backup of the folder") from None
+    return data
 
 
 def _builder(
@@ -276,10 +331,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    return seal_pem(certificate.public_bytes(serialization.Encoding.PEM), sealed_file.Kind.CERTIFICATE)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return seal_pem(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        sealed_file.Kind.PRIVATE_KEY,
     )

@@ -23,7 +23,13 @@ class IdentityLimits(BaseModel):
     burst_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Seconds' worth of messages that may come at once."""
     streams: Annotated[int, Field(ge=1)] = 16
-    """Streams that may be open at once."""
+    """Calls that may be under way at once: streams, and requests that have not come or are not answered."""
+    readers: Annotated[int, Field(ge=1)] = 64
+    """Streams that only send, such as those that watch, that may be open at once from one address, in plaintext too."""
+    request_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
+    """Seconds in which the request of a call must have come."""
+    reader_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    """Seconds in which a message of a stream that only sends must have been taken."""
     message_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES)] = MAX_MESSAGE_BYTES
     """Largest message; gRPC itself refuses larger ones, in plaintext too."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from cryptography import x509
 from edgenewton.common.identity import Identity, IdentityError, identity_of
+from edgenewton.common.sealed_file import DamagedError, sealed_pem_kind
 from edgenewton.common.tls import Stamp, TlsError, TlsFiles, check_dates, parse_certificates, stamp
 
 from coordinator.identity.authority import CA_KEY_FILE, COORDINATORS_FOLDER, REVOKED_FILE
@@ -204,10 +205,16 @@ class ServerTls:
 
     def _read_revoked(self, path: Path) -> frozenset[int]:
         try:
-            crl = x509.load_pem_x509_crl(path.read_bytes())
+            content = path.read_bytes()
+            sealed_pem_kind(content)
+            crl = x509.load_pem_x509_crl(content)
             authorities = parse_certificates(self._files.tls.ca, self._files.tls.ca.read_bytes())
         except OSError as error:
             raise TlsError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+        except DamagedError as error:
+            raise TlsError(
+                f"{path} is damaged: {error}; copy {REVOKED_FILE} anew from the authority's folder"
+            ) from None
         except ValueError as error:
             raise TlsError(f"{path} holds no revocation list in PEM: {error}") from None
         if not any(crl.is_signature_valid(authority.public_key()) for authority in authorities):  # type: ignore[arg-type]

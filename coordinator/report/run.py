@@ -1,15 +1,15 @@
 """What a report tells of a run, and where it comes from: a coordinator's record, or the output of a Flower run."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgenewton.common.files import previous_of
 from edgenewton.common.progress import Best
+from edgenewton.common.sealed_file import DamagedError, Kind, parse_json, read_checked, tensors_metadata
 from edgenewton.v1.tensor_spec import TensorSpec
-from safetensors import SafetensorError, safe_open
 
 from coordinator.telemetry.history import StepRecord
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
@@ -118,16 +118,24 @@ def _read_flower(folder: Path, session: str | None) -> Run:
         _read_record(run, record, session)
     if history.exists():
         try:
-            content = json.loads(history.read_text())
+            content = read_checked(history, Kind.RUN_HISTORY, _parse_history, is_told=False)
             run.settings |= content["config"]
             run.rounds = [_round(entry) for entry in content["rounds"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReportError(f"{history} is no history of a Flower run: {error!r}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            previous = previous_of(history)
+            can_help = isinstance(error, DamagedError) and previous.exists()
+            hint = f"; rename {previous.name}, the one before it, to take its place" if can_help else ""
+            reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+            raise ReportError(f"{history} is no history of a Flower run, or damaged: {reason}{hint}") from None
     run.checkpoints = [_checkpoint(path) for path in folder.glob("round-*.safetensors")]
     run.checkpoints.sort(key=lambda checkpoint: (len(checkpoint.name), checkpoint.name))
     if run.rounds:
         run.committed = max(run.committed, run.rounds[-1].step)
     return run
+
+
+def _parse_history(data: bytes) -> dict[str, Any]:
+    return parse_json(data, Kind.RUN_HISTORY)
 
 
 def _round(entry: Mapping[str, Any]) -> Round:
@@ -136,9 +144,8 @@ def _round(entry: Mapping[str, Any]) -> Round:
 
 def _checkpoint(path: Path) -> Checkpoint:
     try:
-        with safe_open(path, "numpy") as file:
-            about = file.metadata() or {}
-    except SafetensorError as error:
+        about = read_checked(path, Kind.ROUND_WEIGHTS, tensors_metadata, is_told=False)
+    except (OSError, ValueError) as error:
         about = {"task": f"damaged: {error}"}
     return Checkpoint(path.name, about.get("step", "?"), about.get("task", "?"), path.stat().st_size)
 
@@ -152,7 +159,7 @@ def _read_record(run: Run, path: Path, session: str | None) -> None:
             names = ", ".join(repr(entry.name) for entry in known) or "none"
             raise ReportError(f"{path} has no session {session!r}; it has {names}" if session else f"{path} is empty")
         for entry in found:
-            _add_session(run, entry, record.statistics(entry.name), record.history.steps(entry.name))
+            _add_session(run, entry, record.statistics(entry.name), record.steps(entry.name))
     finally:
         record.close()
     run.steps.sort(key=lambda step: step.step)
@@ -204,6 +211,7 @@ def _add_device(run: Run, device: DeviceStatistics) -> None:
             saved=before.saved + device.saved,
             left_out=before.left_out + device.left_out,
             healings=before.healings + device.healings,
+            set_aside=before.set_aside + device.set_aside,
             last_error=device.last_error or before.last_error,
         )
     run.devices[device.device] = device

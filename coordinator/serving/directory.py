@@ -13,6 +13,7 @@ from coordinator.serving.downlink import Broadcast
 from coordinator.serving.outboxes import Outboxes
 from coordinator.serving.room import Room
 from coordinator.session.admission import Admission
+from coordinator.session.decisions import Phase
 from coordinator.session.refusal import RefusalLog, RefusedError, Status
 from coordinator.session.session import Session
 from coordinator.session.settings import SessionSettings
@@ -79,7 +80,10 @@ class Directory:
         step = record.settings.first_step if record.committed is None else record.committed + 1
         if record.fingerprint:
             admission = Admission(record.name, record.settings)
-            admission.fingerprint, admission.options = record.fingerprint, record.options
+            # Before the session has begun its model is not certain: the devices bring it anew.
+            if record.committed is not None or record.phase is Phase.TRAINING:
+                admission.fingerprint, admission.options = record.fingerprint, record.options
+                admission.is_recorded = True
             session.restore(admission, step, record.devices)
         who = ", ".join(record.devices) or "its devices"
         self._open(session, f"resumed at step {step}; waiting for {who}")

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.serving.outboxes import Outboxes
-from coordinator.serving.snapshot_broker import HeldSnapshot, SnapshotBroker, collect_snapshot
+from coordinator.serving.snapshot_broker import HeldSnapshot, SnapshotBroker, Upload
+from coordinator.serving.state_size import largest_state
 from coordinator.session.members import Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
@@ -39,35 +40,36 @@ class Healing:
         if self._usable() is not None or self._broker.is_waiting(now, self._session.settings.lease_s):
             return
         donors = [name for name in members.standing(Standing.ACTIVE) if members[name].is_connected]
-        last = self._broker.donor
         if donors:
             # One that was asked and did not answer is asked again only if there is no other.
-            donor = next((name for name in donors if name != last), donors[0])
+            donor = next((name for name in donors if name != self._broker.last), donors[0])
             self._broker.ask(donor, now)
             self._outboxes.send(donor, _SNAPSHOT_WANTED)
 
-    def wants_state_of(self, device: str) -> bool:
-        """Whether a member must hand its state in before it goes: nobody else has it, and somebody may need it."""
+    def wants_state_of(self, device: str, now: float) -> bool:
+        """Ask a member for its state before it goes, if nobody else has it and somebody may need it; return whether."""
         usable = self._usable()
         has_it = usable is not None and usable.header.step == self._session.step.number
-        return self._session.members.is_last_with_state(device) and not has_it
+        is_wanted = self._session.members.is_last_with_state(device) and not has_it
+        if is_wanted:
+            self._broker.ask(device, now)
+        return is_wanted
 
     async def donate(self, device: str, chunks: AsyncIterator[pb.SnapshotChunk]) -> int:
         """Take a member's state in; return its size.
 
         Raises:
-            RefusedError: nobody asked for it, it is too large, or not what its header says.
+            RefusedError: nobody asked for it, it is too large or too slow, or not what its header says.
 
         """
-        session = self._session
-        if self._broker.donor != device and not session.members.is_last_with_state(device):
-            raise RefusedError(Status.FAILED_PRECONDITION, f"device {device!r} hands in a state that nobody asked for")
-        snapshot = await collect_snapshot(device, chunks, session.settings.max_snapshot_bytes)
+        settings = self._session.settings
+        limit_bytes = min(settings.max_snapshot_bytes, largest_state(self._session.fingerprint))
+        deadline_s = max(settings.lease_s, settings.join_deadline_s + settings.rejoin_deadline_s)
+        snapshot = await self._broker.take(Upload(device, limit_bytes, settings.lease_s, deadline_s), chunks)
         size = len(snapshot.data)
         outbox = self._outboxes.get(device)
         if outbox is not None:
             outbox.use.received += size
-        self._broker.put(snapshot)
         return size
 
     async def chunks_for(self, device: str) -> AsyncGenerator[pb.SnapshotChunk, None]:
@@ -92,8 +94,9 @@ class Healing:
         self.find_donor(time.monotonic())
 
     def restart(self) -> None:
-        """Forget the state at hand: the session stands at another step."""
+        """Forget the state at hand, and who was asked for one: the session has another state."""
         self._broker.drop()
+        self._broker.ask_nobody()
         self._broker.wake()
 
     def forget(self, device: str) -> None:

@@ -3,27 +3,47 @@
 Everything runs on one event loop, so there are no locks.
 """
 
+import logging
 from collections.abc import AsyncGenerator
-from functools import cached_property
+from typing import NamedTuple
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.identity import Identity
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.framing import Layout, check_values, parse_frame
+from edgenewton.v1.codecs import Float32Array
+from edgenewton.v1.framing import SENT_FRAME, Layout, Slice, check_values, parse_frame
 
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.outboxes import Outbox, Outboxes
 from coordinator.serving.translation import contribution_from_proto, samples_from_proto
+from coordinator.serving.waiting import Waiting
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
-from coordinator.session.refusal import RefusedError, Status
+from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.session import Session
 from coordinator.telemetry.chronicle import Chronicle
 from coordinator.telemetry.link_use import saved_bytes
 
+log = logging.getLogger(__name__)
+
 MAX_TOKENS = 10_000
+LARGE_ELEMENTS = 300_000
+"""Elements that take about a millisecond to read; a frame of 1 MiB in float32 has fewer."""
+SLICE_ELEMENTS = 300
+"""So many elements take as long as a slice's header."""
+LEAST_SLICE_BYTES = 16
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
+
+
+class SentFrame(NamedTuple):
+    """A frame of a device, checked as far as it can be without the session."""
+
+    message: pb.Frame
+    slices: list[tuple[Slice, memoryview, Float32Array | None]]
+    """With their data as they came, and decoded; None if they come too late."""
+    size: int
+    """Bytes of the frame."""
 
 
 class Room:
@@ -43,16 +63,23 @@ class Room:
         self.healing = Healing(session, outboxes)
         self.devices_by_token: dict[str, str] = {}
         """Former members are still known, so that they are told how the session ended."""
+        self.waiting = Waiting()
+        """Devices that cannot be told yet whether they may join."""
         self._outboxes = outboxes
         self._downlink = downlink
+        self._layout: Layout | None = None
         if session.fingerprint:  # it is resumed
             downlink.begin(self.layout)
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
-        """The slices of the session's tensors, once the first device has named them."""
-        settings = self.session.settings
-        return Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
+        """The slices of the session's tensors, once a device has named them."""
+        layout = self._layout  # threads read it, too
+        if layout is None:
+            settings = self.session.settings
+            layout = Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
+            self._layout = layout
+        return layout
 
     @property
     def kept_bytes(self) -> int:
@@ -69,17 +96,19 @@ class Room:
         """Give a device a place, and its outbox.
 
         Raises:
+            UndecidedError: the session cannot say yet; `waiting` tells when to try again.
             RefusedError: the session refuses it.
 
         """
-        is_first = not self.session.fingerprint
-        member = self.session.join(joining, now, self._replayable_from(joining.next_step))
-        if is_first:
-            self.chronicle.adopt_model()
-            self._downlink.begin(self.layout)
+        try:
+            member = self.session.join(joining, now, self._replayable_from(joining.next_step))
+        except RefusedError:
+            self._carry_out()  # what the device brought may have been news
+            raise
         self._outboxes.open(joining.device, identity)
         self._remember(member)
         self._carry_out()
+        self.session.check_member(joining.device)  # else it has just failed
         if member.standing is not Standing.HEALING:
             step = self.session.step.number if joining.next_step is None else joining.next_step
             self._outboxes.place(joining.device, step)
@@ -105,7 +134,7 @@ class Room:
         if not finished:
             self.remove(device, reason or "it left", now)
             return False
-        if self.healing.wants_state_of(device):
+        if self.healing.wants_state_of(device, now):
             return True
         self.session.finish(device, now)
         self._carry_out()
@@ -170,7 +199,34 @@ class Room:
             if outbox.end is None:
                 await outbox.wake.wait()
 
-    def take_frame(self, outbox: Outbox, data: bytes, now: float) -> bool:
+    def is_large(self, size: int) -> bool:
+        """Whether a frame of so many bytes may take so long to read that others should not wait for it."""
+        slices = min(len(self.session.fingerprint), size // LEAST_SLICE_BYTES)
+        return size * self.layout.density + slices * SLICE_ELEMENTS > LARGE_ELEMENTS
+
+    def read_frame(self, device: str, data: bytes) -> "SentFrame":
+        """Return what a member sent, checked as far as it can be without the session; any thread may call it.
+
+        Raises:
+            RefusedError: it breaks the contract; the text names the device, and the tensor if it is about one.
+
+        """
+        step = self.session.step.number
+        try:
+            frame, slices = parse_frame(data, self.layout, SENT_FRAME)
+            step = frame.step
+            # What comes too late is not looked at. If its step begins only now, `take_frame` decodes it.
+            is_timely = step == self.session.step.number
+            decoded = [_decode(piece, payload, step) if is_timely else None for piece, payload in slices]
+        except ValueError as error:
+            raise invalid(device, step, str(error)) from None
+        except Exception as error:
+            log.exception("session %r: a frame of device %r cannot be read", self.session.name, device)
+            raise invalid(device, step, f"its frame cannot be read: {error}") from error
+        pieces = [(*each, values) for each, values in zip(slices, decoded, strict=True)]
+        return SentFrame(frame, pieces, len(data))
+
+    def take_frame(self, outbox: Outbox, sent: "SentFrame", now: float) -> bool:
         """Take a frame of a member in; return False once its stream counts no more, because it has joined again.
 
         Raises:
@@ -179,31 +235,25 @@ class Room:
         """
         if not self._outboxes.has(outbox):
             return False
-        outbox.use.received += len(data)
-        session, device = self.session, outbox.device
+        outbox.use.received += sent.size
+        session, device, frame = self.session, outbox.device, sent.message
         session.members.heard(device, now)
-        try:
-            frame, slices = parse_frame(data, self.layout)
-        except ValueError as error:
-            where = f"device {device!r}, step {session.step.number}"
-            raise RefusedError(Status.INVALID_ARGUMENT, f"{where}: {error}") from None
         if frame.HasField("heartbeat"):
             self._outboxes.send(device, _HEARTBEAT)
         samples = samples_from_proto(device, frame)
-        for piece, payload in slices:
+        for piece, payload, values in sent.slices:
             outbox.use.saved += saved_bytes(piece, payload)
             if session.wants(device, frame.step, samples, piece.key, now):
-                try:
-                    values = piece.decode(payload, frame.step)
-                    check_values(piece.spec, values)
-                except ValueError as error:
-                    reason = f"device {device!r}, step {frame.step}: {error}"
-                    raise RefusedError(Status.INVALID_ARGUMENT, reason) from None
+                if values is None:
+                    try:
+                        values = _decode(piece, payload, frame.step)
+                    except ValueError as error:
+                        raise invalid(device, frame.step, str(error)) from None
                 session.contribute(device, samples, piece.key, values)
         if frame.HasField("contribution"):
             contribution = contribution_from_proto(device, frame.step, samples, frame.contribution)
             session.complete(device, frame.step, contribution, now)
-        if slices or frame.HasField("contribution"):
+        if sent.slices or frame.HasField("contribution"):
             session.advance(now)
         self._carry_out()
         return True
@@ -212,9 +262,25 @@ class Room:
 
     def tick(self, now: float) -> None:
         """Let the session act on its deadlines, and find somebody to heal those in need."""
-        self.session.tick(now)
+        try:
+            self.session.tick(now)
+        except Exception as error:
+            self.fail(error)
         self._carry_out()
         self.healing.find_donor(now)
+
+    def fail(self, error: Exception, step: int | None = None) -> None:
+        """End the session because the coordinator itself has failed: no device is to blame, and all are told.
+
+        Args:
+            error: how it failed.
+            step: at which step; None for the one that is on.
+
+        """
+        log.error("session %r fails", self.session.name, exc_info=error)
+        step = self.session.step.number if step is None else step
+        self.session.abort(f"the coordinator failed in step {step}: {error}")
+        self._carry_out()
 
     def abort(self, reason: str) -> None:
         """End the session early and release its devices; nothing happens if it is over."""
@@ -225,28 +291,53 @@ class Room:
         """Close all streams; the session stays as it is recorded."""
         for outbox in self._outboxes:
             self._outboxes.close(outbox.device, Status.UNAVAILABLE, reason)
+        self.waiting.wake()
         self.chronicle.close()
 
     # ------------------------------------------------------------------ inner workings
 
     def _carry_out(self) -> None:
-        """Carry out what the session has decided, in order."""
+        """Carry out what the session has decided, in order.
+
+        If that fails, the session ends: no step goes on that was not recorded, and everybody is told.
+        """
+        failure: Exception | None = None
+        step: int | None = None
         for decision in self.session.take_decisions():
-            match decision:
-                case d.SliceReady():
-                    self._downlink.add(decision)
-                case d.StepCommitted(step):
-                    failpoint("before-commit", step)
-                    self.chronicle.commit(decision)
-                    failpoint("after-commit", step)
-                    self._downlink.commit(decision)
-                case d.StepSet(step):
-                    self._downlink.restart(step)
-                    self.healing.restart()
             # Before a removed device's outbox goes, because the announcement says what went through it.
-            self._announce(decision)
-            self._tell(decision)
-        self._downlink.flush()
+            for act in (self._send, self._announce, self._tell):
+                if failure is not None and act == self._send:
+                    continue
+                try:
+                    act(decision)
+                except Exception as error:
+                    if failure is None:
+                        failure, step = error, getattr(decision, "step", None)
+        try:
+            self._downlink.flush()
+        except Exception as error:
+            failure = failure or error
+        if failure is not None and not self.session.is_over:
+            self.fail(failure, step)
+        elif failure is not None:
+            log.error("session %r: its end is not all recorded", self.session.name, exc_info=failure)
+
+    def _send(self, decision: d.Decision) -> None:
+        match decision:
+            case d.ModelChanged(device):
+                self._layout = None
+                if device is not None:
+                    self._downlink.begin(self.layout)
+            case d.SliceReady():
+                self._downlink.add(decision)
+            case d.StepCommitted(step):
+                failpoint("before-commit", step)
+                self.chronicle.commit(decision)
+                failpoint("after-commit", step)
+                self._downlink.commit(decision)
+            case d.StepSet(step):
+                self._downlink.restart(step)
+                self.healing.restart()
 
     def _tell(self, decision: d.Decision) -> None:
         match decision:
@@ -260,6 +351,8 @@ class Room:
             case d.PhaseChanged() if self.session.is_over:
                 self.chronicle.close()
                 self.healing.end()
+        if isinstance(decision, d.DeviceJoined | d.DeviceRemoved | d.ModelChanged | d.PhaseChanged):
+            self.waiting.wake()
 
     def _announce(self, decision: d.Decision) -> None:
         outbox = None
@@ -282,3 +375,15 @@ class Room:
             if known[token] not in self.session.members:
                 del known[token]
         self.devices_by_token = known
+
+
+def _decode(piece: Slice, payload: memoryview, step: int) -> Float32Array:
+    """Return a slice's values.
+
+    Raises:
+        ValueError: the data are not what the session's codec writes, or a value is out of range.
+
+    """
+    values = piece.decode(payload, step)
+    check_values(piece.spec, values)
+    return values

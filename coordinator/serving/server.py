@@ -14,7 +14,6 @@ from edgenewton.v1 import (
     MAX_MESSAGE_BYTES,
     TRANSPORT_OPTIONS,
     control_pb2,
-    control_pb2_grpc,
     exchange_pb2,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,6 +24,7 @@ from coordinator.identity.gate import AccessGate
 from coordinator.identity.limits import IdentityLimits
 from coordinator.serving.control import ControlService
 from coordinator.serving.directory import Directory
+from coordinator.serving.intake import Intake
 from coordinator.serving.methods import generic_handler
 from coordinator.serving.refusing import Refusals
 from coordinator.serving.service import GradientExchangeService
@@ -33,7 +33,8 @@ from coordinator.telemetry.record import Record
 
 _SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["GradientExchange"]
 SERVICE_NAME: str = _SERVICE.full_name
-CONTROL_NAME: str = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+_CONTROL = control_pb2.DESCRIPTOR.services_by_name["Control"]
+CONTROL_NAME: str = _CONTROL.full_name
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ class CoordinatorServer:
         self.directory = Directory(record, gate)
         self._refusals = Refusals(self.directory)
         limits = limits or IdentityLimits()
+        self._intake = Intake(limits)
         self._tls = self.directory.gate.tls
         self._guard: CallGuard | None = None
         if self._tls is not None:
@@ -102,14 +104,16 @@ class CoordinatorServer:
 
         """
         keep_freed_memory()
-        exchange = GradientExchangeService(self.directory, self._refusals)
-        self._server.add_generic_rpc_handlers((generic_handler(_SERVICE, exchange, as_bytes=("Exchange",)),))
+        exchange = GradientExchangeService(self.directory, self._refusals, self._intake)
+        refuse = self._refusals.refuse
+        handlers = [generic_handler(_SERVICE, exchange, self._intake, refuse, as_bytes=("Exchange",))]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if self.is_controlled:
             control = ControlService(self.directory, self._refusals)
-            control_pb2_grpc.add_ControlServicer_to_server(control, self._server)
+            handlers.append(generic_handler(_CONTROL, control, self._intake, refuse))
             names.append(CONTROL_NAME)
+        self._server.add_generic_rpc_handlers(tuple(handlers))
         reflection.enable_server_reflection(names, self._server)
         try:
             if self._tls is None:
@@ -136,6 +140,7 @@ class CoordinatorServer:
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._intake.close()
         self.directory.gate.audit.close()
 
     async def _watch_deadlines(self) -> None:
@@ -156,9 +161,10 @@ class EmbeddedCoordinator:
         port: int = 0,
         gate: AccessGate | None = None,
         limits: IdentityLimits | None = None,
+        record: Record | None = None,
     ) -> None:
         self._loop = LoopThread("coordinator")
-        self._server = self._call(self._start(host, port, gate, limits))
+        self._server = self._call(self._start(host, port, gate, limits, record))
 
     @property
     def address(self) -> str:
@@ -188,9 +194,9 @@ class EmbeddedCoordinator:
         self._loop.stop()
 
     async def _start(
-        self, host: str, port: int, gate: AccessGate | None, limits: IdentityLimits | None
+        self, host: str, port: int, gate: AccessGate | None, limits: IdentityLimits | None, record: Record | None
     ) -> CoordinatorServer:
-        server = CoordinatorServer(host, port, gate=gate, limits=limits)
+        server = CoordinatorServer(host, port, record, gate=gate, limits=limits)
         await server.start()
         return server
 
@@ -209,10 +215,14 @@ class EmbeddedCoordinator:
 
 @contextlib.contextmanager
 def embedded_coordinator(
-    host: str = "127.0.0.1", port: int = 0, gate: AccessGate | None = None, limits: IdentityLimits | None = None
+    host: str = "127.0.0.1",
+    port: int = 0,
+    gate: AccessGate | None = None,
+    limits: IdentityLimits | None = None,
+    record: Record | None = None,
 ) -> Iterator[EmbeddedCoordinator]:
     """Run a coordinator for the length of a `with` block."""
-    coordinator = EmbeddedCoordinator(host, port, gate, limits)
+    coordinator = EmbeddedCoordinator(host, port, gate, limits, record)
     try:
         yield coordinator
     finally:

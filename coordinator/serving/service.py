@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,13 +13,13 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_to_proto
 
 from coordinator.serving.directory import Directory
+from coordinator.serving.intake import SMALL_BYTES, Intake
 from coordinator.serving.outboxes import Outbox
 from coordinator.serving.refusing import Refusals, abort_call
 from coordinator.serving.room import Room
 from coordinator.serving.translation import SNAPSHOT_ACTIONS, joining_from_proto
-from coordinator.session.refusal import RefusedError, Status
-
-log = logging.getLogger(__name__)
+from coordinator.session.members import Joining, Member
+from coordinator.session.refusal import RefusedError, Status, UndecidedError
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,11 +30,13 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     Args:
         directory: the sessions.
         refusals: refuses calls.
+        intake: reads frames.
 
     """
 
-    def __init__(self, directory: Directory, refusals: Refusals) -> None:
+    def __init__(self, directory: Directory, refusals: Refusals, intake: Intake) -> None:
         self._directory = directory
+        self._intake = intake
         self._gate = directory.gate
         self._refusals = refusals
 
@@ -44,9 +45,11 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
     async def Join(self, request: pb.JoinRequest, context: _Context) -> pb.JoinReply:
         try:
             identity = self._gate.check_device(context, request.device)
-            room = self._room(request.session)
-            self._gate.check_admission(identity, room.session)
-            member = room.join(joining_from_proto(request), time.monotonic(), identity)
+            self._gate.check_admission(identity, self._room(request.session).session)
+            joining = await self._intake.work(request.ByteSize() > SMALL_BYTES, joining_from_proto, request)
+            room, member = await self._join(request.session, joining, identity)
+        except UndecidedError as error:  # no refusal: the device asks again
+            await abort_call(context, error)
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session, request.device)
         self._gate.audit.joined(room.session.name, member.device, identity, context.peer())
@@ -133,6 +136,18 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     # ------------------------------------------------------------------ inner workings
 
+    async def _join(self, session: str, joining: Joining, identity: Identity | None) -> tuple[Room, Member]:
+        """Give a device a place, once it is decided whether it may have one."""
+        since = time.monotonic()
+        while True:
+            room = self._room(session)
+            self._gate.check_admission(identity, room.session)
+            try:
+                return room, room.join(joining, time.monotonic(), identity)
+            except UndecidedError:
+                if not await room.waiting.until_changed(since):
+                    raise
+
     def _may_watch(self, identity: Identity | None, session: str) -> bool:
         room = self._directory.get(session)
         return room is not None and self._gate.may_watch(identity, room.session.settings)
@@ -156,7 +171,8 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
 
     async def _read_frames(self, context: _Context, room: Room, outbox: Outbox, frames: AsyncIterator[bytes]) -> None:
         try:
-            async for frame in frames:
+            async for data in frames:
+                frame = await self._intake.work(room.is_large(len(data)), room.read_frame, outbox.device, data)
                 if not room.take_frame(outbox, frame, time.monotonic()):
                     return
             # Its connection broke, or it closed its side: it keeps its place for its lease.
@@ -165,8 +181,5 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             self._refusals.note(context, error, room.session.name, outbox.device)
             room.remove(outbox.device, error.reason, time.monotonic(), error.status)
         except Exception as error:
-            if not room.is_open(outbox):
-                return  # its stream was ended from this side
-            log.exception("device %r, frame not taken", outbox.device)
-            reason = f"the coordinator failed on its frame: {error}"
-            room.remove(outbox.device, reason, time.monotonic(), Status.ABORTED)
+            if room.is_open(outbox):  # else its stream was ended from this side
+                room.fail(error)

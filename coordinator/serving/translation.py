@@ -5,7 +5,9 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
 from edgenewton.v1.evaluation import evaluation_from_proto
 from edgenewton.v1.fingerprint import fingerprint_from_proto
+from edgenewton.v1.limits import LimitError, peek_number, peek_text
 from edgenewton.v1.sketch_message import sketch_from_proto
+from google.protobuf.descriptor import Descriptor
 
 from coordinator.session.cadence import Pace
 from coordinator.session.members import Joining, Standing
@@ -14,14 +16,36 @@ from coordinator.session.step import Contribution
 
 MAX_ID_LENGTH = 128
 """Characters of a device's id."""
-MAX_RUN_STEPS = 10**12
-"""Steps that a device may say its run has."""
 
 SNAPSHOT_ACTIONS = {
     Standing.ACTIVE: pb.SNAPSHOT_ACTION_NONE,
     Standing.LAGGING: pb.SNAPSHOT_ACTION_NONE,
     Standing.HEALING: pb.SNAPSHOT_ACTION_DOWNLOAD,
 }
+
+
+def unreadable(message: Descriptor, data: bytes, error: LimitError) -> tuple[RefusedError, str, str]:
+    """Return why a request is refused that is over its limits, and the session and the device that it names."""
+    session, device = (_named(message, name, data) for name in ("session", "device"))
+    who = f"device {device!r}: " if device else ""
+    if message is pb.JoinRequest.DESCRIPTOR:
+        version = peek_number(data, message.fields_by_name["protocol_version"].number)
+        if version not in (None, PROTOCOL_VERSION):  # what comes after it may be of that version
+            return _other_version(device, version or 0), session, device
+    return RefusedError(Status.INVALID_ARGUMENT, f"{who}{error}"), session, device
+
+
+def _named(message: Descriptor, name: str, data: bytes) -> str:
+    field = message.fields_by_name.get(name)
+    return "" if field is None else peek_text(data, field.number, MAX_ID_LENGTH)
+
+
+def _other_version(device: str, version: int) -> RefusedError:
+    return RefusedError(
+        Status.FAILED_PRECONDITION,
+        f"device {device!r} speaks protocol version {version} and the coordinator version {PROTOCOL_VERSION}; install "
+        "the same release on both",
+    )
 
 
 def joining_from_proto(request: pb.JoinRequest) -> Joining:
@@ -41,17 +65,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         )
     # Before anything that another version may have changed.
     if request.protocol_version != PROTOCOL_VERSION:
-        raise RefusedError(
-            Status.FAILED_PRECONDITION,
-            f"device {request.device!r} speaks protocol version {request.protocol_version} and the coordinator version "
-            f"{PROTOCOL_VERSION}; install the same release on both",
-        )
-    if request.HasField("run_steps") and not 0 < request.run_steps <= MAX_RUN_STEPS:
-        raise RefusedError(
-            Status.INVALID_ARGUMENT,
-            f"device {request.device!r} says that its run has {request.run_steps} steps; it may have 1 to "
-            f"{MAX_RUN_STEPS}, or not say it",
-        )
+        raise _other_version(request.device, request.protocol_version)
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
         sketch = sketch_from_proto(request.sketch)

@@ -112,6 +112,13 @@ class StepSet:
 
 
 @dataclass(frozen=True)
+class ModelChanged:
+    """The session has the model and options of a device now; or none any more, since nobody is left who brought it."""
+
+    device: str | None
+
+
+@dataclass(frozen=True)
 class DeviceJoined:
     """Announce a new member, or one that is back."""
 
@@ -144,6 +151,8 @@ class DeviceHealing:
     step: int
     reason: str
     must_be_told: bool = False
+    wait_s: float = 0.0
+    """Seconds in which no step waits for it, because it was late repeatedly."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ Decision = (
     SliceReady
     | StepCommitted
     | StepSet
+    | ModelChanged
     | DeviceJoined
     | DeviceRemoved
     | DeviceReported

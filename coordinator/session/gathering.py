@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from coordinator.session.beginning import Beginning
+from coordinator.session.claims import Claims
 from coordinator.session.members import Joining, Standing
 from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
@@ -25,13 +26,26 @@ class Gathering:
         self._recorded: Sequence[str] = ()
         """Devices that took part before the session was resumed."""
         self._since: float | None = None
+        self._is_settled = False
+        """Whether most have said which state the session begins with."""
         self.beginning = Beginning(settings.first_step)
+        self.claims = Claims(settings.lease_s, settings.join_deadline_s)
 
     def resume(self, devices: Sequence[str]) -> None:
         """Wait for the devices that took part before."""
         self._is_resumed = True
         self._recorded = devices
         self._expected = max(self._settings.required, len(devices))
+
+    def restart(self) -> None:
+        """Forget who has come: nobody of them is left."""
+        self._since = None
+        self._is_settled = False
+        self.beginning = Beginning(self._settings.first_step)
+
+    def settle(self) -> None:
+        """Begin with the state that the session has now, and with no other."""
+        self._is_settled = True
 
     def begin(self, now: float) -> None:
         """Note when the first device came."""
@@ -42,6 +56,25 @@ class Gathering:
     def is_complete(self) -> bool:
         """Whether all have come."""
         return len(self._members) >= self._expected
+
+    @property
+    def expected(self) -> int:
+        """How many devices are awaited."""
+        return self._expected
+
+    @property
+    def has_come(self) -> int:
+        """How many have a place."""
+        return len(self._members)
+
+    @property
+    def majority(self) -> int:
+        """How many of the awaited devices are most of them."""
+        return self._expected // 2 + 1
+
+    def may_be_outvoted_without(self, device: str) -> bool:
+        """Whether so few have come, a device not counted, that those to come are most of the awaited ones."""
+        return self._expected - len(self._members.keys() - {device}) >= self.majority
 
     def is_late(self, now: float) -> bool:
         """Whether the time to come is over."""
@@ -67,9 +100,15 @@ class Gathering:
 
     def is_furthest(self, joining: Joining, step: int) -> bool:
         """Whether the state of a device is to be that of the session, which stands before a step."""
+        if self._is_settled and joining.device not in self._settings.trust_state_of:
+            return False
         if joining.next_step is None and step != self._settings.first_step:
             return False
-        return not self._members.standing(Standing.ACTIVE) or self.beginning.is_behind(joining, step)
+        if not self._members.standing(Standing.ACTIVE):
+            return True
+        if self.beginning.step_of(joining) == step and not self.beginning.is_that_of(joining, step):
+            return self.beginning.loses_to(joining, self._members.values())
+        return self.beginning.is_behind(joining, step)
 
     def standing_of(self, joining: Joining, step: int) -> Standing:
         """Return where a device stands that joins, after the state of the furthest became that of the session."""

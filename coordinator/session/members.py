@@ -4,8 +4,10 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 
 from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.fingerprint import model_fingerprint
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.sketch import Sketch
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -37,6 +39,11 @@ class Joining:
     """Of the weights that stay as they are, with the seed 0."""
     run_steps: int | None = None
     """Steps of the whole run, from step 0 on; None if it does not say."""
+
+    @cached_property
+    def model(self) -> str:
+        """What tells its model and options from others: see `edgenewton.v1.fingerprint.model_fingerprint`."""
+        return model_fingerprint(self.fingerprint, self.options)
 
 
 class Standing(Enum):

@@ -33,6 +33,20 @@ class RefusedError(Exception):
         self.reason = reason
 
 
+class UndecidedError(RefusedError):
+    """A request that cannot be answered yet, because it depends on what other devices say; it is worth another try.
+
+    Args:
+        reason: what it waits for.
+        is_new: whether the device did not say the same before.
+
+    """
+
+    def __init__(self, reason: str, *, is_new: bool) -> None:
+        super().__init__(Status.UNAVAILABLE, reason)
+        self.is_new = is_new
+
+
 def invalid(device: str, step: int, reason: str) -> RefusedError:
     """Return the refusal of what a device sent in a step."""
     return RefusedError(Status.INVALID_ARGUMENT, f"device {device!r}, step {step}: {reason}")

@@ -32,6 +32,7 @@ from coordinator.session.decisions import (
     DeviceRemoved,
     DeviceReported,
     DeviceUnlike,
+    ModelChanged,
     Phase,
     PhaseChanged,
     SliceReady,
@@ -41,10 +42,11 @@ from coordinator.session.decisions import (
 from coordinator.session.drift import Difference, WeightComparison
 from coordinator.session.gathering import Gathering
 from coordinator.session.hyperparameters import check_hyperparameters
+from coordinator.session.lateness import Lateness
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.owner import OwnerLease
 from coordinator.session.quorum import Quorum, goes_on_alone
-from coordinator.session.refusal import RefusedError, Status, invalid
+from coordinator.session.refusal import RefusedError, Status, UndecidedError, invalid
 from coordinator.session.release import RELEASES
 from coordinator.session.robust import RULES, StepOutcome, StepRule
 from coordinator.session.robust.step_rule import Held
@@ -52,6 +54,7 @@ from coordinator.session.roster import Roster
 from coordinator.session.sample_limit import SampleLimit
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
+from coordinator.session.weighing import Verdict, Weighing, refused_as_ahead
 
 
 class Session:
@@ -71,6 +74,10 @@ class Session:
         """In how many steps a device was unlike the others."""
         self.step = self._new_step(settings.first_step)
         self._gathering = Gathering(settings, self.members)
+        self._first_step = self._known_step = settings.first_step
+        """Where the session stands before anybody has come; and the latest step that it ever stood at."""
+        self._lateness = Lateness(settings.step_deadline_s)
+        self._weighing = Weighing(name, settings, self._gathering)
         self._owner = OwnerLease(settings.owner_lease_s)
         self._quorum = Quorum(self.members, settings.required)
         self._comparison = WeightComparison()
@@ -107,6 +114,7 @@ class Session:
     def restore(self, admission: Admission, step: int, devices: list[str]) -> None:
         """Go on from a record: gather the devices that took part, whose own state decides the step."""
         self.admission = admission
+        self._first_step = self._known_step = step
         self.step = self._new_step(step)
         self._comparison = WeightComparison(is_aged=True)
         self.batches = self.form = None
@@ -121,24 +129,26 @@ class Session:
             replayable_from: the first step from which on a stream can carry everything; None for the present one.
 
         Raises:
+            UndecidedError: whether the device suits depends on what others bring.
             RefusedError: the session is over, no place is left, the id is taken, or the device does not suit.
 
         """
         self._refuse_if_over()
-        self.admission.check(joining, self.members)
+        self.admission.check_device(joining, self.members)
+        if self.phase is Phase.GATHERING:
+            self._weigh(joining, now)
+        self.admission.check_model(joining)
+        self.admission.check_places(joining, self.members)
+        if self._known_if_ahead(joining) is not None:
+            self._check_that_it_lost_its_coordinator(joining)
+            joining = replace(joining, next_step=None)  # nobody is to go on from it
+            standing = Standing.HEALING
+        else:
+            standing = self._standing_of(joining, replayable_from)
         if not self.fingerprint:
             self.admission.adopt(joining)
+            self._decide(ModelChanged(joining.device))
         self.admission.admit(joining)
-        if self.phase is Phase.GATHERING:
-            if self._gathering.is_furthest(joining, self.step.number):
-                self._begin_with(joining)
-            standing = self._gathering.standing_of(joining, self.step.number)
-        elif joining.next_step is None:
-            is_same = self._gathering.beginning.is_still(joining, self.step.number)
-            standing = Standing.LAGGING if is_same else Standing.HEALING
-        else:
-            oldest = self.step.number if replayable_from is None else replayable_from
-            standing = self.members.standing_of_returning(joining, oldest, self.step.number)
         member = Member(joining, standing, now)
         self.members[joining.device] = member
         self.members.lost.pop(joining.device, None)
@@ -179,6 +189,9 @@ class Session:
 
     def finish(self, device: str, now: float) -> None:
         """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
+        if self.phase is Phase.GATHERING:  # it has done nothing: it leaves like any other
+            self.remove(device, "it left before the first step", now)
+            return
         if self.members.pop(device, None) is None:
             return
         self._decide(DeviceRemoved(device, Status.OK, "finished"))
@@ -199,6 +212,11 @@ class Session:
             return
         self._decide(DeviceRemoved(device, status, reason))
         self.members.lost[device] = now
+        if self.phase is Phase.GATHERING and not self.members:
+            if not self.admission.is_recorded:
+                self.admission.forget()
+                self._decide(ModelChanged(None))
+            self._start_anew()
         if self.phase is Phase.TRAINING:
             self._left_out.append(device)
             self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
@@ -324,6 +342,75 @@ class Session:
                 Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
             )
 
+    def _weigh(self, joining: Joining, now: float) -> None:
+        """Let most of the awaited devices decide whose model and state the session begins with.
+
+        Raises:
+            UndecidedError: the device has to wait for what others bring.
+            RefusedError: it has waited in vain, or too many wait already.
+
+        """
+        try:
+            verdict = self._weighing.weigh(joining, self.admission, self._known_if_ahead(joining), now)
+            if verdict is Verdict.HAS_THE_MODEL:
+                self._replace_model(joining, now)
+                verdict = self._weighing.weigh(joining, self.admission, self._known_if_ahead(joining), now)
+        except UndecidedError as waiting:
+            if waiting.is_new:
+                self._enter(Phase.GATHERING, waiting.reason)
+            raise
+        if verdict is Verdict.HAS_THE_STEP and (first := self._weighing.state_of_most(joining)) is not None:
+            self._begin_with(first)
+            self._gathering.settle()
+
+    def _replace_model(self, joining: Joining, now: float) -> None:
+        """Make a device's model that of the session, and take the places of those away that have another."""
+        self.admission.adopt(joining)
+        self._decide(ModelChanged(joining.device))
+        for member in list(self.members.values()):
+            who = f"device {member.device!r} loses its place in session {self.name!r}"
+            reason = f"{who}: most others have another model: {self.admission.difference(member.joining)}"
+            del self.members[member.device]
+            self._decide(DeviceRemoved(member.device, Status.FAILED_PRECONDITION, reason))
+        self._start_anew()
+        self._gathering.begin(now)
+
+    def _start_anew(self) -> None:
+        """Stand where the session stood before anybody had come."""
+        self._decide(StepSet(self._first_step))
+        self.members.lost.clear()
+        self._known_step = self._first_step
+        self.step = self._new_step(self._first_step)
+        self._gathering.restart()
+
+    def _known_if_ahead(self, joining: Joining) -> int | None:
+        """Return the latest step that the session knows, if a device says to be further and nobody vouches for it."""
+        is_trusted = self.phase is Phase.GATHERING and joining.device in self.settings.trust_state_of
+        is_ahead = joining.next_step is not None and joining.next_step > self._known_step and not is_trusted
+        return self._known_step if is_ahead else None
+
+    def _check_that_it_lost_its_coordinator(self, joining: Joining) -> None:
+        """Check that a device which is ahead may take over the session's state: its own coordinator is no more.
+
+        Raises:
+            RefusedError: it comes with a state that somebody saved, or was a member of this very session.
+
+        """
+        member = self.members.get(joining.device)
+        if not joining.token or (member is not None and member.token == joining.token):
+            raise refused_as_ahead(joining, self.name, self._known_step)
+
+    def _standing_of(self, joining: Joining, replayable_from: int | None) -> Standing:
+        """Return where a device stands that joins, after a state that is further became that of the session."""
+        step = self.step.number
+        if self.phase is Phase.GATHERING:
+            if self._gathering.is_furthest(joining, step):
+                self._begin_with(joining)
+            return self._gathering.standing_of(joining, self.step.number)
+        if joining.next_step is None:
+            return Standing.LAGGING if self._gathering.beginning.is_still(joining, step) else Standing.HEALING
+        return self.members.standing_of_returning(joining, step if replayable_from is None else replayable_from, step)
+
     def _begin_with(self, joining: Joining) -> None:
         """Make a device's state that of the session; those that were active need it."""
         step = self._gathering.beginning.step_of(joining)
@@ -331,10 +418,11 @@ class Session:
             if member.standing is Standing.ACTIVE and member.device != joining.device:
                 member.standing = Standing.HEALING
                 self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
-        if step != self.step.number:
+        if step != self.step.number or self.members:  # a state of the same number that was handed in is not this one
             self._decide(StepSet(step))
         # Also of the same number: what those have sent that were active was computed from another state.
         self.step = self._new_step(step)
+        self._known_step = max(self._known_step, step)
         self._gathering.beginning.take(joining)
         self._comparison = WeightComparison(is_aged=joining.next_step is not None)
 
@@ -376,12 +464,32 @@ class Session:
             member.most_samples = self._samples.limit(member.joining, self.members, self.batches)
         member.claim(samples, step)
         self.step.begin(now)
-        if member.standing is Standing.LAGGING:
-            member.standing = Standing.ACTIVE
-            self._decide(DeviceRecovered(device, step))
+        if member.standing is Standing.LAGGING and not self._goes_on_without(device, now):
+            self._wait_for(member)
         return member
 
+    def _goes_on_without(self, device: str, now: float) -> bool:
+        """Whether no step waits for a device that was late repeatedly: not if it is needed for the quorum."""
+        is_enough = len(self.members.standing(Standing.ACTIVE)) >= self.settings.required
+        return is_enough and self._lateness.has_to_wait(device, now)
+
+    def _wait_for(self, member: Member) -> None:
+        """Let the steps wait for a member from now on."""
+        member.standing = Standing.ACTIVE
+        self._decide(DeviceRecovered(member.device, self.step.number))
+
+    def _fill_quorum(self) -> None:
+        """Count those in that the step went on without and that have sent something, as far as it needs them now."""
+        lagging = [device for device in self.members.standing(Standing.LAGGING) if device not in self._left_out]
+        complete = [device for device in lagging if device in self.step.contributions]
+        for device in dict.fromkeys([*complete, *(device for device in lagging if device in self.step.senders)]):
+            if len(self.members.standing(Standing.ACTIVE)) >= self.settings.required:
+                return
+            self._wait_for(self.members[device])
+
     def _advance(self, now: float) -> None:
+        if self.phase is Phase.TRAINING:
+            self._fill_quorum()
         active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
             return
@@ -417,9 +525,13 @@ class Session:
                 self._decide(DeviceUnlike(device, step.number, reason, self._unlike[device]))
         self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence, self._comparison.reason))
         self._left_out = []
+        if not self._quorum.is_missing:
+            self._quorum.has_finished = False  # whoever finished before the others did not end the session
+        self._lateness.be_in_time(step.contributions.keys() & set(self.members.standing(Standing.ACTIVE)), now)
         for difference in differing:
             self._heal(difference, step.number)
         self.step = self._new_step(step.number + step.batches)
+        self._known_step = max(self._known_step, self.step.number)
         for member in self.members.values():
             member.begin_step()
 
@@ -456,7 +568,11 @@ class Session:
             self.members[device].standing = Standing.LAGGING
             self._left_out.append(device)
             reason = f"device {device!r} was left out of step {self.step.number}: it took longer than {wait}"
-            self._decide(DeviceHealing(device, self.step.number, reason))
+            wait_s = self._lateness.be_late(device, now)
+            if wait_s:
+                times = self._lateness.times(device)
+                reason += f"; it was so {times} times of late, and steps go on without it for {wait_s:g} s"
+            self._decide(DeviceHealing(device, self.step.number, reason, wait_s=wait_s))
         self._advance(now)
 
     def _restart_if_none_has_the_state(self) -> None:

@@ -86,6 +86,12 @@ class SessionSettings(BaseModel):
     """Devices that are admitted, by the names in their certificates."""
     allow_labels: tuple[str, ...] = ()
     """Labels whose devices are admitted, too. Without either list every device is."""
+    trust_state_of: tuple[str, ...] = ()
+    """Devices whose state may be of a later step than the session knows; the others take it over."""
+    model_of: str = ""
+    """The device whose model and options are the session's; empty for those of the first, or of most."""
+    model_fingerprint: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """What `edgenewton.v1.fingerprint.model_fingerprint` must give of the session's model; empty for any."""
     max_model_bytes: Annotated[int, Field(ge=1)] = 8 << 30
     """Largest fingerprint that is accepted, all tensors in float32 together."""
     max_snapshot_bytes: Annotated[int, Field(ge=1)] = 8 << 30

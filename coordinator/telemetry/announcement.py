@@ -66,13 +66,13 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
             event.phase.CopyFrom(
                 pb.PhaseChanged(phase=PHASES[phase], reason=reason, settings=session.settings.to_proto())
             )
-        case d.DeviceHealing(device, step, reason):
-            event.healing.CopyFrom(pb.DeviceHealing(device=device, step=step, reason=reason))
+        case d.DeviceHealing(device, step, reason, wait_s=wait_s):
+            event.healing.CopyFrom(pb.DeviceHealing(device=device, step=step, reason=reason, wait_s=wait_s))
         case d.DeviceRecovered(device, step):
             event.recovered.CopyFrom(pb.DeviceRecovered(device=device, step=step))
         case d.DeviceUnlike(device, step, reason, times):
             event.unlike.CopyFrom(pb.DeviceUnlike(device=device, step=step, reason=reason, times=times))
-        case d.SliceReady() | d.StepSet():
+        case d.SliceReady() | d.StepSet() | d.ModelChanged():
             return None
     return event
 

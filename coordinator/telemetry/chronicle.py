@@ -40,20 +40,16 @@ class Chronicle:
         self._publish = publish
         self._record = record
         self._saved_at = 0.0
+        self._trouble = ""
         self._told_at: float | None = None
         self.statistics = record.statistics(session.name) if record is not None else SessionStatistics(session.name)
-
-    def adopt_model(self) -> None:
-        """Record the model and options that the session's first device brought."""
-        if self._record is not None:
-            admission = self._session.admission
-            self._record.set_model(self._session.name, admission.fingerprint, admission.options)
 
     def commit(self, decision: d.StepCommitted) -> None:
         """Record a step, before anybody is told of it."""
         if self._record is not None:
             step = StepRecord.of(step_to_proto(decision), time.time(), self.statistics)
             self._record.set_committed(self._session.name, step)
+            self._show_trouble(step.time_s)
 
     def note(self, decision: d.Decision, use: LinkUse | None) -> None:
         """Tell everybody who watches of a decision; `use` is that of the link to the device that it is about."""
@@ -95,9 +91,25 @@ class Chronicle:
             self._saved_at = now
             self._record.set_statistics(self.statistics)
 
+    def _show_trouble(self, now: float) -> None:
+        """Show on the page that the record cannot be written, or can again."""
+        assert self._record is not None
+        before, self._trouble = self._trouble, self._record.trouble
+        if self._trouble != before:
+            cause = f"cannot be written: {self._trouble}" if self._trouble else "is written again"
+            self.statistics.note(now, f"the record {self._record.path} {cause}")
+
     def _write_down(self, decision: d.Decision) -> None:
         name, record = self._session.name, self._record
         match decision:
+            case d.ModelChanged(device):
+                admission = self._session.admission
+                if device is None:
+                    log.info("session %r: no model any more: nobody is left who brought it", name)
+                else:
+                    log.info("session %r: the model of device %r, fingerprint %s", name, device, admission.model)
+                if record is not None:
+                    record.set_model(name, admission.fingerprint, admission.options)
             case d.DeviceJoined(member):
                 log.info("session %r: device %r joined", name, member.device)
                 if record is not None:

@@ -100,11 +100,14 @@ class History:
         self._max_steps = max_steps
         self._counts: dict[str, int] = {}
 
-    def forget(self, session: str) -> None:
-        """Forget a session."""
+    def forgetting(self, session: str) -> list[tuple[str, tuple[object, ...]]]:
+        """Return the statements that forget a session."""
         self._counts.pop(session, None)
-        self._database.execute("DELETE FROM steps WHERE session = ?", (session,))
-        self._database.execute("DELETE FROM statistics WHERE session = ?", (session,))
+        return [(f"DELETE FROM {table} WHERE session = ?", (session,)) for table in ("steps", "statistics")]
+
+    def recount(self) -> None:
+        """Count the steps anew, because a transaction was rolled back."""
+        self._counts.clear()
 
     def add(self, session: str, step: StepRecord) -> None:
         """Add a step, in place of an earlier one of the same number."""
@@ -123,11 +126,9 @@ class History:
         rows = self._database.execute(f"SELECT {_COLUMNS} FROM steps WHERE session = ? ORDER BY step", (session,))
         return [StepRecord(*row) for row in rows]
 
-    def set_statistics(self, statistics: SessionStatistics) -> None:
-        """Record where a session stands."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO statistics VALUES (?, ?)", (statistics.name, dump_statistics(statistics))
-        )
+    def storing(self, statistics: SessionStatistics) -> tuple[str, tuple[object, ...]]:
+        """Return the statement that records where a session stands."""
+        return "INSERT OR REPLACE INTO statistics VALUES (?, ?)", (statistics.name, dump_statistics(statistics))
 
     def statistics(self, session: str) -> SessionStatistics:
         """Return a session's statistics as they were recorded last, with the curves of its steps.

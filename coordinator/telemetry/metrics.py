@@ -80,6 +80,9 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     seconds = HistogramMetricFamily(_PREFIX + "step_seconds", "From a step's first frame to its commit", labels=labels)
     samples = CounterMetricFamily(_PREFIX + "samples", "Samples behind the committed steps", labels=labels)
     left_out = CounterMetricFamily(_PREFIX + "left_out", "Contributions that came too late for a step", labels=labels)
+    set_aside = CounterMetricFamily(
+        _PREFIX + "set_aside", "Times that steps were to go on without a device, which was late again", labels=labels
+    )
     skipped = CounterMetricFamily(_PREFIX + "skipped", "Batches that devices skipped as unusable", labels=labels)
     step = GaugeMetricFamily(_PREFIX + "step", "Number of the last committed step", labels=labels)
     every = GaugeMetricFamily(_PREFIX + "batches_per_step", "Batches of each device in the last step", labels=labels)
@@ -99,6 +102,7 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         seconds.add_metric(name, _buckets(statistics), statistics.step_seconds)
         samples.add_metric(name, statistics.samples)
         left_out.add_metric(name, statistics.left_out)
+        set_aside.add_metric(name, statistics.set_aside)
         skipped.add_metric(name, statistics.skipped)
         curves = statistics.curves
         every.add_metric(name, statistics.every)
@@ -115,7 +119,8 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         for gauge, value in values:
             if value is not None:
                 gauge.add_metric(name, value)
-    yield from (phase, steps, seconds, samples, left_out, skipped, step, every, form, loss, accuracy, best, run, pace)
+    yield from (phase, steps, seconds, samples, left_out, set_aside, skipped)
+    yield from (step, every, form, loss, accuracy, best, run, pace)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
@@ -139,6 +144,8 @@ def _devices(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     exchanged = CounterMetricFamily(
         _PREFIX + "device_bytes", "Bytes exchanged with a device", labels=[*labels, "direction"]
     )
+    aside = GaugeMetricFamily(_PREFIX + "device_set_aside_seconds", "Until steps wait for it again", labels=labels)
+    now = time.time()
     for room in rooms:
         name, members = room.session.name, room.session.members
         for known in Standing:
@@ -147,9 +154,10 @@ def _devices(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
             device_statistics = room.chronicle.statistics.devices.get(device)
             if device_statistics is not None:
                 lag.add_metric([name, device], device_statistics.lag_s)
+                aside.add_metric([name, device], device_statistics.set_aside_s(now))
                 exchanged.add_metric([name, device, "received"], device_statistics.received)
                 exchanged.add_metric([name, device, "sent"], device_statistics.sent)
-    yield from (standing, lag, exchanged)
+    yield from (standing, lag, aside, exchanged)
 
 
 def _buckets(statistics: SessionStatistics) -> list[tuple[str, float]]:

@@ -62,6 +62,10 @@ class DeviceStatistics:
     healings: int = 0
     unlike: int = 0
     """Steps in which it sent something unlike the others, as far as it was told: the 1st, 2nd, 4th, ... time."""
+    set_aside: int = 0
+    """How often steps were to go on without it for a time, because it was late repeatedly."""
+    set_aside_until: float | None = None
+    """When they wait for it again; None if they do now."""
     last_error: str = ""
     last_error_at: float | None = None
     joined_at: float = 0.0
@@ -69,6 +73,10 @@ class DeviceStatistics:
     """When it joined, contributed, or left; seconds since the Unix epoch, as all times here."""
     _counted: tuple[int, int, int] = (0, 0, 0)
     """What its present membership has exchanged so far."""
+
+    def set_aside_s(self, now: float) -> float:
+        """Return for how many seconds steps go on without it, because it was late repeatedly."""
+        return 0.0 if self.set_aside_until is None else max(0.0, self.set_aside_until - now)
 
     @property
     def is_gone(self) -> bool:
@@ -109,7 +117,7 @@ class Incident:
 
     time_s: float
     kind: str
-    """joined, left, healing, recovered, left out, refused, unlike, cadence or phase."""
+    """joined, left, healing, recovered, left out, refused, unlike, cadence, record or phase."""
     step: int | None
     device: str
     text: str
@@ -159,6 +167,8 @@ class SessionStatistics:
     """In which form moves are written from the next step on, if the session chooses that."""
     samples: int = 0
     left_out: int = 0
+    set_aside: int = 0
+    """How often steps were to go on without a device for a time."""
     skipped: int = 0
     """Batches that devices skipped."""
     step_seconds: float = 0.0
@@ -198,10 +208,14 @@ class SessionStatistics:
                 device = self._device(event.healing.device)
                 device.state = "healing"
                 device.healings += 1
+                if event.healing.wait_s:
+                    self.set_aside += 1
+                    device.set_aside += 1
+                    device.set_aside_until = now + event.healing.wait_s
                 self._happened(now, "healing", device.device, event.healing.reason, event.healing.step)
             case "recovered":
                 device = self._device(event.recovered.device)
-                device.state = "training"
+                device.state, device.set_aside_until = "training", None
                 self._happened(now, "recovered", device.device, "takes part again", event.recovered.step)
             case "unlike":
                 self._apply_unlike(event.unlike, now)
@@ -212,6 +226,10 @@ class SessionStatistics:
         if device in self.devices:
             self.devices[device].fail(reason, now)
         self.refused.append(Incident(now, "refused", self.step, device[:MAX_TEXT], f"{status}: {reason}"[:MAX_TEXT]))
+
+    def note(self, now: float, text: str) -> None:
+        """Note what happened to the record."""
+        self._happened(now, "record", "", text)
 
     @property
     def done(self) -> int:

@@ -26,6 +26,7 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "form": statistics.form,
             "samples": statistics.samples,
             "left_out": statistics.left_out,
+            "set_aside": statistics.set_aside,
             "skipped": statistics.skipped,
             "step_seconds": statistics.step_seconds,
             "step_buckets": statistics.step_buckets,
@@ -66,7 +67,8 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             form=totals.get("form", ""),
             samples=totals["samples"],
             left_out=totals["left_out"],
-            skipped=totals.get("skipped", 0),  # older records have none
+            set_aside=totals.get("set_aside", 0),  # older records have none
+            skipped=totals.get("skipped", 0),
             step_seconds=totals["step_seconds"],
             step_buckets=totals["step_buckets"],
             received=totals["received"],

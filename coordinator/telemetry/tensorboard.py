@@ -122,11 +122,14 @@ class TensorBoardWriter:
                 elif statistics.ended_at is not None:
                     del self._sessions[name]
                     await asyncio.to_thread(files.close)
+        except OSError as error:
+            log.error("no more event files are written to %s: %s", self._folder, error.strerror or error)
         except Exception:  # the exchange shares this loop, and goes on
             log.exception("no more TensorBoard event files are written")
         finally:
             for _, files in self._sessions.values():
-                await asyncio.to_thread(files.close)
+                with contextlib.suppress(OSError):  # the same that was said
+                    await asyncio.to_thread(files.close)
 
 
 def check_installed() -> None:

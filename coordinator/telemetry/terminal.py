@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.telemetry.statistics import SessionStatistics
+from coordinator.telemetry.statistics import DeviceStatistics, SessionStatistics
 
 MAX_ERRORS = 5
 """So many devices' last errors are shown."""
@@ -66,7 +66,7 @@ class TerminalView:
         for name, device in sorted(self.statistics.devices.items()):
             table.add_row(
                 name,
-                reasons.get(name, device.state) if device.state == "gone" else device.state,
+                _state(device, reasons.get(name, device.state)),
                 f"{device.training_samples}",
                 f"{device.batches} ({device.skipped} skipped)" if device.skipped else f"{device.batches}",
                 f"{_NONE if device.loss is None else device.loss:.4f}",
@@ -76,6 +76,14 @@ class TerminalView:
                 megabytes(device.sent),
             )
         return table
+
+
+def _state(device: DeviceStatistics, why_gone: str) -> str:
+    """Return where a device stands, or why it is gone."""
+    aside_s = device.set_aside_s(time.time())
+    if device.state == "gone" or not aside_s or device.is_gone:
+        return why_gone if device.state == "gone" else device.state
+    return f"{device.state}, not waited for: {aside_s:.0f} s"
 
 
 def megabytes(count: float) -> str:

@@ -9,9 +9,10 @@ from edge_client.cli.fetch import fetch
 from edge_client.cli.recognise import predict, tasks
 from edge_client.cli.serve import serve
 from edge_client.cli.train import train
+from edge_client.cli.verify import verify
 
 app = CommandLine("Trains a model on this device together with other devices, and recognises with it.")
-for _command in (train, fetch, predict, evaluate, export, serve, daemon, status, promote, tasks):
+for _command in (train, fetch, predict, evaluate, export, serve, daemon, status, promote, tasks, verify):
     app.command()(_command)
 
 

@@ -1,5 +1,6 @@
 """`edge-client evaluate`: how well a model recognises."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,13 @@ import typer
 from edgenewton.common.console import fail, out
 from rich.table import Table
 
-from edge_client.cli.recognise import Device, Engine, Model
+from edge_client.cli.recognise import AllowTask, Device, Engine, Model
 from edge_client.devices import choose_device, to_device
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
 from edge_client.inference.pipeline import build_classifier
 from edge_client.inference.recognizer import ensure_finite
-from edge_client.tasks import Partition, SampleError, TaskError, load_task
+from edge_client.tasks import Partition, SampleError, TaskError, load_foreign_task
 from edge_client.tasks.data import batches_of
 from edge_client.tasks.datasets import files_by_label
 
@@ -35,14 +36,16 @@ def evaluate(
     ] = None,
     engine: Engine = None,
     device: Device = "cpu",
+    allow_task: AllowTask = None,
 ) -> None:
     """Try a model on samples whose labels are known: print its accuracy, overall and by label."""
+    allow = allow_task or ()
     try:
         with out.status("recognising"):
             if folder is not None:
-                confusion = evaluate_files(Recognizer.load(model, engine, device), files_by_label(folder))
+                confusion = evaluate_files(Recognizer.load(model, engine, device, allow), files_by_label(folder))
             else:
-                confusion = _evaluate_held_out(model, engine, device)
+                confusion = _evaluate_held_out(model, engine, device, allow)
         if picture is not None:
             save_confusion(confusion, picture, model.name)
     except (ArtefactError, SampleError, TaskError, ValueError) as error:
@@ -63,11 +66,11 @@ def evaluate(
         out.print(f"confusion matrix drawn as {picture}")
 
 
-def _evaluate_held_out(model: Path, engine: str | None, device: str) -> Confusion:
+def _evaluate_held_out(model: Path, engine: str | None, device: str, allow: Collection[str]) -> Confusion:
     if model.suffix == ".onnx" or engine not in (None, "torch"):
         fail("the held-out samples are those of training, for the engine torch; give a folder of files", code=2)
     artefact = Artefact.load(model)
-    task = load_task(artefact.task)
+    task = load_foreign_task(artefact.task, allow)
     hardware = choose_device(device)
     classifier = build_classifier(artefact, task).to(hardware)
     answers, targets = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]

@@ -8,9 +8,10 @@ import typer
 from edgenewton.common.console import fail, out
 
 from edge_client.cli.model_file import check_output, save
+from edge_client.cli.recognise import AllowTask
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.inference.pipeline import build_classifier
-from edge_client.tasks import TaskError, load_task
+from edge_client.tasks import Task, TaskError, load_foreign_task
 
 
 class Format(StrEnum):
@@ -34,19 +35,21 @@ def export(
         bool,
         typer.Option("--int8", help="With ONNX: quantise to int8 after training, and print both models' accuracy."),
     ] = False,
+    allow_task: AllowTask = None,
 ) -> None:
     """Make a model for recognition out of a checkpoint of training, or an ONNX file out of a model."""
     if int8 and kind is not Format.ONNX:
         fail("--int8 goes with --format onnx", code=2)
     output = output or Path("model.onnx" if kind is Format.ONNX else "model.pt")
     check_output(output)
+    allow = allow_task or ()
     try:
         is_checkpoint = source.suffix == ".safetensors"
-        artefact = Artefact.from_checkpoint(source) if is_checkpoint else Artefact.load(source)
+        artefact = Artefact.from_checkpoint(source, allow) if is_checkpoint else Artefact.load(source)
         if is_checkpoint:
-            build_classifier(artefact, load_task(artefact.task))  # it may lack personal layers
+            build_classifier(artefact, load_foreign_task(artefact.task, allow))  # it may lack personal layers
         if kind is Format.ONNX:
-            _export_onnx(artefact, output, int8)
+            _export_onnx(artefact, load_foreign_task(artefact.task, allow), output, int8)
         else:
             save(artefact, output)
     except (ArtefactError, TaskError) as error:
@@ -56,10 +59,9 @@ def export(
     out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
 
 
-def _export_onnx(artefact: Artefact, output: Path, int8: bool) -> None:
+def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> None:
     from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
 
-    task = load_task(artefact.task)
     with out.status("exporting"):
         quantised = to_int8_onnx(artefact, task) if int8 else None
         content = quantised.content if quantised is not None else to_onnx(artefact, task)

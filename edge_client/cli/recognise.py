@@ -7,6 +7,7 @@ import typer
 from edgenewton.common.console import fail, out
 from rich.table import Table
 
+from edge_client.daemon.environment import ALLOW_VARIABLE
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.inference.engine_name import EngineName
 from edge_client.tasks import SampleError, TaskError, load_task
@@ -14,6 +15,16 @@ from edge_client.tasks import SampleError, TaskError, load_task
 Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx).")]
 Engine = Annotated[
     EngineName | None, typer.Option(help="What runs the model; torch for .pt files and ONNX Runtime for .onnx files.")
+]
+AllowTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="MODULE:NAME",
+        envvar=ALLOW_VARIABLE,
+        help="A task whose code may be run if the model names it, besides those of this package and of installed "
+        "packages; may be repeated.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="The hardware that the model runs on: cpu, cuda (or cuda:1), mps, or auto.")]
 
@@ -23,10 +34,11 @@ def predict(
     samples: Annotated[list[Path], typer.Argument(help="Files to recognise.")],
     engine: Engine = None,
     device: Device = "cpu",
+    allow_task: AllowTask = None,
 ) -> None:
     """Recognise samples: print the label of each file, its probability, and the true label if the file tells it."""
     try:
-        recognizer = Recognizer.load(model, engine, device)
+        recognizer = Recognizer.load(model, engine, device, allow_task or ())
         predictions = recognizer.predict(samples)
         true_labels = [recognizer.true_label(path) or "" for path in samples]
     except (ArtefactError, SampleError, TaskError) as error:

@@ -10,7 +10,7 @@ import typer
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.console import fail, warn
 
-from edge_client.cli.recognise import Device, Engine, Model
+from edge_client.cli.recognise import AllowTask, Device, Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.tasks import TaskError
 
@@ -31,6 +31,7 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
+    allow_task: AllowTask = None,
 ) -> None:
     """Serve a model with the Open Inference Protocol (gRPC and REST) and POST /recognize, until SIGTERM or Ctrl-C."""
     if not is_loopback(host):
@@ -40,7 +41,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(threads)
     try:
-        recognizer = Recognizer.load(model, engine, device)
+        recognizer = Recognizer.load(model, engine, device, allow_task or ())
         asyncio.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
     except (ArtefactError, TaskError, OSError) as error:
         fail(str(error))

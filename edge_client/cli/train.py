@@ -75,6 +75,7 @@ def train(
         saved = DeviceCheckpoint.load(state, session) if state is not None else None
         if saved is not None:
             out.print(f"{device}: goes on from {state} at step {saved.step}")
+        saving = Saving(lambda current: current.save(state), save_every) if state is not None else None
         with TrainingView(device, settings.steps) as view:
             trained = train_in_session(
                 session,
@@ -86,7 +87,7 @@ def train(
                 weights=saved.model if saved is not None else None,
                 state=saved.optimizer if saved is not None else None,
                 on_step=view,
-                saving=Saving(lambda current: current.save(state), save_every) if state is not None else None,
+                saving=saving,
             )
     except (SettingsError, TaskError, ExchangeError, ValueError) as error:
         fail(str(error))
@@ -95,6 +96,8 @@ def train(
     report, trainer = trained.report, trained.trainer
     if report.ended:
         warn(report.ended)
+    if saving is not None and saving.trouble:
+        warn(f"the last state is not saved: {saving.trouble}")
     result = trainer.evaluate()
     right = f"{result.correct} of {result.samples} held-out samples right" if result.samples else "no held-out samples"
     out.print(

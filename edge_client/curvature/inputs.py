@@ -225,6 +225,7 @@ def _set_to_products(moment: Tensor, rows: Tensor, scale: float) -> None:
     if rows.shape[-1] == 1:
         torch.mul(products_of(rows, rows), scale, out=moment)
     else:
-        uses = as_uses(rows)
+        # Their order does not matter here, so that of the memory is taken, in which nothing is copied.
+        uses = as_uses(rows if rows.stride(1) >= rows.stride(2) else rows.transpose(1, 2))
         # With a weight of 0 it does not matter what was there.
         moment.baddbmm_(uses.mT, uses, beta=0, alpha=scale)

@@ -14,6 +14,8 @@ from edge_client.curvature.inputs import DenseInputs, Inputs, WeightSharing, par
 _ROWS_FOR_EACH_FEATURE = 2
 _FEWEST_POSITIONS = 4
 """In each dimension of an image."""
+_SHORT_LINE = 8
+"""Positions of an image's last dimension that are copied more slowly than a batch."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,15 @@ class PatchInputs(Inputs):
 
     def _of(self, views: Tensor) -> DenseInputs:
         """Return patches as rows `[blocks, samples, shared, features]`."""
-        # One copy puts the kernel's positions before the batch, which is faster than F.unfold; channels come before
-        # them, so those of a group are together.
+        # One copy puts the kernel's positions first, which is faster than F.unfold; channels come before them, so those
+        # of a group are together. Last is what is long, since that is copied in one go.
         kernel = range(views.dim() - len(self._window.size), views.dim())
         positions = range(2, kernel.start)
-        patches = views.permute(1, *kernel, 0, *positions).reshape(
-            self._blocks, -1, len(views), prod(views.shape[dim] for dim in positions)
-        )
+        batch, shared = len(views), prod(views.shape[dim] for dim in positions)
+        if views.shape[positions[-1]] > _SHORT_LINE:
+            patches = views.permute(1, *kernel, 0, *positions).reshape(self._blocks, -1, batch, shared)
+        else:
+            patches = views.permute(1, *kernel, *positions, 0).reshape(self._blocks, -1, shared, batch).mT
         return DenseInputs(regroup(patches.permute(0, 2, 3, 1), self._samples), has_bias=self.has_bias)
 
 

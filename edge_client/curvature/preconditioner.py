@@ -136,16 +136,15 @@ class Preconditioner:
         gradients: Mapping[Tensor, Tensor],
         statistics: Mapping[str, Statistics],
         *,
-        damping_of: Callable[[Tensor], float],
-        refreshes: bool,
+        damping_of: Callable[[Tensor], float] | None,
     ) -> list[Direction]:
         """Take a step's statistics into the estimates, and precondition its gradients.
 
         Args:
             gradients: the synchronised gradient of each parameter.
             statistics: by layer, of those whose estimate is updated; a layer that is missing keeps its own.
-            damping_of: returns the damping of a parameter, in units of the mean curvature.
-            refreshes: whether inverses are computed anew.
+            damping_of: returns the damping of a parameter, in units of the mean curvature, where inverses are computed
+                anew; None for those that there are.
 
         """
         began = time.perf_counter()
@@ -154,7 +153,7 @@ class Preconditioner:
             state.follow()
             if state.name in statistics:
                 state.estimator.update(statistics[state.name], state.matrix(gradients))
-        if refreshes:
+        if damping_of is not None:
             self._refresh_all(damping_of)
         self.update_s = time.perf_counter() - began
         return [direction for state in layers if (direction := self._direction(state, gradients)) is not None]

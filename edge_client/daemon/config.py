@@ -39,6 +39,9 @@ class ModelConfig(_Table):
     """What runs it."""
     device: DeviceName = "cpu"
     """The hardware that it runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto"."""
+    allow_tasks: tuple[str, ...] = ()
+    """Import paths of tasks whose code may be run because a model or a run names them, besides those of this package
+    and of installed entry points."""
     keep: Count = 3
     """Versions that are kept on disk."""
     gate_margin: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -61,6 +64,11 @@ class ServerConfig(_Table):
     max_waiting: Count = 256
     """Samples that wait; a request beyond it is refused at once."""
     max_request_mb: Annotated[float, Field(gt=0, le=1024)] = 16.0
+    max_memory_mb: Annotated[float, Field(gt=0)] = 512.0
+    """What all requests may take that are answered at the same time; those of one client may take half of it."""
+    max_connections: Count = 512
+    """Of each server."""
+    max_connections_per_client: Count = 128
     request_deadline_s: Seconds = 30.0
     drain_deadline_s: Seconds = 10.0
     """Seconds to answer what waits when the daemon stops."""
@@ -71,6 +79,8 @@ class ServerConfig(_Table):
             raise ValueError(f"host {self.host} can be reached from other machines, in plaintext: set insecure = true")
         if self.max_waiting < self.max_batch:
             raise ValueError(f"max_waiting {self.max_waiting} is below max_batch {self.max_batch}")
+        if self.max_memory_mb < 4 * self.max_request_mb:
+            raise ValueError(f"max_memory_mb {self.max_memory_mb:g} is below four times max_request_mb")
         return self
 
 

@@ -68,7 +68,13 @@ class Daemon:
         self.service = InferenceService(
             config.model.name,
             RequestLimits(
-                server.max_batch, server.max_waiting, int(server.max_request_mb * 1e6), server.request_deadline_s
+                max_batch=server.max_batch,
+                max_waiting=server.max_waiting,
+                max_request_bytes=int(server.max_request_mb * 1e6),
+                max_memory_bytes=int(server.max_memory_mb * 1e6),
+                request_deadline_s=server.request_deadline_s,
+                max_connections=server.max_connections,
+                max_connections_per_client=server.max_connections_per_client,
             ),
         )
         self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
@@ -82,6 +88,7 @@ class Daemon:
             config.tls_files,
             config.log,
             limits.device or "",
+            config.model.allow_tasks,
         )
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
@@ -153,18 +160,23 @@ class Daemon:
         """
 
         def read() -> Artefact:
-            with tempfile.NamedTemporaryFile(dir=self.config.state_dir, suffix=".pt") as file:
-                file.write(content)
-                file.flush()
-                try:
-                    return Artefact.load(Path(file.name))
-                except ArtefactError as error:
-                    raise ArtefactError(str(error).replace(file.name, "the model")) from None
+            try:
+                with tempfile.NamedTemporaryFile(dir=self.config.state_dir, suffix=".pt") as file:
+                    file.write(content)
+                    file.flush()
+                    try:
+                        return Artefact.load(Path(file.name))
+                    except ArtefactError as error:
+                        raise ArtefactError(str(error).replace(file.name, "the model")) from None
+            except OSError as error:
+                folder = self.config.state_dir
+                raise StoreError(f"{folder} cannot be written: {error.strerror or error}") from None
 
         return (await self.promote(await asyncio.to_thread(read))).version
 
     def _recognizer(self, artefact: Artefact) -> Recognizer:
-        return Recognizer.of(artefact, self.config.model.engine, self.config.model.device)
+        model = self.config.model
+        return Recognizer.of(artefact, model.engine, model.device, model.allow_tasks)
 
     async def _restore(self) -> None:
         """Serve what served last; a version that cannot be used is set aside for the one before."""
@@ -235,6 +247,9 @@ class Daemon:
 
     async def _take_trained(self, trained: Trained) -> str:
         """Let a trained model serve if the gate lets it; return why it does not, or an empty text."""
+        if trained.model is None:
+            log.error("the trained model does not serve: %s", trained.trouble)
+            return trained.trouble
         if self._gate is not None:
             refusal = self._gate.refusal(trained.accuracy, trained.serving_accuracy)
             if refusal is not None:

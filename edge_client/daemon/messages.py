@@ -25,6 +25,8 @@ class Start:
     log: LogConfig
     device: str = ""
     """The hardware that trains; empty for what a run asks for."""
+    allow_tasks: tuple[str, ...] = ()
+    """Import paths of tasks that a run may name, besides those of this package and of installed entry points."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class Trained:
 
     report: TrainingReport
     weights: bytes
-    model: Path
-    """File of the artefact."""
+    model: Path | None
+    """File of the artefact; None if it cannot be written."""
     accuracy: float | None
     """None without held-out samples."""
     serving_accuracy: float | None
+    trouble: str = ""
+    """Why the artefact cannot be written."""
 
 
 @dataclass(frozen=True)

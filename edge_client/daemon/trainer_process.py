@@ -29,7 +29,7 @@ from edge_client.daemon.messages import (
 )
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
-from edge_client.tasks import TaskError
+from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
@@ -63,7 +63,9 @@ class JobRunner:
                 case EvaluateMessage():
                     return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
-                    return dump_weights(initial_weights(check_settings(job.settings)))
+                    settings = check_settings(job.settings)
+                    check_foreign_task(settings.task, self._start.allow_tasks)
+                    return dump_weights(initial_weights(settings))
         except ExchangeError as error:
             return Failed(str(error), is_abort=error.cause is Cause.ABORTED)
         except (SettingsError, TaskError, ArtefactError, ValueError) as error:
@@ -88,14 +90,18 @@ class JobRunner:
         artefact = Artefact(
             data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
         )
-        path = self._start.state_dir / "trained.pt"
-        artefact.save(path)
+        path, trouble = self._start.state_dir / "trained.pt", ""
+        try:
+            artefact.save(path)
+        except OSError as error:  # the run still gets what was trained
+            trouble = f"{path} cannot be written: {error.strerror or error}"
         return Trained(
             report=outcome.report,
             weights=dump_weights(outcome.common_weights),
-            model=path,
+            model=None if trouble else path,
             accuracy=_accuracy(outcome.trainer.evaluate()),
             serving_accuracy=self._accuracy_of(request.serving, data),
+            trouble=trouble,
         )
 
     def _accuracy_of(self, path: Path | None, data: DeviceData) -> float | None:
@@ -110,7 +116,9 @@ class JobRunner:
         self._connection.send(step)
 
     def _data(self, request: DataRequest) -> DeviceData:
-        return DeviceData.of(request, max_threads=self._start.threads, device=self._start.device)
+        data = DeviceData.of(request, max_threads=self._start.threads, device=self._start.device)
+        check_foreign_task(data.settings.task, self._start.allow_tasks)
+        return data
 
     def _load_state(self) -> DeviceCheckpoint | None:
         try:

@@ -65,7 +65,7 @@ class InProcessMembership:
         self._tensors = {key: torch.zeros_like(value) for key, value in self._tensors.items()}
 
     def contribute(self, key: TensorKey, value: Tensor) -> None:
-        """Keep a copy of one tensor.
+        """Keep one tensor, which is not to be written to before the step is over.
 
         Raises:
             NonFiniteGradientError: `value` holds NaN or infinity.
@@ -73,7 +73,7 @@ class InProcessMembership:
         """
         if not is_finite(value):
             raise NonFiniteGradientError(self._device, f"{key[0]} of {key[1]!r}", self.step)
-        self._tensors[key] = value.detach().clone() if self._samples else torch.zeros_like(value)
+        self._tensors[key] = value.detach() if self._samples else torch.zeros_like(value)
 
     first_batches = None
 

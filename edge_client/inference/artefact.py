@@ -5,17 +5,28 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from edgenewton.common.files import write_atomically
-from safetensors import SafetensorError, safe_open
+from edgenewton.common.files import previous_of, write_atomically
+from edgenewton.common.sealed_file import (
+    DamagedError,
+    Kind,
+    OtherKindError,
+    check,
+    read_checked,
+    seal_zip,
+    tensors_metadata,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from edge_client.tasks import Task, load_task
+from edge_client.tasks import Task, load_foreign_task
 
 FORMAT = "edgenewton-model"
 FORMAT_VERSION = 1
@@ -56,23 +67,31 @@ class Artefact:
         return cls(task_path, tuple(task.labels), tuple(task.input_shape), step, weights)
 
     @classmethod
-    def from_checkpoint(cls, path: Path) -> Self:
+    def from_checkpoint(cls, path: Path, allow: Collection[str] = ()) -> Self:
         """Return the artefact of a ServerApp's checkpoint (safetensors, with the task's name and the step).
+
+        Args:
+            path: the file.
+            allow: import paths of tasks whose code may be run; see `edge_client.tasks.allowed`.
 
         Raises:
             ArtefactError: the file is missing or not such a checkpoint.
-            TaskError: its task cannot be loaded.
+            TaskError: its task cannot be loaded, or is not allowed.
 
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ArtefactError(f"{path} is not a checkpoint that can be read: {error}") from None
+            header, weights = read_checked(path, Kind.ROUND_WEIGHTS, _parse_tensors)
+        except OSError as error:
+            raise ArtefactError(f"{path} is not a checkpoint that can be read: {error.strerror or error}") from None
+        except DamagedError as error:
+            raise ArtefactError(
+                f"{path} is not a checkpoint that can be read, or is damaged: {error}; take an earlier round's"
+            ) from None
+        except OtherKindError as error:
+            raise ArtefactError(f"{path} is no checkpoint of EdgeNewton: {error}") from None
         if "task" not in header or "step" not in header:
             raise ArtefactError(f"{path} is no checkpoint of EdgeNewton: its metadata name no task or step")
-        task = load_task(header["task"])
+        task = load_foreign_task(header["task"], allow)
         return cls(header["task"], tuple(task.labels), tuple(task.input_shape), int(header["step"]), weights)
 
     @property
@@ -91,7 +110,12 @@ class Artefact:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the file; a crash at any time leaves either the old file or the new one."""
+        """Write the file, and keep the one before; a crash at any time leaves either the old file or the new one.
+
+        Raises:
+            OSError: it cannot be written; the old file stays.
+
+        """
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -105,7 +129,7 @@ class Artefact:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, seal_zip(buffer.getvalue(), Kind.MODEL), keep_previous=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -134,6 +158,13 @@ class Artefact:
         return artefact
 
 
+def _parse_tensors(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        return tensors_metadata(data), load_tensors(data)
+    except SafetensorError as error:
+        raise DamagedError(str(error)) from None
+
+
 def _read(path: Path) -> Any:
     """Return what is in a file, without running any of it."""
     try:
@@ -141,9 +172,17 @@ def _read(path: Path) -> Any:
             raise ArtefactError(f"{path} is empty; a model was expected")
         if not zipfile.is_zipfile(path):  # every model file is one, and torch would read much else
             raise ArtefactError(_describe_foreign(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        check(content, Kind.MODEL)  # that of a file without a seal is checked by the digest in it
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ArtefactError:
         raise
+    except DamagedError as error:
+        previous = previous_of(path)
+        hint = f"; the one before it is {previous}" if previous.exists() else ""
+        raise ArtefactError(f"{path} is damaged: {error}{hint}") from None
+    except OtherKindError as error:
+        raise ArtefactError(f"{path} is not a model of EdgeNewton: {error}") from None
     except FileNotFoundError:
         raise ArtefactError(f"{path} does not exist; train a model first, for instance with `make demo`") from None
     except OSError as error:

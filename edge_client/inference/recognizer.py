@@ -1,6 +1,6 @@
 """Recognition: raw samples in, labels with probabilities out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from edge_client.inference.engine_name import EngineName
 from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import shape_text
-from edge_client.tasks import SampleError, Task, TaskError, load_task
+from edge_client.tasks import SampleError, Task, TaskError, load_foreign_task
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,20 @@ class Recognizer:
         info: what is known of the model.
         engine: what runs it.
         task: decodes samples; without it, arrays can be recognised.
+        lack: why there is no task, for the error of other samples.
 
     """
 
-    def __init__(self, info: ModelInfo, engine: Engine, task: Task | None) -> None:
+    def __init__(self, info: ModelInfo, engine: Engine, task: Task | None, lack: str = "") -> None:
         self.info = info
         self._engine = engine
         self._task = task
+        self._lack = lack
 
     @classmethod
-    def of(cls, artefact: Artefact, engine: EngineName = "torch", device: str = "cpu") -> Self:
+    def of(
+        cls, artefact: Artefact, engine: EngineName = "torch", device: str = "cpu", allow: Collection[str] = ()
+    ) -> Self:
         """Return a recognizer for an artefact.
 
         Args:
@@ -56,51 +60,59 @@ class Recognizer:
             engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
             device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
                 CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
+            allow: import paths of tasks whose code may be run, besides those of this package and of installed entry
+                points; see `edge_client.tasks.allowed`.
 
         Raises:
             ArtefactError: the artefact does not fit its task (the text names the first layer that differs), or this
                 machine does not have the device.
-            TaskError: its task cannot be loaded.
+            TaskError: its task cannot be loaded, or is not allowed.
 
         """
-        task = load_task(artefact.task)
+        task = load_foreign_task(artefact.task, allow)
         return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task, device), task)
 
     @classmethod
-    def load(cls, path: str | Path, engine: EngineName | None = None, device: str = "cpu") -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        engine: EngineName | None = None,
+        device: str = "cpu",
+        allow: Collection[str] = (),
+    ) -> Self:
         """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
 
         Args:
             path: the file.
             engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
             device: the hardware that the model runs on: see `of`.
+            allow: import paths of tasks whose code may be run: see `of`.
 
         Raises:
             ArtefactError: the file cannot be used, or the device; the text names it.
-            TaskError: the task of an artefact cannot be loaded.
+            TaskError: the task of an artefact cannot be loaded, or is not allowed.
 
         """
         path = Path(path)
         try:
             if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine, device)
-            return cls.of(Artefact.load(path), engine or "torch", device)
+                return cls._load_onnx(path, engine, device, allow)
+            return cls.of(Artefact.load(path), engine or "torch", device, allow)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str) -> Self:
+    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
         from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
 
         if engine not in (None, "onnx"):
             raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
         loaded = OnnxEngine(read_onnx(path), device)
         try:
-            task = load_task(loaded.info.task)
-        except TaskError:  # arrays can be recognised without the task's code
-            task = None
-        return cls(loaded.info, loaded, task)
+            return cls(loaded.info, loaded, load_foreign_task(loaded.info.task, allow))
+        except TaskError as error:  # arrays can be recognised without the task's code
+            return cls(loaded.info, loaded, None, str(error))
 
     @property
     def engine(self) -> str:
@@ -141,8 +153,8 @@ class Recognizer:
             raw = torch.from_numpy(sample)
         else:
             raise SampleError(
-                f"the code of task {self.info.task!r} is not installed here, so that only decoded samples can be "
-                f"recognised: arrays {list(self.info.raw_shape)} of {self.info.raw_dtype}"
+                f"only decoded samples can be recognised, arrays {list(self.info.raw_shape)} of {self.info.raw_dtype}: "
+                f"{self._lack or 'the recognizer has no task'}"
             )
         self.check(raw.unsqueeze(0))
         return raw

@@ -5,22 +5,31 @@
     STORE/serving.json               which version serves
 
 A version is complete before it gets its name, and the file that names the serving one is replaced by a rename; so a
-crash at any time leaves a store that opens, with the last good version serving.
+crash at any time leaves a store that opens, with the last good version serving. What is damaged is set aside.
 """
 
+import errno
 import fcntl
 import hashlib
-import json
 import logging
 import re
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.files import sync_folder, write_atomically
+from edgenewton.common.sealed_file import (
+    DamagedError,
+    Kind,
+    OtherKindError,
+    parse_json,
+    read_checked,
+    seal_json,
+    tell_aside,
+)
 
 from edge_client.inference.artefact import Artefact, ArtefactError
 
@@ -68,7 +77,7 @@ class ModelStore:
         self._versions = folder / "versions"
         try:
             self._versions.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
+            self._lock = _open_lock(folder / ".lock")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
@@ -76,7 +85,9 @@ class ModelStore:
         except OSError as error:
             raise StoreError(f"the model store {folder} cannot be used: {error.strerror or error}") from None
         for path in self._versions.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
+        self._rejected: set[int] = set()
+        """Versions that cannot be used, and that a disk which cannot be written keeps in their places."""
         self.serving: Version | None = None
         """The version that serves; None in an empty store."""
         self._choose_serving()
@@ -150,6 +161,13 @@ class ModelStore:
     def _write(self, artefact: Artefact, accuracy: float | None) -> Version:
         number = 1 + max((int(found[0]) for path in self._versions.iterdir() if (found := _number(path))), default=0)
         partial = self._versions / f"{number}{_PARTIAL}"
+        try:
+            return self._write_partial(partial, number, artefact, accuracy)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk has no room for half a version
+            raise
+
+    def _write_partial(self, partial: Path, number: int, artefact: Artefact, accuracy: float | None) -> Version:
         artefact.save(partial / "model.pt")
         failpoint("model-written", number)
         version = Version(
@@ -161,7 +179,7 @@ class ModelStore:
             accuracy=accuracy,
             promoted_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_atomically(partial / "manifest.json", json.dumps(asdict(version), indent=2).encode())
+        write_atomically(partial / "manifest.json", seal_json(asdict(version), Kind.MODEL_MANIFEST, indent=2))
         failpoint("manifest-written", number)
         partial.rename(self._versions / str(number))
         sync_folder(self._versions)
@@ -169,7 +187,8 @@ class ModelStore:
         return version
 
     def _set_serving(self, version: Version) -> None:
-        write_atomically(self.folder / "serving.json", json.dumps({"version": version.version}).encode())
+        content = seal_json({"version": version.version}, Kind.SERVING_VERSION)
+        write_atomically(self.folder / "serving.json", content)
         self.serving = version
 
     def _choose_serving(self) -> None:
@@ -178,6 +197,8 @@ class ModelStore:
         others = [number for number in reversed(self.versions()) if number != named]
         self.serving = None
         for number in ([named] if named is not None else []) + others:
+            if number in self._rejected:
+                continue
             try:
                 version = self._check(number)
             except ArtefactError as error:
@@ -185,18 +206,24 @@ class ModelStore:
                 continue
             if number != named:
                 log.warning("model store %s: version %d serves instead of %s", self.folder, number, named)
-                self._set_serving(version)
+                try:
+                    self._set_serving(version)
+                except OSError as error:
+                    log.error("%s cannot be written: %s", error.filename, error.strerror or error)
             self.serving = version
             return
 
     def _named_version(self) -> int | None:
+        path = self.folder / "serving.json"
         try:
-            return int(json.loads((self.folder / "serving.json").read_text())["version"])
+            return read_checked(path, Kind.SERVING_VERSION, _parse_serving)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("model store %s: serving.json is damaged", self.folder)
-            return None
+        except DamagedError as error:
+            tell_aside(path, error)
+        except (OSError, OtherKindError) as error:
+            log.warning("%s cannot be used: %s", path, error)
+        return None
 
     def _check(self, number: int) -> Version:
         """Return what a version's manifest says, after comparing it with the file.
@@ -207,9 +234,9 @@ class ModelStore:
         """
         path = self._model_path(number)
         try:
-            version = Version(**json.loads((path.parent / "manifest.json").read_text()))
+            version = read_checked(path.parent / "manifest.json", Kind.MODEL_MANIFEST, _parse_manifest)
             is_whole = version.version == number and version.sha256 == _sha256(path)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise ArtefactError(f"{path.parent} is damaged: {error}") from None
         if not is_whole:
             raise ArtefactError(f"{path} is damaged: its SHA-256 is not that of its manifest")
@@ -220,11 +247,38 @@ class ModelStore:
         if folder.exists():
             log.error("model store %s: version %d is set aside: %s", self.folder, number, reason)
             shutil.rmtree(folder.with_name(folder.name + _DAMAGED), ignore_errors=True)
-            folder.rename(folder.with_name(folder.name + _DAMAGED))
+            try:
+                folder.rename(folder.with_name(folder.name + _DAMAGED))
+            except OSError as error:
+                log.error("%s cannot be renamed: %s", folder, error.strerror or error)
+                self._rejected.add(number)
 
     def _remove_old(self) -> None:
         for number in self.versions()[: -self._keep]:
             shutil.rmtree(self._versions / str(number), ignore_errors=True)
+
+
+def _open_lock(path: Path) -> TextIO:
+    try:
+        return path.open("w")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return path.open()  # recognition goes on where nothing can be written any more
+
+
+def _parse_serving(data: bytes) -> int:
+    try:
+        return int(parse_json(data, Kind.SERVING_VERSION)["version"])
+    except (KeyError, TypeError):
+        raise ValueError("it names no version") from None
+
+
+def _parse_manifest(data: bytes) -> Version:
+    try:
+        return Version(**parse_json(data, Kind.MODEL_MANIFEST))
+    except TypeError as error:
+        raise ValueError(f"it is no manifest: {error}") from None
 
 
 def _number(path: Path) -> re.Match[str] | None:

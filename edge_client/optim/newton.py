@@ -406,11 +406,11 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._adaptive.receive(update.scalars)
         step = update.result.step
         factor = self._groups.factor(step)
+        refreshes = self._schedule.inverts(step) if update.refreshes is None else update.refreshes
         directions = self._preconditioner.step(
             update.gradients,
             update.statistics,
-            damping_of=self._groups.damping_of(step, self._adaptive.factor),
-            refreshes=self._schedule.inverts(step) if update.refreshes is None else update.refreshes,
+            damping_of=self._groups.damping_of(step, self._adaptive.factor) if refreshes else None,
         )
         bounded = self._groups.bounded(directions, step, factor)
         self._adaptive.predict(bounded)

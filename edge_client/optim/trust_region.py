@@ -47,16 +47,18 @@ def bounded(
 
     """
     directions = list(directions)
-    full_lr_of = full_lr_of if full_lr_of is not None else lr_of
+    lrs = [lr_of(layer.weight) for layer, _, _ in directions]
+    full_lrs = lrs if full_lr_of is None else [full_lr_of(layer.weight) for layer, _, _ in directions]
     predicted, decrease = [0.0, 0.0], [0.0, 0.0]
-    for layer, _, alignment in directions:
-        predicted[layer.is_personal] += full_lr_of(layer.weight) ** 2 * alignment
+    for (layer, _, alignment), full_lr in zip(directions, full_lrs, strict=True):
+        predicted[layer.is_personal] += full_lr**2 * alignment
     of_all = [trust_region_scale(kl_clip, of_layers) for of_layers in predicted]
     scales = []
-    for (layer, _, alignment), weight_norm, direction_norm in zip(directions, *_norms(directions), strict=True):
-        lr = lr_of(layer.weight)
+    for (layer, _, alignment), lr, full_lr, weight_norm, direction_norm in zip(
+        directions, lrs, full_lrs, *_norms(directions), strict=True
+    ):
         of_group = of_all[layer.is_personal]
-        step_norm = full_lr_of(layer.weight) * of_group * direction_norm
+        step_norm = full_lr * of_group * direction_norm
         scale = of_group * relative_step_scale(update_clip, step_norm, weight_norm, layer.shape.size)
         decrease[layer.is_personal] += (lr * scale - (lr * scale) ** 2 / 2) * alignment
         scales.append(scale)

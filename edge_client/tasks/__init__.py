@@ -1,7 +1,9 @@
 """Tasks: what is trained and recognised. A built-in task has a name, one of your own its import path."""
 
 import importlib
+from collections.abc import Collection
 
+from edge_client.tasks.allowed import TaskNotAllowedError, check_allowed
 from edge_client.tasks.data import DataError
 from edge_client.tasks.task import Data, Partition, PartitionKind, SampleError, Samples, Task, TaskError
 
@@ -29,8 +31,38 @@ __all__ = [
     "Samples",
     "Task",
     "TaskError",
+    "TaskNotAllowedError",
+    "check_foreign_task",
+    "load_foreign_task",
     "load_task",
 ]
+
+
+def load_foreign_task(name: str, allow: Collection[str] = ()) -> Task:
+    """Return the task that a file, or somebody else, names: as `load_task`, if its code may be run.
+
+    Args:
+        name: of a built-in task, or an import path.
+        allow: import paths that are allowed, besides those of this package and of installed entry points.
+
+    Raises:
+        TaskNotAllowedError: its code may not be run; nothing of it is imported.
+        TaskError: there is no such task, or it cannot be used.
+
+    """
+    check_foreign_task(name, allow)
+    return load_task(name)
+
+
+def check_foreign_task(name: str, allow: Collection[str] = ()) -> None:
+    """Check that the code of a task that a file, or somebody else, names may be run.
+
+    Raises:
+        TaskNotAllowedError: it may not.
+
+    """
+    if name not in TASKS:
+        check_allowed(name, allow)
 
 
 def load_task(name: str) -> Task:

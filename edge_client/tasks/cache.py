@@ -8,8 +8,20 @@ from pathlib import Path
 
 import torch
 from edgenewton.common.files import write_atomically
+from edgenewton.common.sealed_file import (
+    KEY,
+    DamagedError,
+    Kind,
+    OtherKindError,
+    blank_seal,
+    fill,
+    read_checked,
+    tell_aside,
+    tensors_metadata,
+)
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -19,6 +31,7 @@ ENVIRONMENT = "EDGENEWTON_CACHE"
 """Names the folder, instead of `edgenewton` in the user's cache folder (XDG_CACHE_HOME, by default ~/.cache)."""
 _LOCK_S = 300
 _DIGEST = "digest"
+"""Of the tensors, in the metadata of what earlier releases kept."""
 
 
 def cache_folder() -> Path:
@@ -50,7 +63,7 @@ def keep(name: str, tensors: dict[str, Tensor]) -> None:
     """
     path = cache_path(name)
     try:
-        write_atomically(path, dump_tensors(tensors, {_DIGEST: _digest(tensors)}))
+        write_atomically(path, fill(dump_tensors(tensors, {KEY: blank_seal(Kind.TASK_DATA)})))
     except SafetensorError as error:
         raise OSError(str(error)) from error
 
@@ -87,19 +100,25 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """Return what is in a file, or None if it is missing or damaged."""
-    if not path.exists():
-        return None
+    """Return what is in a file, or None if it is missing or damaged, which sets it aside."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            digest = (file.metadata() or {}).get(_DIGEST)
-    except (OSError, SafetensorError) as error:
+        return read_checked(path, Kind.TASK_DATA, _parse, is_told=False)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        tell_aside(path, error)
+    except (OSError, OtherKindError) as error:
         log.warning("%s cannot be read and counts as missing: %s", path, error)
-        return None
-    if digest != _digest(tensors):
-        log.warning("%s is damaged and counts as missing", path)
-        return None
+    return None
+
+
+def _parse(data: bytes) -> dict[str, Tensor]:
+    try:
+        metadata, tensors = tensors_metadata(data), load_tensors(data)
+    except SafetensorError as error:
+        raise DamagedError(str(error)) from None
+    if KEY not in metadata and metadata.get(_DIGEST) != _digest(tensors):
+        raise DamagedError("its content does not have the digest that was saved with it")
     return tensors
 
 

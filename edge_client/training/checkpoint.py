@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgenewton.common.files import write_atomically
+from edgenewton.common.sealed_file import Kind, OtherKindError, check, read_kept, seal_zip
 from torch import Tensor
 
 from edge_client.optim.saved_state import in_present_names
@@ -43,21 +44,23 @@ class DeviceCheckpoint:
         return {**self.model, **self.optimizer.get("average", {}).get("parameters", {})}
 
     def dump(self) -> bytes:
-        """Return the state as bytes."""
-        return dump_state({"format": FORMAT, **vars(self)})
+        """Return the state as bytes, sealed."""
+        return seal_zip(dump_state({"format": FORMAT, **vars(self)}), Kind.DEVICE_STATE)
 
     @classmethod
     def parse(cls, data: bytes) -> "DeviceCheckpoint":
         """Return the state that `dump` gave.
 
         Raises:
-            ValueError: the bytes are damaged or something else.
+            ValueError: the bytes are damaged.
+            OtherKindError: they are something else.
 
         """
+        check(data, Kind.DEVICE_STATE)
         content = load_state(data)
         try:
             if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}")
+                raise OtherKindError(f"its format is {content['format']!r}")
             return cls(
                 content["session"],
                 content["model"],
@@ -69,30 +72,38 @@ class DeviceCheckpoint:
             raise ValueError(f"it lacks {error}") from None
 
     def save(self, path: Path) -> None:
-        """Write the file; a crash at any time leaves either the old file or the new one."""
-        write_atomically(path, self.dump(), mode=0o600)
+        """Write the file, and keep the one before; a crash at any time leaves either the old file or the new one.
+
+        Raises:
+            OSError: it cannot be written; the old file stays.
+
+        """
+        write_atomically(path, self.dump(), mode=0o600, keep_previous=True)
 
     @classmethod
     def read(cls, path: Path) -> "DeviceCheckpoint | None":
-        """Return what a file has; None if there is no file.
+        """Return what a file has; a damaged one is set aside for the one before.
+
+        Returns:
+            None if there is no file, or no good one any more: then another device's state is taken over.
 
         Raises:
-            ValueError: the file is damaged or something else; the text names it.
+            ValueError: the file is something else, or cannot be read; the text names it.
 
         """
         try:
-            return cls.parse(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{path} is no state of a device, or damaged ({error}); remove it to begin anew") from None
+            return read_kept(path, Kind.DEVICE_STATE, cls.parse)
+        except OtherKindError as error:
+            raise ValueError(f"{path} is no state of a device: {error}; name another file") from None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: Path, session: str) -> "DeviceCheckpoint | None":
-        """Return what was saved for a session; None if there is nothing for it.
+        """Return what was saved for a session, as `read` does; None if there is nothing for it.
 
         Raises:
-            ValueError: the file is damaged or something else; the text names it.
+            ValueError: the file is something else, or cannot be read; the text names it.
 
         """
         state = cls.read(path)

@@ -1,6 +1,7 @@
 """Works in this process, on a device without a daemon."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.tls import TlsFiles
 
 from edge_client.exchange import ExchangeError
-from edge_client.tasks import TaskError
+from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
@@ -20,6 +21,8 @@ from edge_client.training.jobs import (
 )
 from edge_client.training.settings import check_settings
 from edge_client.training.work import DataRequest, TrainingReport, TrainRequest, WorkError
+
+log = logging.getLogger(__name__)
 
 
 class StateKeeper(Protocol):
@@ -38,33 +41,47 @@ class OwnProcess:
     Args:
         keeper: keeps the optimizer's state from one training to the next.
         tls: this device's certificate; None for plaintext.
+        allow_tasks: import paths of tasks that a run may name, besides those of this package and of installed entry
+            points.
 
     """
 
-    def __init__(self, keeper: StateKeeper, tls: TlsFiles | None) -> None:
+    def __init__(self, keeper: StateKeeper, tls: TlsFiles | None, allow_tasks: Collection[str] = ()) -> None:
         self._keeper = keeper
         self._tls = tls
+        self._allow_tasks = allow_tasks
 
     def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
         """Return the weights that a run begins with."""
         with _explained():
-            return dump_weights(initial_weights(check_settings(settings)))
+            checked = check_settings(settings)
+            check_foreign_task(checked.task, self._allow_tasks)
+            return dump_weights(initial_weights(checked))
 
     def train(self, request: TrainRequest) -> tuple[TrainingReport, bytes]:
         """Train a session's steps; return the report and the weights."""
         with _explained():
-            outcome = train(request, DeviceData.of(request.data), self._saved(), tls=self._tls)
+            outcome = train(request, self._data(request.data), self._saved(), tls=self._tls)
         self._keeper.save(outcome.state.dump())
         return outcome.report, dump_weights(outcome.common_weights)
 
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Try weights on the device's held-out samples."""
         with _explained():
-            return evaluate_weights(DeviceData.of(data), read_weights(weights), self._saved())
+            return evaluate_weights(self._data(data), read_weights(weights), self._saved())
+
+    def _data(self, request: DataRequest) -> DeviceData:
+        data = DeviceData.of(request)
+        check_foreign_task(data.settings.task, self._allow_tasks)
+        return data
 
     def _saved(self) -> DeviceCheckpoint | None:
         kept = self._keeper.load()
-        return DeviceCheckpoint.parse(kept) if kept is not None else None
+        try:
+            return DeviceCheckpoint.parse(kept) if kept is not None else None
+        except ValueError as error:
+            log.warning("the state that was kept is damaged, and the optimizer begins anew: %s", error)
+            return None
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Training in one session, as all who train do it: begin, train, keep the state, tell the coordinator how it ended."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,16 +14,35 @@ from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import TrainedStep, TrainingReport
 
+log = logging.getLogger(__name__)
+
 Weights = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Saving:
-    """Who keeps the device's state."""
+    """Who keeps the device's state. A full or broken disk stops no training: what was kept before stays."""
 
     save: Callable[[DeviceCheckpoint], None]
+    """Raises OSError if it cannot."""
     every_steps: int = 0
     """Steps between two savings; 0 for only at the end."""
+    trouble: str = field(default="", init=False)
+    """Why the last saving failed; empty if it did not."""
+
+    def keep(self, state: DeviceCheckpoint) -> None:
+        """Save a state, or say in the log why it cannot be."""
+        before = self.trouble
+        try:
+            self.save(state)
+        except OSError as error:
+            self.trouble = f"{error.filename or 'the state'} cannot be written: {error.strerror or error}"
+            if self.trouble != before:
+                log.error("step %d: %s; training goes on, and what was saved before stays", state.step, self.trouble)
+        else:
+            self.trouble = ""
+            if before:
+                log.warning("step %d: the state is saved again", state.step)
 
     def is_due_after(self, step: int) -> bool:
         """Return whether the state is to be kept after a step."""
@@ -91,7 +111,7 @@ def train_in_session(
 
         def after_step(step: TrainedStep) -> None:
             if saving is not None and saving.is_due_after(step.step):
-                saving.save(current())
+                saving.keep(current())
             if on_step is not None:
                 on_step(step)
 
@@ -99,7 +119,7 @@ def train_in_session(
         report = trainer.train(max(0, until_step - trainer.optimizer.current_step), after_step)
         last = current()
         if saving is not None:
-            saving.save(last)
+            saving.keep(last)
         exchange.close(failure=report.ended)
     except BaseException as error:
         exchange.close(failure=_reason(error))

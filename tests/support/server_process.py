@@ -30,6 +30,10 @@ class Server:
         assert self.process.poll() is None
 
 
+def _python_path() -> list[str]:
+    return [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+
+
 @contextlib.contextmanager
 def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = False) -> Iterator[Server]:
     """Serve an untrained model of a task; end it by SIGTERM, which must be in order.
@@ -53,8 +57,9 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
                 "--grpc-port=0",
                 "--rest-port=0",
                 f"--engine={engine}",
+                f"--allow-task={name}",
             ],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *_python_path()])},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -64,7 +69,9 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
             line = process.stdout.readline()
             found = re.search(r"gRPC on (\S+), REST on (\S+)", line)
             assert found, f"the server did not say where it listens: {line} {(folder / 'log').read_text()}"
-            yield Server(process, found[1], found[2], Recognizer.load(folder / "model.pt"), folder / "log")
+            yield Server(
+                process, found[1], found[2], Recognizer.load(folder / "model.pt", allow=[name]), folder / "log"
+            )
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0
             assert may_fail or "Traceback" not in (folder / "log").read_text()

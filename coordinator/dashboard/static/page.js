@@ -200,9 +200,11 @@ function drawDevice(row, device, session) {
   };
   const isOld = device.last_error_at !== null && now > device.last_error_at + RECENT_S;
   set(0, device.device, device.last_error, isOld ? "error old" : "error");
-  set(1, device.state, device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "");
+  const asideS = isOver ? 0 : (device.set_aside_until ?? 0) - now;
+  const healed = device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "";
+  set(1, device.state, asideS > 0 ? `not waited for: ${format.duration(asideS)}` : healed);
   row.children[1].children[0].className = `state ${device.state}`;
-  const missed = { late: device.left_out, skipped: device.skipped, unlike: device.unlike };
+  const missed = { late: device.left_out, "set aside": device.set_aside, skipped: device.skipped, unlike: device.unlike };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
   set(2, format.count(device.step), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
   set(3, format.number(device.loss));
@@ -238,7 +240,7 @@ function drawIncidents(session) {
 }
 
 function sentence({ kind, device, text }) {
-  if (kind === "phase" || kind === "cadence") return text;
+  if (kind === "phase" || kind === "cadence" || kind === "record") return text;
   const who = device === "" ? "somebody" : device;
   const verbs = { joined: "joined", left: "left", healing: "heals", refused: "was refused", unlike: "is unlike the others" };
   if (kind === "joined") return `${who} joined`;
@@ -247,7 +249,7 @@ function sentence({ kind, device, text }) {
 
 function drawSettings(session) {
   const list = at("settings");
-  const entries = { ...session.settings, ...session.options };
+  const entries = { ...session.settings, ...session.options, model: session.model };
   const key = JSON.stringify(entries);
   if (list.dataset.key === key) return;
   list.dataset.key = key;

@@ -42,6 +42,8 @@ _EXCHANGE = "/edgenewton.v1.GradientExchange/Exchange"
 _HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 LEAVE_TIMEOUT_S = 2.0
+MAX_REASON = 500
+"""Characters; the coordinator keeps no more."""
 UPLOAD_TIMEOUT_S = 60.0
 MAX_WAITING_STEPS = 8
 """So many committed steps may wait to be applied; then the stream is not read on, and flow control holds it."""
@@ -173,7 +175,7 @@ class Link:
             session=self._request.session,
             device=self._request.device,
             token=self._reply.token,
-            reason=failure,
+            reason=failure[:MAX_REASON],
             finished=not failure,
         )
         return self._loop.call(self._leave(request), CALL_TIMEOUT_S)

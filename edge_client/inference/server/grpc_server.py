@@ -1,13 +1,16 @@
 """The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from edgenewton.common.clients import client_of_peer
 from edgenewton.inference import open_inference_pb2 as pb
 from edgenewton.inference import open_inference_pb2_grpc
+from google.protobuf.message import DecodeError
 
 from edge_client.inference import errors
 from edge_client.inference.server.datatypes import check_elements, from_binary, from_values, to_binary
@@ -20,11 +23,17 @@ from edge_client.inference.server.protocol import (
     RequestedOutput,
 )
 from edge_client.inference.server.service import InferenceService
+from edge_client.inference.server.sizes import message_bytes
 from edge_client.tasks import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+_RECEIVE_S = 20.0
+"""Seconds that a request's message may take to come."""
+_LONGEST_ERROR = 1000
+"""Characters; gRPC sends the sentence among a request's metadata, which have a limit."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Parameters = Mapping[str, pb.InferParameter]
@@ -92,16 +101,60 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             outputs=[tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in model.outputs],
         )
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    async def ModelInfer(  # type: ignore[override]  # see `add_to_server`
+        self, messages: AsyncIterator[bytes], context: Context
+    ) -> bytes:
+        """Answer a request.
+
+        To the client it is a call with one message. It is read here, as bytes: so that there is a time limit, and that
+        memory is counted before anything is made of it.
+        """
+        service = self._service
         try:
-            with self._service.metrics.request("grpc"):
-                response = await self._service.infer(read_request(request))
-            return write_response(response, is_raw=bool(request.raw_input_contents))
+            with service.metrics.request("grpc"), service.memory.request(client_of_peer(context.peer())) as memory:
+                content = await _receive(messages)
+                memory.take(len(content), "the request")
+
+                def read() -> tuple[InferRequest, bool]:
+                    memory.take(message_bytes(content), "the request, whose tensors may come as raw_input_contents,")
+                    message = _parse(content)
+                    return read_request(message), bool(message.raw_input_contents)
+
+                request, is_raw = await service.aside(len(content), read)
+                response = await service.infer(request, memory)
+                return await service.aside(
+                    response.text_bytes, lambda: write_response(response, is_raw=is_raw).SerializeToString()
+                )
         except (SampleError, TaskError, errors.RequestError) as error:
             await _abort(context, error)
         except Exception as error:
             log.exception("a request failed")
             await _abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
+
+
+def add_to_server(servicer: InferenceServicer, server: grpc.aio.Server) -> None:
+    """Let a server answer the protocol's calls."""
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    handlers = {"ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.ModelInfer)}
+    # It takes the place of the one that was added above; grpc-stubs lack the method, which the generated code calls.
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)  # type: ignore[attr-defined]
+
+
+async def _receive(messages: AsyncIterator[bytes]) -> bytes:
+    try:
+        async with asyncio.timeout(_RECEIVE_S):
+            return await anext(messages)
+    except StopAsyncIteration:
+        raise errors.BadRequestError("the request has no message") from None
+    except TimeoutError:
+        raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
+
+
+def _parse(content: bytes) -> pb.ModelInferRequest:
+    try:
+        return pb.ModelInferRequest.FromString(content)
+    except DecodeError:
+        raise errors.BadRequestError("the message is not one of the Open Inference Protocol") from None
 
 
 async def _abort(context: Context, error: SampleError | TaskError | errors.RequestError) -> NoReturn:
@@ -112,7 +165,7 @@ async def _abort(context: Context, error: SampleError | TaskError | errors.Reque
         code = grpc.StatusCode.INTERNAL
     else:
         code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
-    await context.abort(code, str(error))
+    await context.abort(code, str(error)[:_LONGEST_ERROR])
     raise AssertionError("abort does not return")
 
 

@@ -41,6 +41,9 @@ class Metrics:
             "edgenewton_batch_seconds", "Time that a run of the model took", buckets=_SECONDS, registry=self.registry
         )
         self.waiting = Gauge("edgenewton_waiting_samples", "Samples that wait for the model", registry=self.registry)
+        self.memory = Gauge(
+            "edgenewton_request_bytes", "Memory counted for the requests that are answered", registry=self.registry
+        )
         self._version = Gauge("edgenewton_model_version", "Version that serves", registry=self.registry)
         self._step = Gauge("edgenewton_model_step", "Training steps behind that version", registry=self.registry)
         self._swaps = Counter(

@@ -56,6 +56,8 @@ class InferResponse(NamedTuple):
     version: str
     id: str
     outputs: tuple[OutputTensor, ...]
+    text_bytes: int = 0
+    """How long it may be as text, about."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import from_json
 
 from edge_client.inference.errors import BadRequestError
 from edge_client.inference.server.datatypes import check_elements, from_binary, from_values, to_binary
+from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.protocol import (
     Data,
     InferRequest,
@@ -23,10 +25,15 @@ from edge_client.inference.server.protocol import (
     OutputTensor,
     RequestedOutput,
 )
+from edge_client.inference.server.sizes import json_bytes
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+_MOST_DIGITS = 18
+"""Of a length; Python itself refuses to read thousands."""
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
+Name = Annotated[str, Field(max_length=256)]
 
 
 class _Message(BaseModel):
@@ -45,9 +52,9 @@ class TensorParameters(_Message):
 class InputMessage(_Message):
     """An input of a request."""
 
-    name: str
-    datatype: str
-    shape: list[Count]
+    name: Name
+    datatype: Name
+    shape: Annotated[list[Count], Field(max_length=32)]
     data: list[Any] | None = None
     """Elements, flat or nested; texts for BYTES."""
     parameters: TensorParameters = Field(default_factory=TensorParameters)
@@ -65,7 +72,7 @@ class OutputParameters(_Message):
 class OutputMessage(_Message):
     """An output that is requested."""
 
-    name: str
+    name: Name
     parameters: OutputParameters = Field(default_factory=OutputParameters)
 
 
@@ -81,9 +88,9 @@ class RequestParameters(_Message):
 class RequestMessage(_Message):
     """A request for inference."""
 
-    inputs: list[InputMessage]
-    outputs: list[OutputMessage] = Field(default_factory=list)
-    id: str = ""
+    inputs: Annotated[list[InputMessage], Field(max_length=8)]
+    outputs: Annotated[list[OutputMessage], Field(max_length=8)] = []
+    id: Name = ""
     parameters: RequestParameters = Field(default_factory=RequestParameters)
 
 
@@ -100,7 +107,9 @@ class ParsedRequest:
         return self.binary_outputs.get(output, self.is_binary_by_default)
 
 
-def read_request(model: str, version: str, body: bytes, json_length: str | None) -> ParsedRequest:
+def read_request(
+    model: str, version: str, body: bytes, json_length: str | None, memory: RequestMemory
+) -> ParsedRequest:
     """Return a body as a request.
 
     Args:
@@ -108,22 +117,27 @@ def read_request(model: str, version: str, body: bytes, json_length: str | None)
         version: from the address; empty for whichever serves.
         body: what came.
         json_length: value of `JSON_LENGTH_HEADER`, if the client sent it.
+        memory: counts what is made of the body.
 
     Raises:
         BadRequestError: it is not the protocol's.
+        TooLargeError, OverloadedError: it takes too much memory.
 
     """
     length = len(body)
     if json_length is not None:
-        if not json_length.isdecimal() or int(json_length) > len(body):
-            raise BadRequestError(f"{JSON_LENGTH_HEADER} is {json_length!r}; the body has {len(body)} bytes")
+        is_number = json_length.isdecimal() and len(json_length) <= _MOST_DIGITS
+        if not is_number or int(json_length) > len(body):
+            raise BadRequestError(f"{JSON_LENGTH_HEADER} is {json_length[:40]!r}; the body has {len(body)} bytes")
         length = int(json_length)
+    # Binary tensors are copied once; numbers in JSON become Python's first, and take many times their text.
+    memory.take(json_bytes(body, length) + len(body) - length, "the request, whose tensors may come as binary data,")
     try:
-        message = RequestMessage.model_validate_json(body[:length])
+        message = RequestMessage.model_validate(from_json(body[:length]))
     except ValidationError as error:
-        if any(problem["type"] == "json_invalid" for problem in error.errors()):
-            raise BadRequestError("the body is not JSON of the Open Inference Protocol") from None
         raise BadRequestError("; ".join(map(_describe, error.errors()))) from None
+    except ValueError:
+        raise BadRequestError("the body is not JSON of the Open Inference Protocol") from None
     binary, inputs = memoryview(body)[length:], []
     for tensor in message.inputs:
         size = tensor.parameters.binary_data_size

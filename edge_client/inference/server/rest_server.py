@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from edge_client.inference import errors
+from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
 from edge_client.inference.server.service import InferenceService
 from edge_client.tasks import SampleError, TaskError
@@ -37,6 +38,10 @@ _HEADERS = {
     # What is left of a body that is too large is not read.
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: {"Connection": "close"},
 }
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx' status, which nobody reads."""
+_LONGEST_ERROR = 1000
+_MOST_DIGITS = 18
 _PATIENCE_S = 0.05
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
@@ -86,7 +91,7 @@ def make_app(service: InferenceService) -> FastAPI:
         version=metadata.version("edgenewton"),
     )
     # The last is for whatever nobody expected, which is logged as well, with where it came from.
-    for kind in (SampleError, TaskError, errors.RequestError, HTTPException, Exception):
+    for kind in (SampleError, TaskError, errors.RequestError, ClientDisconnect, HTTPException, Exception):
         app.add_exception_handler(kind, _explain)
     _add_health(app, service)
     _add_metadata(app, service)
@@ -128,14 +133,15 @@ def _add_metadata(app: FastAPI, service: InferenceService) -> None:
 def _add_inference(app: FastAPI, service: InferenceService) -> None:
     async def infer(request: Request) -> Response:
         model, version = request.path_params["model"], request.path_params.get("version", "")
-        with service.metrics.request("rest"):
-            body = await _read_body(request, service.limits.max_request_bytes)
-            parsed = read_request(model, version, body, request.headers.get(JSON_LENGTH_HEADER))
-            response = await _unless_disconnected(request, service.infer(parsed.request))
-        content, json_length = write_response(response, parsed)
-        if json_length is None:
+        with service.metrics.request("rest"), service.memory.request(_client(request)) as memory:
+            body = await _read_body(request, service.limits.max_request_bytes, memory)
+            json_length = request.headers.get(JSON_LENGTH_HEADER)
+            parsed = await service.aside(len(body), lambda: read_request(model, version, body, json_length, memory))
+            response = await _unless_disconnected(request, service.infer(parsed.request, memory))
+            content, length = await service.aside(response.text_bytes, lambda: write_response(response, parsed))
+        if length is None:
             return Response(content, media_type="application/json")
-        headers = {JSON_LENGTH_HEADER: str(json_length)}
+        headers = {JSON_LENGTH_HEADER: str(length)}
         return Response(content, headers=headers, media_type="application/octet-stream")
 
     for path, names in ((_MODEL, ("model",)), (_VERSION, ("model", "version"))):
@@ -156,12 +162,12 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
         top: Annotated[int | None, Query(ge=1, description="How many labels to tell; all unless given.")] = None,
         timeout_s: Annotated[float | None, Query(gt=0, description="Seconds that the answer may take.")] = None,
     ) -> Recognition:
-        with service.metrics.request("recognize"):
+        with service.metrics.request("recognize"), service.memory.request(_client(request)) as memory:
             if request.headers.get("Content-Type", "").startswith("multipart/"):
                 raise errors.BadRequestError(
                     "the body is a form; send the file itself, as `curl --data-binary @FILE` does"
                 )
-            body = await _read_body(request, service.limits.max_request_bytes)
+            body = await _read_body(request, service.limits.max_request_bytes, memory)
             prediction, serving = await _unless_disconnected(request, service.recognize(body, timeout_s))
         best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         info = serving.recognizer.info
@@ -176,23 +182,30 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
         )
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+def _client(request: Request) -> str:
+    """Return the address that a request comes from; empty in tests without a network."""
+    return request.client.host if request.client is not None else ""
+
+
+async def _read_body(request: Request, limit: int, memory: RequestMemory) -> bytes:
     """Return a request's body.
 
     Raises:
         TooLargeError: it is larger than the limit; no more than that is read.
+        OverloadedError: other requests take too much memory.
 
     """
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise errors.BadRequestError("the body is compressed; send it as it is")
     length = request.headers.get("Content-Length", "0")
-    if not length.isdecimal() or int(length) > limit:
-        raise errors.TooLargeError(f"the body has {length} bytes; {limit} are the limit")
+    if not length.isdecimal() or len(length) > _MOST_DIGITS or int(length) > limit:
+        raise errors.TooLargeError(f"the body has {length[:40]} bytes; {limit} are the limit")
     body = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        if len(body) + len(chunk) > limit:
             raise errors.TooLargeError(f"the body has more than {limit} bytes, which are the limit")
+        memory.take(2 * len(chunk), "the request's body")  # as it comes, and as a whole
+        body += chunk
     return bytes(body)
 
 
@@ -229,6 +242,8 @@ async def _explain(_: Request, error: Exception) -> Response:
             status = HTTPStatus.BAD_REQUEST
         case TaskError():
             status = HTTPStatus.INTERNAL_SERVER_ERROR
+        case ClientDisconnect():
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         case HTTPException():
             return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
         case errors.RequestError():
@@ -237,4 +252,4 @@ async def _explain(_: Request, error: Exception) -> Response:
         case _:
             text = f"the server failed: {type(error).__name__}: {error}"
             return JSONResponse({"error": text}, HTTPStatus.INTERNAL_SERVER_ERROR)
-    return JSONResponse({"error": str(error)}, status, headers)
+    return JSONResponse({"error": str(error)[:_LONGEST_ERROR]}, status, headers)

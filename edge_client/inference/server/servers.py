@@ -3,14 +3,31 @@
 from dataclasses import dataclass
 
 import grpc.aio
+from edgenewton.common.http_protocol import HttpLimits
 from edgenewton.common.http_server import HttpServer
-from edgenewton.inference import open_inference_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer
+from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
+
+_OPTIONS = [
+    ("grpc.max_concurrent_streams", 128),  # of one connection; a client lets more wait
+    ("grpc.max_metadata_size", 16 << 10),  # a request's headers, in bytes; beyond it they may be refused,
+    ("grpc.absolute_max_metadata_size", 32 << 10),  # beyond this one they are
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Connections without calls end, and after an hour any: the client opens another, without losing a call.
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
+    # A client that has vanished is found out; one that asks for signs of life too often is hung up on.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+]
+"""Limits of the gRPC server (grpc.github.io/grpc/core/group__grpc__arg__keys.html)."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +79,18 @@ class InferenceServers:
             await self._rest.stop()
 
     async def _start_grpc(self, port: int) -> None:
-        limit = self._service.limits.max_request_bytes
+        limits = self._service.limits
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_receive_message_length", limits.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
                 # A port in use is an error, not a second server behind the same address.
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", limits.max_connections),
+                *_OPTIONS,
             ]
         )
-        servicer = InferenceServicer(self._service)
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        add_to_server(InferenceServicer(self._service), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self.set_ready(self._service.is_ready)
@@ -86,6 +104,8 @@ class InferenceServers:
         self._grpc = server
 
     async def _start_rest(self, port: int) -> None:
-        self._rest = HttpServer(make_app(self._service), self._addresses.host, port, purpose="REST")
+        limits = self._service.limits
+        http_limits = HttpLimits(limits.max_connections, limits.max_connections_per_client)
+        self._rest = HttpServer(make_app(self._service), self._addresses.host, port, purpose="REST", limits=http_limits)
         await self._rest.start()
         self.rest_port = self._rest.port

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from edge_client.inference.batcher import Answer, Batcher, Serving
 from edge_client.inference.errors import BadRequestError, TooLargeError, UnavailableError, UnknownModelError
 from edge_client.inference.recognizer import Prediction, Recognizer
 from edge_client.inference.server.datatypes import OF_TORCH
+from edge_client.inference.server.memory import MemoryBudget, RequestMemory
 from edge_client.inference.server.metrics import Metrics
 from edge_client.inference.server.protocol import (
     Data,
@@ -27,10 +30,15 @@ from edge_client.inference.server.protocol import (
     TensorMetadata,
     text_elements,
 )
+from edge_client.inference.server.sizes import SMALL, answer_bytes
 from edge_client.tasks import SampleError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_MEMORY_PER_TEXT = 8
+"""Bytes of memory that are counted for a byte of an answer as text, about."""
 RAW, ENCODED = "raw", "encoded"
 """Inputs, of which a request has one: decoded samples as numbers, or files (PNG, WAV, ...) as BYTES."""
 PROBABILITIES, LABEL = "probabilities", "label"
@@ -47,8 +55,13 @@ class RequestLimits:
     """Samples that wait; a request beyond it is refused at once."""
     max_request_bytes: int = 16 << 20
     """Size of a request."""
+    max_memory_bytes: int = 512 << 20
+    """What all requests may take that are answered at the same time; those of one client may take half of it."""
     request_deadline_s: float = 30.0
     """Seconds that an answer may take, unless the request says less."""
+    max_connections: int = 512
+    """Of each server; one that waits for its client makes room for one that comes."""
+    max_connections_per_client: int = 128
 
 
 class InferenceService:
@@ -60,6 +73,9 @@ class InferenceService:
         self.metrics = metrics or Metrics()
         self.batcher = Batcher(self.limits.max_batch, self.limits.max_waiting, self.metrics.observe_batch)
         self.metrics.waiting.set_function(lambda: len(self.batcher.queue))
+        self.memory = MemoryBudget(self.limits.max_memory_bytes)
+        self.metrics.memory.set_function(lambda: self.memory.taken)
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._is_stopping = False
 
     @property
@@ -80,6 +96,21 @@ class InferenceService:
         """Answer the requests that wait, and no more."""
         self._is_stopping = True
         await self.batcher.drain(timeout_s)
+        self._aside.shutdown(wait=False, cancel_futures=True)
+
+    async def aside(self, size: int, function: Callable[[], T]) -> T:
+        """Return what a function gives that takes as long as `size` bytes need; one that takes long runs in a thread.
+
+        One at a time does, so that whoever sends large requests gets no larger share of the processor.
+        """
+        if size <= SMALL:
+            return function()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._aside, function)
+        except RuntimeError:
+            if self._is_stopping:
+                raise UnavailableError("the server stops") from None
+            raise
 
     # ------------------------------------------------------------------ metadata
 
@@ -129,8 +160,12 @@ class InferenceService:
 
     # ------------------------------------------------------------------ inference
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def infer(self, request: InferRequest, memory: RequestMemory) -> InferResponse:
         """Answer a request of the protocol.
+
+        Args:
+            request: what is asked.
+            memory: counts what the answer takes.
 
         Raises:
             RequestError: it cannot be answered; see its subclasses.
@@ -139,14 +174,17 @@ class InferenceService:
 
         """
         serving = self.serving(request.model, request.version)
-        for output in request.outputs:
-            if output.name not in (PROBABILITIES, LABEL):
-                raise BadRequestError(f"output {output.name!r} is unknown; known are '{PROBABILITIES}', '{LABEL}'")
+        _check_outputs(request.outputs)
         if len(request.inputs) != 1:
-            names = ", ".join(repr(tensor.name) for tensor in request.inputs) or "none"
+            names = ", ".join(repr(tensor.name) for tensor in request.inputs[:4]) or "none"
             raise BadRequestError(f"a request has one input, '{RAW}' or '{ENCODED}'; this one has {names}")
         timeout_s = self._timeout(request.timeout_s)
+        outputs = request.outputs or (RequestedOutput(PROBABILITIES), RequestedOutput(LABEL))
         (tensor,) = request.inputs
+        samples = tensor.shape[0] if tensor.shape else 0
+        self._check_count(samples)
+        size = answer_bytes(outputs, samples, serving.recognizer.info.labels, PROBABILITIES)
+        memory.take(size, f"the answer for {samples} samples")
         if tensor.name == RAW:
             answer = await self._infer_raw(serving, tensor, timeout_s)
         elif tensor.name == ENCODED:
@@ -155,9 +193,9 @@ class InferenceService:
             raise BadRequestError(f"input {tensor.name!r} is unknown; known are '{RAW}', '{ENCODED}'")
         if request.version not in ("", str(answer.serving.version)):
             raise UnknownModelError(f"version {request.version!r} was replaced by {answer.serving.version}")
-        outputs = request.outputs or (RequestedOutput(PROBABILITIES), RequestedOutput(LABEL))
-        tensors = tuple(_output(answer, output) for output in outputs)
-        return InferResponse(request.model, str(answer.serving.version), request.id, tensors)
+        text_bytes = size // _MEMORY_PER_TEXT
+        tensors = await self.aside(text_bytes, lambda: tuple(_output(answer, output) for output in outputs))
+        return InferResponse(request.model, str(answer.serving.version), request.id, tensors, text_bytes)
 
     async def recognize(self, content: bytes, timeout_s: float | None = None) -> tuple[Prediction, Serving]:
         """Recognise the sample in a file's content; return which version did, too.
@@ -214,6 +252,16 @@ class InferenceService:
         if not (timeout_s > 0 and math.isfinite(timeout_s)):
             raise BadRequestError(f"the request's timeout is {timeout_s:g} s; it must be above 0")
         return min(timeout_s, self.limits.request_deadline_s)
+
+
+def _check_outputs(outputs: Sequence[RequestedOutput]) -> None:
+    names = set()
+    for output in outputs:
+        if output.name not in (PROBABILITIES, LABEL):
+            raise BadRequestError(f"output {output.name!r} is unknown; known are '{PROBABILITIES}', '{LABEL}'")
+        if output.name in names:
+            raise BadRequestError(f"output {output.name!r} is asked for more than once; name it once")
+        names.add(output.name)
 
 
 def _decode_one_of(serving: Serving, contents: Sequence[bytes], place: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Failpoints: named places where a process dies at once if it was told so, to test what the others do.
 
 `EDGENEWTON_FAILPOINT="before-apply@7"` kills the process (SIGKILL, nothing is cleaned up) when step 7 comes to the
-place called before-apply; in a model store the number is the version's. A failpoint that is not armed costs one
+place called before-apply; in a model store the number is the version's, and where a file is written it counts the files
+that the process writes, from 1. A failpoint that is not armed costs one
 comparison.
 """
 
@@ -14,6 +15,8 @@ DEVICE_FAILPOINTS = ("before-send", "mid-send", "after-send", "after-receive", "
 COORDINATOR_FAILPOINTS = ("before-commit", "after-commit", "mid-broadcast")
 STORE_FAILPOINTS = ("model-written", "manifest-written", "version-named", "serving-replaced", "old-versions-removed")
 """In the order in which a promotion comes to them."""
+FILE_FAILPOINTS = ("file-half-written", "file-written", "previous-kept", "file-named")
+"""In the order in which the writing of a file comes to them."""
 
 _armed = os.environ.get(VARIABLE, "")
 

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from edgenewton.common.identity import Identity, IdentityError, identity_of
+from edgenewton.common.sealed_file import DamagedError, sealed_pem_kind
 
 CA_FILE = "ca.pem"
 CERTIFICATE_FILE = "certificate.pem"
@@ -183,6 +184,12 @@ def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> b
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
+        sealed_pem_kind(data)  # files that other tools wrote have no seal
     except OSError as error:
         raise TlsError(f"{path} cannot be read: {error.strerror or error}") from None
+    except DamagedError as error:
+        raise TlsError(
+            f"{path} is damaged: {error}; copy it anew, or issue another with `edge-coordinator ca issue`"
+        ) from None
+    return data

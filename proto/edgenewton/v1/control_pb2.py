@@ -22,27 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from edgenewton.v1 import limits_pb2 as edgenewton_dot_v1_dot_limits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65\x64genewton/v1/control.proto\x12\redgenewton.v1\"<\n\x12OpenSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rsettings_json\x18\x02 \x01(\t\"\x12\n\x10OpenSessionReply\"%\n\x12KeepSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"3\n\x10KeepSessionReply\x12\x0f\n\x07is_over\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x13\x41\x62ortSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11\x41\x62ortSessionReply2\x85\x02\n\x07\x43ontrol\x12Q\n\x0bOpenSession\x12!.edgenewton.v1.OpenSessionRequest\x1a\x1f.edgenewton.v1.OpenSessionReply\x12Q\n\x0bKeepSession\x12!.edgenewton.v1.KeepSessionRequest\x1a\x1f.edgenewton.v1.KeepSessionReply\x12T\n\x0c\x41\x62ortSession\x12\".edgenewton.v1.AbortSessionRequest\x1a .edgenewton.v1.AbortSessionReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65\x64genewton/v1/control.proto\x12\redgenewton.v1\x1a\x1a\x65\x64genewton/v1/limits.proto\"[\n\x12OpenSessionRequest\x12\x18\n\x07session\x18\x01 \x01(\tB\x07\xe2\xc8\x18\x03 \x80\x04\x12\x1f\n\rsettings_json\x18\x02 \x01(\tB\x08\xe2\xc8\x18\x04 \x80\x80\x08:\n\xea\xc8\x18\x06\x08\x80\x80\x10\x10\x10\"\x12\n\x10OpenSessionReply\"9\n\x12KeepSessionRequest\x12\x18\n\x07session\x18\x01 \x01(\tB\x07\xe2\xc8\x18\x03 \x80\x04:\t\xea\xc8\x18\x05\x08\x80\x08\x10\x10\"3\n\x10KeepSessionReply\x12\x0f\n\x07is_over\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"X\n\x13\x41\x62ortSessionRequest\x12\x18\n\x07session\x18\x01 \x01(\tB\x07\xe2\xc8\x18\x03 \x80\x04\x12\x1b\n\x06reason\x18\x02 \x01(\tB\x0b\xe2\xc8\x18\x07 \x80\x80\x04\x38\xf4\x03:\n\xea\xc8\x18\x06\x08\x80\x80\x08\x10\x10\"\x13\n\x11\x41\x62ortSessionReply2\x85\x02\n\x07\x43ontrol\x12Q\n\x0bOpenSession\x12!.edgenewton.v1.OpenSessionRequest\x1a\x1f.edgenewton.v1.OpenSessionReply\x12Q\n\x0bKeepSession\x12!.edgenewton.v1.KeepSessionRequest\x1a\x1f.edgenewton.v1.KeepSessionReply\x12T\n\x0c\x41\x62ortSession\x12\".edgenewton.v1.AbortSessionRequest\x1a .edgenewton.v1.AbortSessionReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgenewton.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPENSESSIONREQUEST']._serialized_start=46
-  _globals['_OPENSESSIONREQUEST']._serialized_end=106
-  _globals['_OPENSESSIONREPLY']._serialized_start=108
-  _globals['_OPENSESSIONREPLY']._serialized_end=126
-  _globals['_KEEPSESSIONREQUEST']._serialized_start=128
-  _globals['_KEEPSESSIONREQUEST']._serialized_end=165
-  _globals['_KEEPSESSIONREPLY']._serialized_start=167
-  _globals['_KEEPSESSIONREPLY']._serialized_end=218
-  _globals['_ABORTSESSIONREQUEST']._serialized_start=220
-  _globals['_ABORTSESSIONREQUEST']._serialized_end=274
-  _globals['_ABORTSESSIONREPLY']._serialized_start=276
-  _globals['_ABORTSESSIONREPLY']._serialized_end=295
-  _globals['_CONTROL']._serialized_start=298
-  _globals['_CONTROL']._serialized_end=559
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['session']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['session']._serialized_options = b'\342\310\030\003 \200\004'
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['settings_json']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['settings_json']._serialized_options = b'\342\310\030\004 \200\200\010'
+  _globals['_OPENSESSIONREQUEST']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST']._serialized_options = b'\352\310\030\006\010\200\200\020\020\020'
+  _globals['_KEEPSESSIONREQUEST'].fields_by_name['session']._loaded_options = None
+  _globals['_KEEPSESSIONREQUEST'].fields_by_name['session']._serialized_options = b'\342\310\030\003 \200\004'
+  _globals['_KEEPSESSIONREQUEST']._loaded_options = None
+  _globals['_KEEPSESSIONREQUEST']._serialized_options = b'\352\310\030\005\010\200\010\020\020'
+  _globals['_ABORTSESSIONREQUEST'].fields_by_name['session']._loaded_options = None
+  _globals['_ABORTSESSIONREQUEST'].fields_by_name['session']._serialized_options = b'\342\310\030\003 \200\004'
+  _globals['_ABORTSESSIONREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_ABORTSESSIONREQUEST'].fields_by_name['reason']._serialized_options = b'\342\310\030\007 \200\200\0048\364\003'
+  _globals['_ABORTSESSIONREQUEST']._loaded_options = None
+  _globals['_ABORTSESSIONREQUEST']._serialized_options = b'\352\310\030\006\010\200\200\010\020\020'
+  _globals['_OPENSESSIONREQUEST']._serialized_start=74
+  _globals['_OPENSESSIONREQUEST']._serialized_end=165
+  _globals['_OPENSESSIONREPLY']._serialized_start=167
+  _globals['_OPENSESSIONREPLY']._serialized_end=185
+  _globals['_KEEPSESSIONREQUEST']._serialized_start=187
+  _globals['_KEEPSESSIONREQUEST']._serialized_end=244
+  _globals['_KEEPSESSIONREPLY']._serialized_start=246
+  _globals['_KEEPSESSIONREPLY']._serialized_end=297
+  _globals['_ABORTSESSIONREQUEST']._serialized_start=299
+  _globals['_ABORTSESSIONREQUEST']._serialized_end=387
+  _globals['_ABORTSESSIONREPLY']._serialized_start=389
+  _globals['_ABORTSESSIONREPLY']._serialized_end=408
+  _globals['_CONTROL']._serialized_start=411
+  _globals['_CONTROL']._serialized_end=672
 # @@protoc_insertion_point(module_scope)

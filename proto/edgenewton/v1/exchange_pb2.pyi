@@ -1,3 +1,4 @@
+from edgenewton.v1 import limits_pb2 as _limits_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -481,14 +482,16 @@ class DeviceLeft(_message.Message):
     def __init__(self, device: _Optional[str] = ..., reason: _Optional[str] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_saved: _Optional[int] = ..., status: _Optional[str] = ...) -> None: ...
 
 class DeviceHealing(_message.Message):
-    __slots__ = ("device", "step", "reason")
+    __slots__ = ("device", "step", "reason", "wait_s")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
     device: str
     step: int
     reason: str
-    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    wait_s: float
+    def __init__(self, device: _Optional[str] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class DeviceRecovered(_message.Message):
     __slots__ = ("device", "step")

@@ -12,8 +12,8 @@ Errors are gRPC statuses. The message names the device, the tensor and what was 
   NOT_FOUND            the session does not exist
   ALREADY_EXISTS       a live device with this id is in the session
   FAILED_PRECONDITION  protocol version, model, options or known codecs do not suit the session; it has ended
-  INVALID_ARGUMENT     a frame breaks the contract: unknown tensor, wrong shape, offset past the end, wrong
-                       step, a value that is not finite or out of range
+  INVALID_ARGUMENT     a message breaks the contract: unknown tensor, wrong shape, offset past the end, wrong step, a
+                       value that is not finite, a field outside the limit beside it (`limits.proto`)
   UNAUTHENTICATED      with TLS: a certificate that was revoked, has expired, or names nobody
   PERMISSION_DENIED    a stream whose token is not the device's; with TLS also another device's certificate, and a
                        session that does not admit the device or is not its to watch

@@ -1,5 +1,7 @@
 """The model fingerprint: names, shapes, dtypes and kinds of the tensors that a session exchanges."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +31,9 @@ STRUCTURES: dict[str, pb.TensorStructure] = {
     "diagonals": pb.TENSOR_STRUCTURE_DIAGONALS,
 }
 _STRUCTURE_NAMES = {number: name for name, number in STRUCTURES.items()}
+
+FROZEN_OPTION = "frozen_weights"
+"""The option that digests frozen weights: to the last bit, which is more than machines of different kinds agree in."""
 
 MAX_ELEMENTS = 1 << 34
 """Largest tensor that a fingerprint may announce; a lie beyond it would exhaust the receiver's memory."""
@@ -106,6 +111,19 @@ def fingerprint_from_proto(messages: Iterable[pb.TensorSpec]) -> tuple[TensorSpe
             raise ValueError(f"the {spec} is named twice")
         seen.add((spec.kind, spec.name))
     return specs
+
+
+def model_fingerprint(specs: Iterable[TensorSpec], options: Mapping[str, str]) -> str:
+    """Return the SHA-256, in hexadecimal digits, of a model's tensors and of the options that all devices share.
+
+    Frozen weights have no part in it: they may differ by rounding.
+    """
+    shared = sorted((name, value) for name, value in options.items() if name != FROZEN_OPTION)
+    return hashlib.sha256(json.dumps([[_plain(spec) for spec in specs], shared]).encode()).hexdigest()
+
+
+def _plain(spec: TensorSpec) -> list[object]:
+    return [spec.kind, spec.name, spec.dtype, list(spec.shape), [_plain(part) for part in spec.parts]]
 
 
 def first_difference(ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec]) -> str | None:

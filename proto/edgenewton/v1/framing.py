@@ -15,19 +15,29 @@ from typing import NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Chain, Context, Data, Float32Array, Policy, Shape, State
 from edgenewton.v1.fingerprint import DTYPES
 from edgenewton.v1.forms import Form
+from edgenewton.v1.limits import Limits
 from edgenewton.v1.tensor_spec import TensorSpec
-from edgenewton.v1.wire import read_frame, write_field
+from edgenewton.v1.wire import LEN, WireError, read_frame, read_varint, split, write_field
 
 MAX_MAGNITUDE = 1e25
 """Largest magnitude of an element: the sum over 10,000 devices with a million samples each still is a float32."""
-MAX_KNOWN_HEADERS = 65_536
+_SEVERAL = 1_024
+"""Elements; of fewer it says little how many bytes they take."""
+MAX_HEADER_BYTES = 512
+"""Of a slice without its data."""
 
 _SLICES = pb.Frame.DESCRIPTOR.fields_by_name["slices"].number
 _DATA = pb.TensorSlice.DESCRIPTOR.fields_by_name["data"].number
+
+_DATA_TAG = _DATA << 3 | LEN
+
+SENT_FRAME = Limits(pb.Frame, without=("slices",))
+"""Of a frame that a device sends, without its slices: these are checked against the session's."""
 
 
 class SliceKey(NamedTuple):
@@ -106,6 +116,8 @@ class Layout:
         self._chains = [policy.chain_for(spec) for spec in fingerprint]
         self._slices: dict[int, list[Slice]] = {}
         self._known: dict[bytes, Slice] = {}
+        self._known_sizes: tuple[int, ...] = ()
+        """Of the known headers, in bytes."""
 
     def slices(self, tensor: int) -> list[Slice]:
         """Return the slices of one tensor, in order; an empty tensor has one empty slice."""
@@ -146,10 +158,36 @@ class Layout:
                 known = self._check(pb.TensorSlice.FromString(header))
             except DecodeError:
                 raise ValueError("a slice's header is no valid protobuf message") from None
-            if len(self._known) >= MAX_KNOWN_HEADERS:  # one header can be written in many ways
-                self._known.clear()
+            # One header can be written in many ways. Of each slice one is known, and no other taken.
+            if header != known.header:
+                raise ValueError(f"the {known.spec} came with a header that is not written as protobuf writes it")
             self._known[header] = known
+            self._known_sizes = tuple({*self._known_sizes, len(header)})
         return known
+
+    def read(self, data: bytes, begin: int, end: int) -> "tuple[Slice, memoryview]":
+        """Return the slice that is written between two positions of a frame, and its data as a view.
+
+        Raises:
+            ValueError: no slice of the session has its header; the text names the tensor and what was expected.
+
+        """
+        # As it is written here: a header that is known, and then the data to the end. It takes no look at the fields.
+        for size in self._known_sizes:
+            at = begin + size
+            if at < end and data[at] == _DATA_TAG and (known := self._known.get(data[begin:at])) is not None:
+                length, start = read_varint(data, at + 1, end)
+                if start + length == end:
+                    return known, memoryview(data)[start:end]
+        header, payload = split(data, begin, end, _DATA, header_bytes=MAX_HEADER_BYTES)
+        return self.find(header), payload
+
+    @cached_property
+    def density(self) -> float:
+        """The most elements that a byte of a slice can stand for."""
+        chains = zip(self.fingerprint, self._chains, strict=True)
+        sizes = [(spec.size, chain.codec.smallest_size(spec.shape)) for spec, chain in chains]
+        return max((size / max(1, least) for size, least in sizes if size >= _SEVERAL), default=1.0)
 
     def _check(self, message: pb.TensorSlice) -> Slice:
         if message.tensor >= len(self.fingerprint):
@@ -236,19 +274,38 @@ class ReceivedFrame(NamedTuple):
     slices: list[tuple[Slice, memoryview]]
 
 
-def parse_frame(data: bytes, layout: Layout) -> ReceivedFrame:
+def parse_frame(data: bytes, layout: Layout, limits: Limits[pb.Frame] | None = None) -> ReceivedFrame:
     """Return what is in a frame; slices' data are views of `data`.
 
+    It is read up to the first thing that is wrong, so that a bad frame costs no more than a good one.
+
+    Args:
+        data: the frame.
+        layout: of the slices.
+        limits: of the frame without its slices; None for what comes from the coordinator, which is trusted.
+
     Raises:
-        ValueError: it is no `Frame`, or a slice is none of the session's.
+        ValueError: it is no `Frame`, a slice is none of the session's or comes twice, or a field is out of its range.
 
     """
-    rest, slices = read_frame(data, _SLICES, _DATA)
+    seen: set[SliceKey] = set()
+
+    def take(begin: int, end: int) -> tuple[Slice, memoryview]:
+        piece, payload = layout.read(data, begin, end)
+        if piece.key in seen:
+            raise ValueError(f"the {piece.spec}: sent the slice at {piece.key.offset} twice")
+        seen.add(piece.key)
+        return piece, payload
+
+    rest_bytes = MAX_MESSAGE_BYTES if limits is None else limits.bytes
     try:
-        message = pb.Frame.FromString(rest)
+        rest, slices = read_frame(data, _SLICES, take, rest_bytes=rest_bytes)
+        message = pb.Frame.FromString(rest) if limits is None else limits.parse(rest)
+    except WireError as error:
+        raise ValueError(f"a frame {error}") from None
     except DecodeError:
         raise ValueError("a frame is no valid protobuf message") from None
-    return ReceivedFrame(message, [(layout.find(header), payload) for header, payload in slices])
+    return ReceivedFrame(message, slices)
 
 
 @dataclass

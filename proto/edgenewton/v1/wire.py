@@ -1,13 +1,22 @@
 """The protobuf wire format, as far as one large bytes field of a nested message needs it.
 
 Protobuf's own parser copies a bytes field twice. Here it becomes a view; all other fields are left, as bytes, to the
-generated code (https://protobuf.dev/programming-guides/encoding/).
+generated code (https://protobuf.dev/programming-guides/encoding/). What no honest writer writes is refused as soon as
+it is met, so that it costs nothing: numbers in more bytes than they take, and groups.
 """
 
-_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
-_MAX_FIELD = (1 << 29) - 1
+from collections.abc import Callable
+from typing import TypeVar
 
-_Field = tuple[int, int, int, int, int]
+VARINT, I64, LEN, I32 = 0, 1, 2, 5
+_MAX_FIELD = (1 << 29) - 1
+_MAX_VARINT = 0xFFFF_FFFF_FFFF_FFFF
+
+_T = TypeVar("_T")
+
+
+class WireError(ValueError):
+    """Bytes are no protobuf message; the text goes on after the name of what they should be."""
 
 
 def write_varint(value: int) -> bytes:
@@ -22,76 +31,132 @@ def write_varint(value: int) -> bytes:
 
 def write_field(number: int, size: int) -> bytes:
     """Return what stands before the `size` bytes of a field: its tag and their count."""
-    return write_varint(number << 3 | _LEN) + write_varint(size)
+    return write_varint(number << 3 | LEN) + write_varint(size)
 
 
-def read_frame(data: bytes, outer: int, inner: int) -> tuple[bytes, list[tuple[bytes, memoryview]]]:
-    """Take the nested messages of field `outer` out of a message, and the data of field `inner` out of each.
+def read_frame(data: bytes, outer: int, take: Callable[[int, int], _T], *, rest_bytes: int) -> tuple[bytes, list[_T]]:
+    """Take the nested messages of field `outer` out of a message.
+
+    Args:
+        data: the message.
+        outer: number of the field with the nested messages.
+        take: told where each nested message begins and ends as it is met, e.g. for `split`.
+        rest_bytes: most bytes of the message without them.
 
     Returns:
-        The message without them, and for each of them its bytes without the data, and the data as a view.
+        The message without the nested ones, and what `take` has made of these.
 
     Raises:
-        ValueError: the bytes are no protobuf message.
+        WireError: the bytes are no protobuf message, or are larger than they may be.
+        ValueError: `take` has found something wrong; what comes after it is not looked at.
 
     """
     view = memoryview(data)
     rest: list[memoryview] = []
-    nested: list[tuple[bytes, memoryview]] = []
-    position, end = 0, len(data)
+    taken: list[_T] = []
+    position, end, left = 0, len(data), rest_bytes
+    nested = outer << 3 | LEN
     while position < end:
-        number, wire_type, begin, position, start = _read_field(data, position, end)
-        if number == outer and wire_type == _LEN:
-            nested.append(_split(data, view, begin, position, inner))
-        else:
-            rest.append(view[start:position])
-    return b"".join(rest), nested
+        start = position
+        tag, position = read_varint(data, position, end)
+        begin, position = skip(data, tag, position, end)
+        if tag == nested:
+            taken.append(take(begin, position))
+            continue
+        left -= position - start
+        if left < 0:
+            raise WireError(f"has more than {rest_bytes} bytes besides its slices")
+        rest.append(view[start:position])
+    return b"".join(rest), taken
 
 
-def _split(data: bytes, view: memoryview, position: int, end: int, inner: int) -> tuple[bytes, memoryview]:
+def split(data: bytes, position: int, end: int, inner: int, *, header_bytes: int) -> tuple[bytes, memoryview]:
+    """Take the data of field `inner` out of a nested message between two positions.
+
+    Args:
+        data: the message that it is in.
+        position: where it begins.
+        end: where it ends.
+        inner: number of the field with the data.
+        header_bytes: most bytes of it without the data.
+
+    Returns:
+        Its bytes without the data, and the data as a view.
+
+    Raises:
+        WireError: the bytes are no protobuf message, or are larger than they may be.
+
+    """
+    view = memoryview(data)
     header: list[memoryview] = []
-    payload = view[position:position]
+    payload: memoryview | None = None
+    left, inner = header_bytes, inner << 3 | LEN
     while position < end:
-        number, wire_type, begin, position, start = _read_field(data, position, end)
-        if number == inner and wire_type == _LEN:
-            payload = view[begin:position]  # as in protobuf, the last one counts
-        else:
-            header.append(view[start:position])
-    return b"".join(header), payload
+        start = position
+        tag, position = read_varint(data, position, end)
+        begin, position = skip(data, tag, position, end)
+        if tag == inner:
+            if payload is not None:
+                raise WireError("has a slice with data twice")
+            payload = view[begin:position]
+            continue
+        left -= position - start
+        if left < 0:
+            raise WireError(f"has a slice of more than {header_bytes} bytes besides its data")
+        header.append(view[start:position])
+    return b"".join(header), view[end:end] if payload is None else payload
 
 
-def _read_field(data: bytes, position: int, end: int) -> _Field:
-    """Return number and wire type of a field, where its content begins and ends, and where its tag begins."""
-    start = position
-    tag, position = _read_varint(data, position, end)
-    number, wire_type = tag >> 3, tag & 7
-    if not 1 <= number <= _MAX_FIELD:
-        raise ValueError(f"a frame is no valid protobuf message: field number {number}")
+def skip(data: bytes, tag: int, position: int, end: int) -> tuple[int, int]:
+    """Return where the content of a field begins and ends whose tag ends at a position.
+
+    Raises:
+        WireError: there is no such field.
+
+    """
+    wire_type = tag & 7
+    if not 1 <= tag >> 3 <= _MAX_FIELD:
+        raise WireError(f"is no valid protobuf message: field number {tag >> 3}")
     begin = position
-    if wire_type == _VARINT:
-        _, position = _read_varint(data, position, end)
-    elif wire_type == _LEN:
-        size, begin = _read_varint(data, position, end)
+    if wire_type == VARINT:
+        _, position = read_varint(data, position, end)
+    elif wire_type == LEN:
+        size, begin = read_varint(data, position, end)
         position = begin + size
-    elif wire_type == _I64:
+    elif wire_type == I64:
         position += 8
-    elif wire_type == _I32:
+    elif wire_type == I32:
         position += 4
     else:
-        raise ValueError(f"a frame is no valid protobuf message: wire type {wire_type}")
+        raise WireError(f"is no valid protobuf message: wire type {wire_type}")
     if position > end:
-        raise ValueError("a frame is no valid protobuf message: it is truncated")
-    return number, wire_type, begin, position, start
+        raise WireError("is no valid protobuf message: it is truncated")
+    return begin, position
 
 
-def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            raise ValueError("a frame is no valid protobuf message: it is truncated")
-        byte = data[position]
+def read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    """Return the number at a position, and where it ends.
+
+    Raises:
+        WireError: it is none of 64 bits, or takes more bytes than it must.
+
+    """
+    if position >= end:
+        raise WireError("is no valid protobuf message: it is truncated")
+    byte = data[position]
+    if byte < 0x80:
+        return byte, position + 1
+    value = byte & 0x7F
+    for shift in range(7, 70, 7):
         position += 1
+        if position >= end:
+            raise WireError("is no valid protobuf message: it is truncated")
+        byte = data[position]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, position
-    raise ValueError("a frame is no valid protobuf message: a number has more than 64 bits")
+            if not byte:
+                raise WireError("is no canonical protobuf message: a number takes more bytes than it must")
+            if value > _MAX_VARINT:
+                break
+            return value, position + 1
+    raise WireError("is no valid protobuf message: a number has more than 64 bits")

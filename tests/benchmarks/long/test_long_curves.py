@@ -71,6 +71,16 @@ def test_a_task_that_ours_do_not_reach_is_infinitely_worse():
     assert (ratios["tasks_compared"], ratios["tasks_not_reached_by_ours"]) == (1, 1)
 
 
+def test_first_order_methods_are_compared_with_their_own_target():
+    settings = [trial([0.9] * 5, method="soap"), trial([0.8] * 5), trial([0.85] * 5, method="kfac")]
+
+    found = contest("digits", settings)
+
+    assert found.against("first-order").target == pytest.approx(0.795)
+    assert found.ratio("batches") == math.inf
+    assert headline([found])["batches_vs_best_first_order_worst"] == 1
+
+
 def test_without_a_whole_trial_of_both_nothing_is_compared():
     only_ours = contest("digits", [trial([0.9] * 6, method="kfac"), trial([0.9] * 3, batches=60)])
 

@@ -18,6 +18,9 @@ def test_impossible_options_are_named():
         ),
         (["--quorum", "9"], "quorum 9 is more than the session's 4 devices"),
         (["--step-deadline-s", "-1"], "--step-deadline-s: "),
+        (["--model-fingerprint", "6d6d"], "--model-fingerprint: String should match pattern"),
+        (["--on-demand", "--model-of", "a"], "--model-of is for the session that this command opens, and --on-demand"),
+        (["--on-demand", "--trust-state-of", "a"], "--trust-state-of is for the session that this command opens"),
     ]:
         result = serve(*arguments)
         assert result.exit_code == 2

@@ -144,7 +144,7 @@ def test_a_length_that_no_run_has_is_refused(served, stub, steps):
     served.create(devices=2)
     code, details = refused(lambda: stub.Join(join_request("a", run_steps=steps)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"device 'a' says that its run has {steps} steps" in details
+    assert f"device 'a': run_steps is {steps}; it may be 1 to 1000000000000" in details
 
 
 def test_the_form_of_moves_is_shown_once_it_is_chosen(served, stub):

@@ -79,8 +79,11 @@ def assert_trains_on(*devices: Device, step: int = 0) -> None:
         (gradient_frame(0, -np.inf), "not finite"),
         (gradient_frame(0, 3e38), "beyond"),
         (gradient_frame(1, 1.0), "device 'm' sent a frame of step 1; the session is at step 0"),
-        (gradient_frame((1 << 64) - 1, 1.0), f"a frame of step {(1 << 64) - 1}"),
-        (gradient_frame(0, 1.0, samples=(1 << 32) - 1), "device 'm', step 0: claims a batch of 4294967295 samples"),
+        (gradient_frame((1 << 64) - 1, 1.0), f"step is {(1 << 64) - 1}; it may be 0 to 1000000000000"),
+        (
+            gradient_frame(0, 1.0, samples=(1 << 32) - 1),
+            "device 'm', step 0: samples is 4294967295; it may be 0 to 1048576",
+        ),
     ],
 )
 def test_a_frame_that_lies_is_refused_by_name_and_the_others_train_on(coordinator, stub, frame, reason):

@@ -88,7 +88,8 @@ async def read_to_the_end(room: Room, outbox) -> list[bytes]:
 
 
 def send(room: Room, outbox, step: int, values: float, samples: int = 1) -> bool:
-    return room.take_frame(outbox, gradient_frame(step, values, samples).SerializeToString(), 0.0)
+    frame = room.read_frame(outbox.device, gradient_frame(step, values, samples).SerializeToString())
+    return room.take_frame(outbox, frame, 0.0)
 
 
 def test_a_device_has_one_stream_at_a_time_and_may_open_it_again():
@@ -102,6 +103,22 @@ def test_a_device_has_one_stream_at_a_time_and_may_open_it_again():
     assert room.attach("a", 0.0) is outbox
     with pytest.raises(RefusedError, match="device 'b' is not in session 's'"):
         room.attach("b", 0.0)
+
+
+def test_a_failure_of_the_coordinator_ends_the_session_for_all_alike():
+    class Broken(Broadcast):
+        def commit(self, committed) -> None:
+            raise RuntimeError("no memory is left")
+
+    room, _ = make_room(Broken, devices=2)
+    outboxes = enter(room, "a", "b")
+    for outbox in outboxes:
+        assert send(room, outbox, 0, 1.0)
+    assert room.session.phase is Phase.ABORTED
+    text = "session 's' aborted: the coordinator failed in step 0: no memory is left"
+    assert [outbox.end for outbox in outboxes] == [(Status.ABORTED, text)] * 2
+    with pytest.raises(RefusedError, match="no memory is left"):
+        room.join(joining("a"), 0.0)
 
 
 def test_a_device_that_joins_again_ends_its_stream_and_is_counted_on():

@@ -164,3 +164,13 @@ def test_a_record_of_the_release_before_is_gone_on_with(tmp_path):
     record = Record(path)
     assert [found.name for found in record.resumable()] == ["s"]
     assert record.history.steps("s") == []
+
+
+def test_an_operator_may_say_anew_whom_a_resumed_session_trusts(tmp_path):
+    record = Record(tmp_path / "record.sqlite")
+    record.begin_session("s", SessionSettings(devices=2, codec="int8", model_of="b"))
+    (known,) = record.resumable()
+    told = known.told(trust_state_of=("a",))
+    assert (told.settings.codec, told.settings.model_of, told.settings.trust_state_of) == ("int8", "b", ("a",))
+    assert known.settings.trust_state_of == ()
+    record.close()

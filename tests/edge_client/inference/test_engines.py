@@ -134,7 +134,7 @@ def test_an_exported_model_recognises_arrays_without_the_code_of_its_task(digits
     (expected,) = Recognizer.of(artefact_of("digits")).predict([Image.new("L", (8, 8))])
     assert prediction.label == expected.label
     assert prediction.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-    with pytest.raises(SampleError, match=r"the code of task 'somebodys.code:Task' is not installed here"):
+    with pytest.raises(SampleError, match=r"only decoded samples .* task 'somebodys.code:Task' is not of this package"):
         recognizer.predict(["digit.png"])
     with pytest.raises(SampleError, match="the sample is 8 x 9; the model expects 8 x 8"):
         recognizer.predict([np.zeros((8, 9), np.uint8)])

@@ -74,7 +74,8 @@ class WithDropout(DigitsTask):
 def test_dropout_is_off():
     torch.manual_seed(0)
     model = WithDropout().model()
-    recognizer = Recognizer.of(Artefact.of(WithDropout(), f"{__name__}:WithDropout", model, 0))
+    path = f"{__name__}:WithDropout"
+    recognizer = Recognizer.of(Artefact.of(WithDropout(), path, model, 0), allow=[path])
     image = TASK.sample_image(0)
     assert recognizer.predict([image]) == recognizer.predict([image])
     expected = model.eval()(TASK.prepare(image)[None]).softmax(1).max().item()

@@ -120,7 +120,7 @@ def test_without_a_name_of_the_serving_version_the_newest_serves(tmp_path, conte
     (tmp_path / "serving.json").write_text(content)
     with ModelStore(tmp_path) as store:
         assert store.serving.version == 2
-    assert json.loads((tmp_path / "serving.json").read_text()) == {"version": 2}
+    assert json.loads((tmp_path / "serving.json").read_text())["version"] == 2
 
 
 def test_one_process_at_a_time_and_one_task(tmp_path):

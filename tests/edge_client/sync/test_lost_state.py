@@ -40,7 +40,7 @@ def test_what_it_sent_before_the_others_came_counts_no_more(plan):
         with exchange:
             train(before, 0, until=4)
 
-        coordinator.create_session("s", SessionSettings(devices=2, first_step=4, rejoin_deadline_s=0))
+        coordinator.create_session("s", SessionSettings(devices=2, first_step=before.current_step, rejoin_deadline_s=0))
         session = coordinator.directory.find("s").session
         first, fresh = device(coordinator.address, 1, make, seed=3)
         second, trained = device(coordinator.address, 0, make)

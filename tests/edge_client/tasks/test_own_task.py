@@ -33,6 +33,7 @@ def leaves(tmp_path, monkeypatch):
             Image.fromarray(pixels).save(folder / f"{index}.png")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LEAVES", str(tmp_path / "pictures"))
+    monkeypatch.setenv("EDGENEWTON_ALLOW_TASK", "leaves:LeavesTask")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,7 +56,7 @@ def test_the_example_of_the_docs_works(leaves):
     assert "on 80 samples" in told
     assert "40" in told
     path = leaves / "pictures" / "oak" / "3.png"
-    (prediction,) = Recognizer.load("leaves.pt").predict([path.read_bytes()])
+    (prediction,) = Recognizer.load("leaves.pt", allow=["leaves:LeavesTask"]).predict([path.read_bytes()])
     assert prediction.label in run("predict", "leaves.pt", path)
 
 
@@ -81,7 +82,7 @@ def test_the_stream_of_the_docs_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     run("train", "-c", "task=sensor:SensorTask", "-c", "steps=80", "--output", "sensor.pt")
-    told = run("evaluate", "sensor.pt")
+    told = run("evaluate", "sensor.pt", "--allow-task", "sensor:SensorTask")
     accuracy = float(re.search(r"accuracy ([\d.]+)% on 200 samples", told)[1])
     assert accuracy > 88
     recall = float(re.search(r"alarm . *\d+ . *([\d.]+)%", told)[1])

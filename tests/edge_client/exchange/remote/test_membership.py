@@ -244,7 +244,7 @@ def test_refusals_reach_the_user_in_words(coordinator):
     with pytest.raises(ExchangeError, match="session 'nowhere' does not exist") as raised:
         join(coordinator, "a", session="nowhere")
     assert raised.value.cause is Cause.REFUSED
-    coordinator.create_session("s", SessionSettings(devices=3))
+    coordinator.create_session("s", SessionSettings(devices=2))
     join(coordinator, "a", options={"lr": "0.1"})
     for device, changes, message in [
         ("a", {}, "a live device with this id"),
