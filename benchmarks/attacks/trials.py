@@ -80,7 +80,7 @@ def cases(seeds: int, other_seeds: int = 1, tasks: tuple[str, ...] = TASKS) -> I
         tasks: that are trained.
 
     """
-    first = ("mean", RECOMMENDED)
+    first = (RECOMMENDED, "mean")
     others = (*(rule for rule in RULES if rule not in first), *FLOWER)
     of_all = ((first, "alike", seeds), (ON_SKEWED[:2], "skewed", other_seeds), (others, "alike", other_seeds))
     for methods, spread, count in (*of_all, (ON_SKEWED[2:], "skewed", other_seeds)):
