@@ -60,12 +60,12 @@ class DeviceStatistics:
     left_out: int = 0
     """Steps that were committed without it."""
     healings: int = 0
-    unlike: int = 0
-    """Steps in which it sent something unlike the others, as far as it was told: the 1st, 2nd, 4th, ... time."""
     set_aside: int = 0
     """How often steps were to go on without it for a time, because it was late repeatedly."""
     set_aside_until: float | None = None
     """When they wait for it again; None if they do now."""
+    unlike: int = 0
+    """Steps in which it sent something unlike the others, as far as it was told: the 1st, 2nd, 4th, ... time."""
     last_error: str = ""
     last_error_at: float | None = None
     joined_at: float = 0.0

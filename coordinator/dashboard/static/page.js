@@ -204,7 +204,12 @@ function drawDevice(row, device, session) {
   const healed = device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "";
   set(1, device.state, asideS > 0 ? `not waited for: ${format.duration(asideS)}` : healed);
   row.children[1].children[0].className = `state ${device.state}`;
-  const missed = { late: device.left_out, "set aside": device.set_aside, skipped: device.skipped, unlike: device.unlike };
+  const missed = {
+    late: device.left_out,
+    "set aside": device.set_aside,
+    skipped: device.skipped,
+    unlike: device.unlike,
+  };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
   set(2, format.count(device.step), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
   set(3, format.number(device.loss));

@@ -25,15 +25,15 @@ KINDS: dict[str, pb.TensorKind] = {
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 
+FROZEN_OPTION = "frozen_weights"
+"""The option that digests frozen weights: to the last bit, which is more than machines of different kinds agree in."""
+
 STRUCTURES: dict[str, pb.TensorStructure] = {
     "": pb.TENSOR_STRUCTURE_UNSPECIFIED,
     "triangles": pb.TENSOR_STRUCTURE_TRIANGLES,
     "diagonals": pb.TENSOR_STRUCTURE_DIAGONALS,
 }
 _STRUCTURE_NAMES = {number: name for name, number in STRUCTURES.items()}
-
-FROZEN_OPTION = "frozen_weights"
-"""The option that digests frozen weights: to the last bit, which is more than machines of different kinds agree in."""
 
 MAX_ELEMENTS = 1 << 34
 """Largest tensor that a fingerprint may announce; a lie beyond it would exhaust the receiver's memory."""
