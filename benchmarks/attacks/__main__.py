@@ -81,6 +81,7 @@ def main(
         "devices": DEVICES,
         "batch": BATCH,
         "steps": STEPS,
+        "trials": {"run": len(trials), "wanted": len(wanted)},
         "seeds": _seeds(trials),
         "flower": {"rounds": flower.ROUNDS, "local_steps": flower.LOCAL_STEPS, "rates": rates or _kept(folder)},
         "worst": summary(found),

@@ -9,7 +9,7 @@ from edge_client.inference import Artefact
 from edge_client.tasks import Partition, load_task
 from edge_client.training.evaluation import evaluate
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
 HONEST = 4
 STEPS = 25
@@ -32,7 +32,7 @@ def test_the_others_learn(tmp_path, aggregator):
             output = ["--output", tmp_path / f"{index}.pt"]
             clients.append(stack.enter_context(running("train", *place.split(), *options.split(), *output)))
         for client in clients:
-            printed, _ = client.communicate(timeout=120)
+            printed, _ = client.communicate(timeout=300)
             assert client.returncode == 0, printed
         assert coordinator.wait() == 0
     task = load_task("digits")
