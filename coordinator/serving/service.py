@@ -79,7 +79,10 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
                     yield frame
             status, reason = outbox.end or (Status.OK, "")
             if status is not Status.OK:
-                await abort_call(context, RefusedError(status, reason))
+                refusal = RefusedError(status, reason)
+                if status is Status.INVALID_ARGUMENT and not reader.done():  # what it sent earlier was outvoted
+                    self._refusals.note(context, refusal, room.session.name, device)
+                await abort_call(context, refusal)
         except RefusedError as error:
             room.remove(device, error.reason, time.monotonic(), error.status)
             await self._refusals.refuse(context, error, room.session.name, device)

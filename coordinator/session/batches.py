@@ -1,25 +1,27 @@
 """How many batches a device trained between two exchanges: as many as all others."""
 
 from coordinator.session.refusal import invalid
-from coordinator.session.step import Step
 
 MAX_BATCHES = 1_000_000
 """Most batches between two exchanges."""
 
 
-def check_batches(device: str, batches: int, step: Step) -> None:
-    """Compare the batches of a device with those of the first complete device.
+def check_batches(device: str, step: int, batches: int) -> None:
+    """Check that a number of batches is possible.
 
     Raises:
-        RefusedError: they differ, or are impossible.
+        RefusedError: it is not.
 
     """
     if not 1 <= batches <= MAX_BATCHES:
-        raise invalid(device, step.number, f"claims {batches} batches in one step; 1 to {MAX_BATCHES} are possible")
-    if step.contributions and batches != step.batches:
-        raise invalid(
-            device,
-            step.number,
-            f"it trained {batches} batches since the last step, and the first complete device {step.batches}; all "
-            "devices must exchange after the same number of batches",
-        )
+        raise invalid(device, step, f"claims {batches} batches in one step; 1 to {MAX_BATCHES} are possible")
+
+
+def batches_difference(ours: int, theirs: int, who: str) -> str:
+    """Return how a device's batches differ from those of others, who are named; nothing if they do not."""
+    if ours == theirs:
+        return ""
+    return (
+        f"it trained {ours} batches since the last step, and {who} {theirs}; all devices must exchange after the same "
+        "number of batches"
+    )

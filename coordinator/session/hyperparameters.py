@@ -4,38 +4,37 @@ import math
 from collections.abc import Mapping
 
 from coordinator.session.refusal import invalid
-from coordinator.session.step import Contribution
 
 TOLERANCE = 1e-6
 """Relative: machines of different kinds round a scheduler's arithmetic differently."""
 
 
-def check_hyperparameters(
-    device: str, step: int, given: Mapping[str, float], contributions: Mapping[str, Contribution]
-) -> None:
-    """Compare a device's hyperparameters with those of the first complete device that told any.
+def check_hyperparameters(device: str, step: int, given: Mapping[str, float]) -> None:
+    """Check that a device's hyperparameters are numbers.
 
     Raises:
-        RefusedError: one differs; the text names it and both values, and says what to do.
+        RefusedError: one is none; the text names it.
 
     """
     for name, value in given.items():
-        if math.isnan(value):  # nothing would be equal to it, of whoever comes next
+        if math.isnan(value):  # nothing would be equal to it
             raise invalid(device, step, f"its option {name!r} is no number")
-    first = next((other for other, contribution in contributions.items() if contribution.hyperparameters), None)
-    if first is None or not given:
-        return
-    expected = contributions[first].hyperparameters
-    for name in sorted(expected.keys() | given.keys()):
-        ours, theirs = given.get(name), expected.get(name)
-        if ours is None or theirs is None or not math.isclose(ours, theirs, rel_tol=TOLERANCE):
-            raise invalid(
-                device,
-                step,
-                f"its option {name!r} is {_text(ours)} where it is {_text(theirs)} on device {first!r}; all devices "
-                "must take the step alike: give them the same optimizer options, and the same scheduler, stepped as "
-                "often; optimizer.follow(scheduler) does so by the session's step, also on a device that came late",
+
+
+def hyperparameters_difference(ours: Mapping[str, float], theirs: Mapping[str, float], who: str) -> str:
+    """Return how a device's hyperparameters differ from those of others, who are named; nothing if they do not.
+
+    The text names one, and both values, and says what to do.
+    """
+    for name in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(name), theirs.get(name)
+        if one is None or other is None or not math.isclose(one, other, rel_tol=TOLERANCE):
+            return (
+                f"its option {name!r} is {_text(one)} where it is {_text(other)} on {who}; all devices must take the "
+                "step alike: give them the same optimizer options, and the same scheduler, stepped as often; "
+                "optimizer.follow(scheduler) does so by the session's step, also on a device that came late"
             )
+    return ""
 
 
 def _text(value: float | None) -> str:

@@ -21,6 +21,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
 from coordinator.session.aggregation import AGGREGATORS
+from coordinator.session.agreement import Agreed, Agreement
 from coordinator.session.batches import check_batches
 from coordinator.session.cadence import FIRST, FIRST_FORM, Cadence, CadenceChoice
 from coordinator.session.curvature_check import CurvatureCheck
@@ -72,6 +73,8 @@ class Session:
         self._curvature = CurvatureCheck()
         self._unlike: Counter[str] = Counter()
         """In how many steps a device was unlike the others."""
+        self._agreed = Agreed()
+        """What the devices did alike in the last step."""
         self.step = self._new_step(settings.first_step)
         self._gathering = Gathering(settings, self.members)
         self._first_step = self._known_step = settings.first_step
@@ -270,26 +273,28 @@ class Session:
         """Take the end of a member's contribution.
 
         Raises:
-            RefusedError: it is for a step to come, came twice, or the device did not send what the others sent, or
-                does not update with the same hyperparameters.
+            RefusedError: it is for a step to come, came twice, or the device does not do what most do: it sent other
+                slices, trained another number of batches or updates with other hyperparameters. As long as it cannot
+                be said what most do, the step waits.
 
         """
         member = self._take_sign(device, step, contribution.samples, now)
         if member is None:
             return
         contribution = replace(contribution, most_samples=member.most_samples)
-        check_batches(device, contribution.batches, self.step)
-        check_hyperparameters(device, step, contribution.hyperparameters, self.step.contributions)
-        differing = self.step.complete(device, contribution, now)
-        if differing is not None:
-            raise invalid(
-                device,
-                step,
-                f"it and the first complete device differ in whether they sent the "
-                f"{self.fingerprint[differing.tensor]} (slice at {differing.offset})",
-            )
-        member.completed = step
-        self._decide(DeviceReported(device, step, contribution))
+        check_batches(device, step, contribution.batches)
+        check_hyperparameters(device, step, contribution.hyperparameters)
+        self.step.complete(device, contribution, now)
+        outvoted = self._outvoted()
+        fault = outvoted.pop(device, None)
+        if fault is not None:
+            self.step.withdraw(device)
+        else:
+            member.completed = step
+            self._decide(DeviceReported(device, step, contribution))
+        self._refuse_outvoted(outvoted, now)
+        if fault is not None:
+            raise invalid(device, step, fault)
 
     def advance(self, now: float) -> None:
         """Decide what has become ready; call it after the contributions of one frame."""
@@ -487,13 +492,41 @@ class Session:
                 return
             self._wait_for(self.members[device])
 
+    def _outvoted(self, *, is_final: bool = False) -> dict[str, str]:
+        """Return the complete devices that do not do what most do, and in which way, as far as it can be said.
+
+        Args:
+            is_final: the step waits for nobody any longer.
+
+        """
+        step = self.step
+        if self.phase is not Phase.TRAINING or not step.agreement.is_disputed:
+            return {}
+        awaited = [d for d in self.members.standing(Standing.ACTIVE) if d not in step.contributions]
+        # Those that it does not wait for are heard if equally many say two things, until the step's deadline.
+        may_come = [d for d in self.members.standing(Standing.LAGGING) if d not in step.contributions]
+        is_final = is_final or not (awaited or may_come or self._quorum.is_missing)
+        # Who has left has no vote: else one device could have many, under one name after another.
+        voters = step.contributions.keys() & self.members.keys()
+        return step.agreement.outvoted(voters, len(awaited), is_final=is_final)
+
+    def _refuse_outvoted(self, outvoted: Mapping[str, str], now: float) -> None:
+        """Take devices' contributions out of the step, and their places away."""
+        number = self.step.number
+        for device in outvoted:
+            self.step.withdraw(device)
+        for device, reason in outvoted.items():
+            error = invalid(device, number, reason)
+            self.remove(device, error.reason, now, error.status)
+
     def _advance(self, now: float) -> None:
         if self.phase is Phase.TRAINING:
+            self._refuse_outvoted(self._outvoted(), now)
             self._fill_quorum()
         active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
             return
-        is_complete = bool(active) and self.step.is_complete(active)
+        is_complete = bool(active) and self.step.is_complete(active) and not self.step.agreement.is_disputed
         is_closing = is_complete and len(self.step.contributions) >= self.settings.required
         for key, values in self.step.ready(active, is_closing=is_closing):
             # While only the devices know the form, for a step, the means of it are in the first one.
@@ -502,9 +535,10 @@ class Session:
             self._commit(now)
 
     def _new_step(self, number: int) -> Step:
+        agreement = Agreement(lambda key: str(self.fingerprint[key.tensor]), self._agreed)
         if self._rule is None:
-            return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release])
-        return Step(number, AGGREGATORS["mean"], RELEASES["step"], self._combine)
+            return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release], agreement)
+        return Step(number, AGGREGATORS["mean"], RELEASES["step"], agreement, self._combine)
 
     def _combine(self, slices: Mapping[SliceKey, Sequence[Held]], complete: Collection[str]) -> StepOutcome:
         assert self._rule is not None
@@ -530,6 +564,7 @@ class Session:
         self._lateness.be_in_time(step.contributions.keys() & set(self.members.standing(Standing.ACTIVE)), now)
         for difference in differing:
             self._heal(difference, step.number)
+        self._agreed = step.agreement.agreed
         self.step = self._new_step(step.number + step.batches)
         self._known_step = max(self._known_step, self.step.number)
         for member in self.members.values():
@@ -553,14 +588,16 @@ class Session:
         settings = self.settings
         late = [d for d in self.members.standing(Standing.ACTIVE) if d not in self.step.contributions]
         wait = f"{settings.step_deadline_s:g} s"
-        if len(self.step.contributions) < settings.required:
+        outvoted = self._outvoted(is_final=True)
+        agreeing = self.step.contributions.keys() - outvoted.keys()
+        if len(agreeing) < settings.required:
             patience = (self.step.began_at or now) + settings.step_deadline_s + settings.rejoin_deadline_s
             if now >= patience:
                 behind = self.members.standing(Standing.LAGGING, Standing.HEALING)
                 missing = sorted({*late, *behind, *self.members.lost})
                 self._finish(
                     Phase.ABORTED,
-                    f"step {self.step.number}: {len(self.step.contributions)} devices contributed within {wait} where "
+                    f"step {self.step.number}: {len(agreeing)} devices contributed within {wait} where "
                     f"at least {settings.required} are needed; waited for {', '.join(map(repr, missing))}",
                 )
             return
@@ -573,6 +610,7 @@ class Session:
                 times = self._lateness.times(device)
                 reason += f"; it was so {times} times of late, and steps go on without it for {wait_s:g} s"
             self._decide(DeviceHealing(device, self.step.number, reason, wait_s=wait_s))
+        self._refuse_outvoted(outvoted, now)
         self._advance(now)
 
     def _restart_if_none_has_the_state(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from edgenewton.common.evaluation import Evaluation
@@ -11,6 +11,7 @@ from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.sketch import Sketch
 
 from coordinator.session.aggregation import Aggregator
+from coordinator.session.agreement import Agreement
 from coordinator.session.cadence import Pace
 from coordinator.session.release import ReleasePolicy
 from coordinator.session.robust.step_rule import Held, StepOutcome
@@ -64,6 +65,7 @@ class Step:
         number: of its first batch.
         make_aggregator: makes what combines the contributions to one slice.
         release: when results leave.
+        agreement: what the complete devices do alike.
         combine: combines all slices at once instead, given what is held of each and the complete devices.
 
     """
@@ -73,9 +75,11 @@ class Step:
         number: int,
         make_aggregator: Callable[[], Aggregator],
         release: ReleasePolicy,
+        agreement: Agreement,
         combine: Combine | None = None,
     ) -> None:
         self.number = number
+        self.agreement = agreement
         self.unlike: dict[str, str] = {}
         """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
         self._make_aggregator = make_aggregator
@@ -93,7 +97,7 @@ class Step:
 
     @property
     def batches(self) -> int:
-        """Batches that each device trains in the step, once one has completed its contribution."""
+        """Batches that each device trains in the step, once they agree on it."""
         return next((contribution.batches for contribution in self.contributions.values()), 1)
 
     def counted(self, device: str) -> int:
@@ -146,20 +150,25 @@ class Step:
         """Return how long each device's complete contribution has waited."""
         return {device: now - since for device, since in self._completed_at.items()}
 
-    def complete(self, device: str, contribution: Contribution, now: float) -> SliceKey | None:
+    def complete(self, device: str, contribution: Contribution, now: float) -> None:
         """Note that a device has sent everything.
 
-        Returns:
-            A slice in which this device's contribution differs from that of the first that was complete, or None.
-
+        If it did already, on an earlier connection, the numbers of that time stay, as its slices do; but it updates its
+        weights as it says now.
         """
-        model = next(iter(self.contributions), device)
-        differing = self._sent_by.get(device, set()) ^ self._sent_by.get(model, set())
-        if differing:
-            return min(differing)
-        self.contributions.setdefault(device, contribution)
+        known = self.contributions.get(device, contribution)
+        self.contributions[device] = replace(
+            known, batches=contribution.batches, hyperparameters=contribution.hyperparameters
+        )
         self._completed_at.setdefault(device, now)
-        return None
+        sent = self._sent_by.get(device, set())
+        self.agreement.answer(device, contribution.batches, contribution.hyperparameters, sent)
+
+    def withdraw(self, device: str) -> None:
+        """Take back that a device has completed its contribution; of its slices those stay in that are added up."""
+        self.contributions.pop(device, None)
+        self._completed_at.pop(device, None)
+        self.agreement.forget(device)
 
     def ready(self, members: Collection[str], *, is_closing: bool) -> Iterator[tuple[SliceKey, Float32Array]]:
         """Yield, once, each slice that may leave, with its result; zeros if all devices skipped their batches.

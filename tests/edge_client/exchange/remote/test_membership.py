@@ -134,11 +134,12 @@ def test_a_device_whose_scheduler_is_elsewhere_is_told_so_and_the_others_go_on(c
         while "a" not in session.step.contributions:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        message = "device 'c', step 1: its option 'lr' is 0.1 where it is 0.05 on device 'a'; all devices must take"
-        with pytest.raises(ExchangeError, match=message) as caught:
-            exchange(c, 0.1)
-        assert caught.value.cause is Cause.INVALID
+        message = "device 'c', step 1: its option 'lr' is 0.1 where it is 0.05 on device 'a' and 1 other; all devices"
+        other = pool.submit(exchange, c, 0.1)
         assert exchange(b, 0.05).devices == first.result(20).devices == 2
+        with pytest.raises(ExchangeError, match=message) as caught:
+            other.result(20)
+        assert caught.value.cause is Cause.INVALID
     for joined in (a, b, c):
         joined.close()
 
