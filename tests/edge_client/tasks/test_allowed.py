@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from edge_client.cli import app
 from edge_client.inference import Artefact, Recognizer
-from edge_client.tasks import TaskNotAllowedError, allowed, load_foreign_task
+from edge_client.tasks import TaskError, TaskNotAllowedError, allowed, load_foreign_task
 from edge_client.tasks.digits import DigitsTask
 from edge_client.training.own_process import OwnProcess
 from edge_client.training.work import WorkError
@@ -55,9 +55,15 @@ def test_tasks_of_this_package_are_always_allowed(name):
     assert load_foreign_task(name).name == "digits"
 
 
-@pytest.mark.parametrize("name", ["os:system", "edge_client.cli:main", "edge_client.tasks_of_others:X", "", ":"])
+@pytest.mark.parametrize("name", ["os:system", "edge_client.cli:main", "edge_client.tasks_of_others:X", ":"])
 def test_nothing_else_is(name):
     with pytest.raises(TaskNotAllowedError):
+        load_foreign_task(name)
+
+
+@pytest.mark.parametrize("name", ["", "trees"])
+def test_what_names_no_code_is_unknown(name):
+    with pytest.raises(TaskError, match="is unknown"):
         load_foreign_task(name)
 
 
