@@ -35,15 +35,9 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Case):
     """How one went."""
 
-    task: str
-    spread: str
-    method: str
-    attack: str
-    bad: int
-    seed: int
     accuracy: float
     seconds: float
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from bare_client import SPEC, Device, join_request, refused
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1 import exchange_pb2_grpc
 from edgenewton.v1.fingerprint import fingerprint_from_proto, model_fingerprint
 from edgenewton.v1.tensor_spec import TensorSpec
 from local_devices import plain_model, take
@@ -27,18 +26,6 @@ from edge_client.exchange import ExchangeError
 from edge_client.sync.sketching import sketch_of
 
 OTHER = TensorSpec("squat.weight", (5, 5))
-
-
-@pytest.fixture
-def coordinator():
-    with embedded_coordinator() as embedded:
-        yield embedded
-
-
-@pytest.fixture
-def stub(coordinator):
-    with grpc.insecure_channel(coordinator.address) as channel:
-        yield exchange_pb2_grpc.GradientExchangeStub(channel)
 
 
 def trains(*devices: Device) -> bool:

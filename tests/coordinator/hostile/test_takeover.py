@@ -10,7 +10,6 @@ import pytest
 import torch
 from bare_client import SPEC, Device, join_request, refused, wait_until_open
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1 import exchange_pb2_grpc
 from local_devices import plain_model, take
 
 from coordinator.serving.server import embedded_coordinator
@@ -23,18 +22,6 @@ from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.exchange import ExchangeError
 from edge_client.sync.sketching import sketch_of
-
-
-@pytest.fixture
-def coordinator():
-    with embedded_coordinator() as embedded:
-        yield embedded
-
-
-@pytest.fixture
-def stub(coordinator):
-    with grpc.insecure_channel(coordinator.address) as channel:
-        yield exchange_pb2_grpc.GradientExchangeStub(channel)
 
 
 def joining(device: str, next_step: int | None = None, digest: bytes = b"fresh", token: str = "") -> Joining:
