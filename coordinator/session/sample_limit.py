@@ -6,7 +6,7 @@ gains no more by it.
 
 from collections import deque
 from collections.abc import Mapping
-from statistics import median_low
+from statistics import median_high, median_low
 
 from coordinator.session.members import MAX_SAMPLES, Joining, Member
 from coordinator.session.step import Contribution
@@ -54,7 +54,7 @@ class SampleLimit:
         elif length is not None:
             # Nobody has declared a batch yet: none is larger than what half of the devices hold.
             held = [member.joining.training_samples for member in members.values() if member.joining.training_samples]
-            bounds += [median_low(held) * length] if held else []
+            bounds += [median_high(held) * length] if held else []
         return max(1, min(bounds))
 
     def committed(self, contributions: Mapping[str, Contribution], batches: int) -> None:
