@@ -22,9 +22,8 @@ class Skipping(nn.Module):
         return self.last(h + self.middle(h) if self.uses_middle else h)
 
 
-def train(address: str, device: str):
+def train(address: str, device: str, model: Skipping):
     """Train six steps; "c" diverges in step 1 and heals in step 2, from which on no batch uses the middle layer."""
-    model = Skipping()
     generator = torch.Generator().manual_seed(ord(device))
     healed = []
     with GradientExchange.connect(address, session="s", device=device) as exchange:
@@ -51,7 +50,10 @@ def test_a_device_that_heals_in_a_step_sends_all_of_the_next_one():
     """
     with embedded_coordinator() as coordinator, ThreadPoolExecutor(3) as pool:
         coordinator.create_session("s", SessionSettings(devices=3, digest_every=1))
-        runs = [pool.submit(train, coordinator.address, device) for device in "abc"]
+        models = [Skipping() for _ in "abc"]  # the seed is that of all threads
+        runs = [
+            pool.submit(train, coordinator.address, device, model) for device, model in zip("abc", models, strict=True)
+        ]
         (a, b, c) = [run.result() for run in runs]
     assert (a[0], b[0]) == ([], [])
     assert len(c[0]) == 1
