@@ -185,8 +185,13 @@ class EveryBatch(ExchangingPlan):
                     f"step(samples={report.samples}) comes after gradients have left as those of {self._samples} "
                     "samples; let the step send them: EveryBatch(exchange, overlap=False)"
                 )
+            step = self.step
             self._contribute_all(report, skips=skips)
-            return self._collect(report, is_skipped=skips)
+            update = self._collect(report, is_skipped=skips)
+            if update.result.is_healed and self.step == step:
+                # The others still wait in this very step: without it, this device would end a batch after them.
+                update = self._skip()
+            return update
         except BaseException:
             self._give_batch_up()
             raise
@@ -299,8 +304,14 @@ class EveryBatch(ExchangingPlan):
     def _skip_rest(self) -> None:
         """Take part with no sample in what is left of the step of a batch that was given up, and apply the others'."""
         self._place.skip()
+        self._subject.apply(self._skip())
+
+    def _skip(self) -> Update:
+        """Take part with no sample in the step that is on, and return what the others make of it."""
+        if not self._has_begun:
+            self._begin(0)
         self._contribute_all(Report(), skips=True)
-        self._subject.apply(self._collect(Report(), is_skipped=True))
+        return self._collect(Report(), is_skipped=True)
 
     def _contribute(self, key: TensorKey, value: Tensor) -> None:
         if self._outbox.has_left(key):  # by a batch that was given up

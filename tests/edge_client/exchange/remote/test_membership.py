@@ -344,12 +344,25 @@ def test_traffic_is_counted(coordinator):
     assert payload < exchange.traffic.received - before.received < payload + 200
 
 
-def train(coordinator, device, x, y, steps, curvature, plan):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    with GradientExchange.connect(coordinator.address, session="s", device=device) as exchange:
+def model_of(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def samples_of(device):
+    rng = np.random.default_rng(device)
+    x = torch.from_numpy(rng.normal(device, 1 + device, (8, 6)).astype(np.float32))
+    return x, torch.from_numpy(rng.integers(0, 3, 8))
+
+
+def train(coordinator, device, model, curvature="kfac", plan=EveryBatch, has_joined=None):
+    x, y = samples_of(device)
+    with GradientExchange.connect(coordinator.address, session="s", device=f"d{device}") as exchange:
         optimizer = NewtonOptimizer(model, lr=0.05, curvature=curvature, sync=plan(exchange))
-        for _ in range(steps):
+        optimizer.join()
+        if has_joined is not None:
+            has_joined.set()
+        for _ in range(5):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -357,18 +370,34 @@ def train(coordinator, device, x, y, steps, curvature, plan):
     return model.state_dict()
 
 
+def assert_identical(states):
+    for state in states[1:]:
+        differing = [name for name, tensor in states[0].items() if not torch.equal(tensor, state[name])]
+        assert not differing
+
+
 @pytest.mark.filterwarnings("ignore:no curvature estimator")
 @pytest.mark.parametrize("curvature", ["kfac", "eva"])
 @pytest.mark.parametrize("plan", [EveryBatch, partial(LocalCurvature, sync_every=2)], ids=["shared", "local"])
 def test_devices_with_different_data_end_with_identical_models(coordinator, curvature, plan):
     coordinator.create_session("s", SessionSettings(devices=3))
-    rng = np.random.default_rng(0)
-    data = [
-        (torch.from_numpy(rng.normal(i, 1 + i, (8, 6)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 8)))
-        for i in range(3)
-    ]
+    models = [model_of(0) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        futures = [pool.submit(train, coordinator, f"d{i}", x, y, 5, curvature, plan) for i, (x, y) in enumerate(data)]
+        futures = [pool.submit(train, coordinator, i, model, curvature, plan) for i, model in enumerate(models)]
+        assert_identical([future.result() for future in futures])
+
+
+@pytest.mark.filterwarnings("ignore:no curvature estimator", "ignore:the estimator 'kfac' does not support")
+def test_a_device_that_began_with_other_weights_ends_with_the_batch_of_the_others(coordinator):
+    """Its own are given up once most have others, while it computes its first batch."""
+    coordinator.create_session("s", SessionSettings(devices=3))
+    models = [model_of(seed) for seed in (1, 0, 0)]
+    has_joined = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(train, coordinator, 0, models[0], has_joined=has_joined)]
+        assert has_joined.wait(30)
+        futures += [pool.submit(train, coordinator, i, models[i]) for i in (1, 2)]
         states = [future.result() for future in futures]
-    for state in states[1:]:
-        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+    for state in states:
+        del state["1.num_batches_tracked"]  # the batch that it gave up is not among its own
+    assert_identical(states)
