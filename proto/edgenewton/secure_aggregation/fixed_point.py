@@ -1,0 +1,121 @@
+"""Vectors of reals as integers that can be added under masks: all devices take the same scales, block by block."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgenewton.secure_aggregation.modular_integers import MOST_BITS, Integers, bits_for_sum, reduce, signed
+
+Float32Array = npt.NDArray[np.float32]
+
+BLOCK = 256
+"""Elements that share a scale."""
+EXACT_RESOLUTION = 2.0**-30
+"""Of values that have no scale yet, or must not be rounded to few bits."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """How the elements of a vector are written: in few bits as parts of their block's scale, or finely in 64.
+
+    Args:
+        bits: of each device's integers, sign included.
+        devices: so many vectors may be added.
+        scales: of the blocks (float32), by which the largest integer stands for the largest magnitude: a block of scale
+            0 is written as zeros. None for elements that are written finely: in 64 bits, each a multiple of 2^-30.
+
+    """
+
+    bits: int
+    devices: int
+    scales: Float32Array | None = None
+
+    @property
+    def sum_bits(self) -> int:
+        """Bits of the sum, and so of each masked integer."""
+        return MOST_BITS if self.scales is None else bits_for_sum(self.bits, self.devices)
+
+    @property
+    def largest(self) -> int:
+        """The largest integer of a device."""
+        if self.scales is None:
+            return (1 << (MOST_BITS - 2)) // self.devices  # a bit less: float64 rounds integers of that size
+        return (1 << (self.bits - 1)) - 1
+
+    def encode(self, values: Float32Array) -> "Encoded":
+        """Return values as integers modulo 2^`sum_bits`, rounded to nearest; those that are too large are clipped."""
+        steps = self._steps(len(values))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            levels = np.rint(np.where(steps > 0, values / steps, 0.0))
+        clipped = np.clip(levels, -self.largest, self.largest)
+        written = (clipped * steps).astype(np.float32)
+        return Encoded(reduce(clipped.astype(np.int64), self.sum_bits), written, int((clipped != levels).sum()))
+
+    def decode(self, summed: Integers) -> npt.NDArray[np.float64]:
+        """Return the sum of the devices' values (float64), from that of their integers."""
+        return signed(summed, self.sum_bits) * self._steps(len(summed))
+
+    def _steps(self, length: int) -> npt.NDArray[np.float64]:
+        """Return what 1 stands for, of each element."""
+        if self.scales is None:
+            return np.full(1, EXACT_RESOLUTION)
+        steps = self.scales.astype(np.float64) / self.largest
+        return np.repeat(steps, BLOCK)[:length]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a vector."""
+
+    integers: Integers
+    """Modulo 2^`FixedPoint.sum_bits`."""
+    written: Float32Array
+    """What they stand for; the rest of the values is for the next time."""
+    clipped: int
+    """How many values were too large for their scale."""
+
+
+class Scales:
+    """The common scales of a vector, as they follow from what was exchanged; the same on all who see that.
+
+    A block's scale is the largest magnitude of late of the mean device's share of the sum, times a margin for devices
+    that differ. The margin follows from how many values were clipped: it grows at once and shrinks slowly.
+
+    """
+
+    _DECAY = 0.9
+    _FIRST_MARGIN = 3.0
+    _LEAST_MARGIN = 1.0
+    _MOST_CLIPPED = 1e-3
+    _FEW_CLIPPED = 1e-4
+
+    def __init__(self) -> None:
+        self._envelope: npt.NDArray[np.float64] | None = None
+        self.margin = self._FIRST_MARGIN
+
+    @property
+    def current(self) -> Float32Array | None:
+        """Scales of the blocks (float32); None as long as nothing was exchanged but zeros."""
+        if self._envelope is None or not self._envelope.any():
+            return None
+        # Of a block that was zero so far, something may come all the same.
+        floor = 1e-3 * self._envelope.max()
+        return (self.margin * np.maximum(self._envelope, floor)).astype(np.float32)
+
+    def update(self, summed: npt.NDArray[np.float64], devices: int, clipped: int) -> None:
+        """Take note of an exchange.
+
+        Args:
+            summed: the sum of the devices' values.
+            devices: how many they are.
+            clipped: how many of their values were clipped, in all.
+
+        """
+        blocks = np.pad(np.abs(summed), (0, -len(summed) % BLOCK)).reshape(-1, BLOCK).max(axis=1) / devices
+        self._envelope = blocks if self._envelope is None else np.maximum(blocks, self._DECAY * self._envelope)
+        part = clipped / (devices * len(summed))
+        if part > self._MOST_CLIPPED:
+            self.margin *= 1.5
+        elif part < self._FEW_CLIPPED:
+            self.margin = max(self._LEAST_MARGIN, self.margin / 1.05)
