@@ -101,7 +101,8 @@ class Scales:
             return None
         # Of a block that was zero so far, something may come all the same.
         floor = 1e-3 * self._envelope.max()
-        return (self.margin * np.maximum(self._envelope, floor)).astype(np.float32)
+        scales: Float32Array = (self.margin * np.maximum(self._envelope, floor)).astype(np.float32)
+        return scales
 
     def update(self, summed: npt.NDArray[np.float64], devices: int, clipped: int) -> None:
         """Take note of an exchange.
