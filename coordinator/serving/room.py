@@ -5,16 +5,18 @@ Everything runs on one event loop, so there are no locks.
 
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import NamedTuple
 
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.identity import Identity
+from edgenewton.secure_aggregation.modular_integers import Integers
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SENT_FRAME, Layout, Slice, check_values, parse_frame
 
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
+from coordinator.serving.masking_mail import MaskingMail
 from coordinator.serving.outboxes import Outbox, Outboxes
 from coordinator.serving.translation import contribution_from_proto, samples_from_proto
 from coordinator.serving.waiting import Waiting
@@ -22,6 +24,7 @@ from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
 from coordinator.session.session import Session
+from coordinator.session.step import Values
 from coordinator.telemetry.chronicle import Chronicle
 from coordinator.telemetry.link_use import saved_bytes
 
@@ -40,7 +43,7 @@ class SentFrame(NamedTuple):
     """A frame of a device, checked as far as it can be without the session."""
 
     message: pb.Frame
-    slices: list[tuple[Slice, memoryview, Float32Array | None]]
+    slices: list[tuple[Slice, memoryview, Values | None]]
     """With their data as they came, and decoded; None if they come too late."""
     size: int
     """Bytes of the frame."""
@@ -67,7 +70,9 @@ class Room:
         """Devices that cannot be told yet whether they may join."""
         self._outboxes = outboxes
         self._downlink = downlink
+        self._masking_mail = MaskingMail(session.members, outboxes)
         self._layout: Layout | None = None
+        self._sent_layout: Layout | None = None
         if session.fingerprint:  # it is resumed
             downlink.begin(self.layout)
 
@@ -79,6 +84,18 @@ class Room:
             settings = self.session.settings
             layout = Layout(self.session.fingerprint, settings.codec_choice.policy(), settings.frame_bytes)
             self._layout = layout
+        return layout
+
+    @property
+    def sent_layout(self) -> Layout:
+        """The slices as the devices write them: masked with secure aggregation, else as the means."""
+        layout = self._sent_layout
+        if layout is None:
+            settings = self.session.settings
+            layout = self.layout
+            if settings.secure_aggregation:
+                layout = Layout(self.session.fingerprint, settings.codec_choice.masked_policy(), settings.frame_bytes)
+            self._sent_layout = layout
         return layout
 
     @property
@@ -202,7 +219,7 @@ class Room:
     def is_large(self, size: int) -> bool:
         """Whether a frame of so many bytes may take so long to read that others should not wait for it."""
         slices = min(len(self.session.fingerprint), size // LEAST_SLICE_BYTES)
-        return size * self.layout.density + slices * SLICE_ELEMENTS > LARGE_ELEMENTS
+        return size * self.sent_layout.density + slices * SLICE_ELEMENTS > LARGE_ELEMENTS
 
     def read_frame(self, device: str, data: bytes) -> "SentFrame":
         """Return what a member sent, checked as far as it can be without the session; any thread may call it.
@@ -213,11 +230,11 @@ class Room:
         """
         step = self.session.step.number
         try:
-            frame, slices = parse_frame(data, self.layout, SENT_FRAME)
+            frame, slices = parse_frame(data, self.sent_layout, SENT_FRAME)
             step = frame.step
             # What comes too late is not looked at. If its step begins only now, `take_frame` decodes it.
-            is_timely = step == self.session.step.number
-            decoded = [_decode(piece, payload, step) if is_timely else None for piece, payload in slices]
+            is_timely = step == self.session.step.number and self._is_readable(device, frame)
+            decoded = [self._decode(piece, payload, step) if is_timely else None for piece, payload in slices]
         except ValueError as error:
             raise invalid(device, step, str(error)) from None
         except Exception as error:
@@ -240,23 +257,34 @@ class Room:
         session.members.heard(device, now)
         if frame.HasField("heartbeat"):
             self._outboxes.send(device, _HEARTBEAT)
+        if frame.HasField("step_keys"):
+            session.take_keys(device, frame.step, frame.step_keys, now)
+        if frame.HasField("revealed"):
+            session.take_revealed(device, frame.step, frame.revealed, now)
+        if self._is_readable(device, frame):
+            self._take_contribution(outbox, sent, now)
+        self._carry_out()
+        return True
+
+    def _take_contribution(self, outbox: Outbox, sent: "SentFrame", now: float) -> None:
+        session, device, frame = self.session, outbox.device, sent.message
         samples = samples_from_proto(device, frame)
         for piece, payload, values in sent.slices:
             outbox.use.saved += saved_bytes(piece, payload)
             if session.wants(device, frame.step, samples, piece.key, now):
                 if values is None:
                     try:
-                        values = _decode(piece, payload, frame.step)
+                        values = self._decode(piece, payload, frame.step)
                     except ValueError as error:
                         raise invalid(device, frame.step, str(error)) from None
                 session.contribute(device, samples, piece.key, values)
         if frame.HasField("contribution"):
             contribution = contribution_from_proto(device, frame.step, samples, frame.contribution)
+            if session.masking is not None and frame.step == session.step.number:
+                contribution = replace(contribution, numbers=self._numbers(device, frame))
             session.complete(device, frame.step, contribution, now)
         if sent.slices or frame.HasField("contribution"):
             session.advance(now)
-        self._carry_out()
-        return True
 
     # ------------------------------------------------------------------ the session as a whole
 
@@ -325,7 +353,7 @@ class Room:
     def _send(self, decision: d.Decision) -> None:
         match decision:
             case d.ModelChanged(device):
-                self._layout = None
+                self._layout = self._sent_layout = None
                 if device is not None:
                     self._downlink.begin(self.layout)
             case d.SliceReady():
@@ -340,6 +368,7 @@ class Room:
                 self.healing.restart()
 
     def _tell(self, decision: d.Decision) -> None:
+        self._masking_mail.send(decision)
         match decision:
             case d.DeviceHealing(device, step, reason, must_be_told=True):
                 # It still gets what was sent before; nothing of it can be used.
@@ -376,14 +405,27 @@ class Room:
                 del known[token]
         self.devices_by_token = known
 
+    def _is_readable(self, device: str, frame: pb.Frame) -> bool:
+        """Whether a contribution can be read: what is masked for a round of keys that was given up is not."""
+        masking = self.session.masking
+        return masking is None or masking.is_masked_with(device, frame.masked_with)
 
-def _decode(piece: Slice, payload: memoryview, step: int) -> Float32Array:
-    """Return a slice's values.
+    def _decode(self, piece: Slice, payload: memoryview, step: int) -> Values:
+        """Return a slice's values.
 
-    Raises:
-        ValueError: the data are not what the session's codec writes, or a value is out of range.
+        Raises:
+            ValueError: the data are not what the session's codec writes, or a value is out of range.
 
-    """
-    values = piece.decode(payload, step)
-    check_values(piece.spec, values)
-    return values
+        """
+        if self.session.masking is not None:
+            return self.session.masking.read(piece, payload)
+        values = piece.decode(payload, step)
+        check_values(piece.spec, values)
+        return values
+
+    def _numbers(self, device: str, frame: pb.Frame) -> Integers:
+        assert self.session.masking is not None
+        try:
+            return self.session.masking.read_numbers(frame.contribution.numbers)
+        except ValueError as error:
+            raise invalid(device, frame.step, str(error)) from None

@@ -85,6 +85,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
         sketch=sketch,
         frozen_sketch=frozen_sketch,
         run_steps=request.run_steps if request.HasField("run_steps") else None,
+        channel_key=request.channel_key if request.HasField("channel_key") else None,
     )
 
 

@@ -1,7 +1,7 @@
 """What a session decides: the caller carries it out, in order."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
@@ -12,6 +12,7 @@ from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import SliceKey
 
 from coordinator.session.cadence import Cadence
+from coordinator.session.masked_round import MaskedRound
 from coordinator.session.members import Member
 from coordinator.session.refusal import Status
 from coordinator.session.step import Contribution, Step
@@ -88,14 +89,18 @@ class StepCommitted:
         contributions = [contribution for _, contribution in sorted(step.contributions.items())]
         weighty = [contribution for contribution in contributions if contribution.weight]
         samples = sum(contribution.weight for contribution in weighty)
-        evaluations = [c.evaluation for c in contributions if c.evaluation is not None]
+        evaluation = Evaluation.union([c.evaluation for c in contributions if c.evaluation is not None])
+        loss = sum(c.loss * c.weight for c in weighty) / samples if samples else math.nan
+        if step.totals is not None:
+            samples, evaluation = step.totals.samples, step.totals.evaluation
+            loss = step.totals.loss / samples if samples else math.nan
         return cls(
             step=step.number,
             samples=samples,
-            devices=len(weighty),
+            devices=len(weighty) if samples else 0,
             left_out=tuple(sorted(left_out)),
-            loss=sum(c.loss * c.weight for c in weighty) / samples if samples else math.nan,
-            evaluation=Evaluation.union(evaluations),
+            loss=loss,
+            evaluation=evaluation,
             seconds=now - (step.began_at if step.began_at is not None else now),
             batches=step.batches,
             counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging, *step.late})},
@@ -183,6 +188,36 @@ class PhaseChanged:
     reason: str
 
 
+@dataclass(frozen=True)
+class KeysWanted:
+    """Ask the devices that may mask in a step for their keys."""
+
+    step: int
+    circle: tuple[str, ...]
+    only: tuple[str, ...] | None = None
+    """Those of them that are asked; None for all."""
+
+
+@dataclass(frozen=True)
+class MaskersSettled:
+    """Tell those that mask in a step who they are, and what each needs of the others."""
+
+    step: int
+    round: MaskedRound
+    scales: Sequence[bytes]
+    """Of each slice of all tensors, as they are written."""
+    only: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SharesWanted:
+    """Ask those that mask in a step for what unmasks the sum of those that contributed."""
+
+    step: int
+    round: MaskedRound
+    only: tuple[str, ...] | None = None
+
+
 Decision = (
     SliceReady
     | StepCommitted
@@ -195,4 +230,7 @@ Decision = (
     | DeviceRecovered
     | DeviceUnlike
     | PhaseChanged
+    | KeysWanted
+    | MaskersSettled
+    | SharesWanted
 )

@@ -39,6 +39,8 @@ class Joining:
     """Of the weights that stay as they are, with the seed 0."""
     run_steps: int | None = None
     """Steps of the whole run, from step 0 on; None if it does not say."""
+    channel_key: pb.ChannelKey | None = None
+    """For secure aggregation."""
 
     @cached_property
     def model(self) -> str:

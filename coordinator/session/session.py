@@ -10,11 +10,12 @@ A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standin
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from edgenewton.v1.codecs import Float32Array
+from edgenewton.secure_aggregation.errors import SecureAggregationError
+from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -44,6 +45,7 @@ from coordinator.session.drift import Difference, WeightComparison
 from coordinator.session.gathering import Gathering
 from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.lateness import Lateness
+from coordinator.session.masked_steps import MaskedSteps
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.owner import OwnerLease
 from coordinator.session.quorum import Quorum, goes_on_alone
@@ -54,7 +56,7 @@ from coordinator.session.robust.step_rule import Held
 from coordinator.session.roster import Roster
 from coordinator.session.sample_limit import SampleLimit
 from coordinator.session.settings import SessionSettings
-from coordinator.session.step import Contribution, Step
+from coordinator.session.step import Contribution, Step, Values
 from coordinator.session.weighing import Verdict, Weighing, refused_as_ahead
 
 
@@ -69,6 +71,7 @@ class Session:
         self.members = Roster()
         self.admission = Admission(name, settings)
         self._rule = _step_rule(settings)
+        self.masking = MaskedSteps(name, settings) if settings.secure_aggregation else None
         self._samples = SampleLimit(settings.max_samples)
         self._curvature = CurvatureCheck()
         self._unlike: Counter[str] = Counter()
@@ -158,6 +161,8 @@ class Session:
         self._gathering.begin(now)
         self._active_at = now
         self._decide(DeviceJoined(member))
+        if self.masking is not None:
+            self._decisions += self.masking.again(joining.device)
         if standing is not Standing.ACTIVE:
             what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
             self._decide(DeviceHealing(joining.device, self.step.number, what))
@@ -254,9 +259,9 @@ class Session:
         member.sent.add(key)
         return not self.step.has(device, key)
 
-    def contribute(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
+    def contribute(self, device: str, samples: int | None, key: SliceKey, values: Values) -> None:
         """Take one slice that `wants` wants."""
-        if samples is not None:
+        if samples is not None and self.masking is None:
             member = self.members[device]
             if samples > member.most_samples:
                 self.step.unlike.setdefault(
@@ -296,6 +301,26 @@ class Session:
         if fault is not None:
             raise invalid(device, step, fault)
 
+    def take_keys(self, device: str, step: int, message: pb.StepKeys, now: float) -> None:
+        """Take a device's keys for a step; those that come too late are dropped.
+
+        Raises:
+            RefusedError: they are not what the protocol wants, or nobody asked.
+
+        """
+        self._masked(device, step, lambda masking: masking.take_keys(device, step, message))
+        self.advance(now)
+
+    def take_revealed(self, device: str, step: int, message: pb.Revealed, now: float) -> None:
+        """Take what a device reveals of a step; what comes too late is dropped.
+
+        Raises:
+            RefusedError: it is not what it was asked for.
+
+        """
+        self._masked(device, step, lambda masking: masking.take_revealed(device, step, message))
+        self.advance(now)
+
     def advance(self, now: float) -> None:
         """Decide what has become ready; call it after the contributions of one frame."""
         if self.phase is Phase.TRAINING:
@@ -317,14 +342,27 @@ class Session:
             if self._quorum.missing_since is not None:
                 if now >= self._quorum.missing_since + settings.rejoin_deadline_s:
                     self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
+            elif self.masking is not None and self.masking.is_settled:
+                if self.masking.is_stuck(self.members, now):
+                    self._repeat_step(now)
             elif began_at is not None and now >= began_at + settings.step_deadline_s:
                 self._close_late_step(now)
             elif self._active_at is not None and now >= self._active_at + settings.idle_deadline_s:
                 self._finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")
+            if self.masking is not None:
+                self._advance(now)
             self._restart_if_none_has_the_state()
             self._end_if_done(now)
 
     # ------------------------------------------------------------------ inner workings
+
+    def _masked(self, device: str, step: int, take: Callable[[MaskedSteps], None]) -> None:
+        if self.masking is None:
+            raise invalid(device, step, f"sends keys or shares, but session {self.name!r} has no secure aggregation")
+        try:
+            take(self.masking)
+        except SecureAggregationError as error:
+            raise invalid(device, step, error.reason) from None
 
     def _decide(self, decision: Decision) -> None:
         self._decisions.append(decision)
@@ -465,6 +503,8 @@ class Session:
         if not member.is_in_time(step, self.step.number):
             return None
         self._quorum.check_together(device, step)
+        if self.masking is not None and self.masking.is_late(device):
+            return None
         if member.samples is None:  # it is the first that it sends in this step
             member.most_samples = self._samples.limit(member.joining, self.members, self.batches)
         member.claim(samples, step)
@@ -523,19 +563,45 @@ class Session:
         if self.phase is Phase.TRAINING:
             self._refuse_outvoted(self._outvoted(), now)
             self._fill_quorum()
+            if self.masking is not None:
+                self._decisions += self.masking.advance(self.step, self.members, self.fingerprint, now)
         active = self.members.standing(Standing.ACTIVE)
         if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
             return
         is_complete = bool(active) and self.step.is_complete(active) and not self.step.agreement.is_disputed
         is_closing = is_complete and len(self.step.contributions) >= self.settings.required
-        for key, values in self.step.ready(active, is_closing=is_closing):
+        if is_closing and self.masking is not None and not self._is_unmasked(self.masking, now):
+            return
+        try:
+            ready = list(self.step.ready(active, is_closing=is_closing))
+        except SecureAggregationError as error:
+            refusal = invalid(error.device, self.step.number, error.reason)
+            self.remove(error.device, refusal.reason, now, refusal.status)
+            self._repeat_step(now)
+            return
+        for key, values in ready:
             # While only the devices know the form, for a step, the means of it are in the first one.
             self._decide(SliceReady(self.step.number, key, values, self.form or FIRST_FORM))
         if is_closing:
             self._commit(now)
 
+    def _is_unmasked(self, masking: MaskedSteps, now: float) -> bool:
+        """Whether the sum of those that contributed can be read; it is asked for what that takes, once."""
+        if not masking.is_settled:
+            self._decisions += masking.ask(self.step.contributions.keys(), now)
+        return masking.is_unmasked
+
+    def _repeat_step(self, now: float) -> None:
+        """Begin the step that is on anew: its masks cannot be taken out any more."""
+        for member in self.members.values():
+            member.begin_anew()
+        self.step = self._new_step(self.step.number)
+        self._advance(now)
+
     def _new_step(self, number: int) -> Step:
         agreement = Agreement(lambda key: str(self.fingerprint[key.tensor]), self._agreed)
+        if self.masking is not None:
+            return Step(number, AGGREGATORS["mean"], RELEASES["step"], agreement, self._combine_masked)
         if self._rule is None:
             return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release], agreement)
         return Step(number, AGGREGATORS["mean"], RELEASES["step"], agreement, self._combine)
@@ -544,6 +610,11 @@ class Session:
         assert self._rule is not None
         return self._rule.combine(slices, complete, self.fingerprint)
 
+    def _combine_masked(self, slices: Mapping[SliceKey, Sequence[Held]], _complete: Collection[str]) -> StepOutcome:
+        assert self.masking is not None
+        outcome, self.step.totals = self.masking.combine(slices, self.step.contributions)
+        return outcome
+
     def _commit(self, now: float) -> None:
         step = self.step
         lagging = self.members.standing(Standing.LAGGING)
@@ -551,8 +622,9 @@ class Session:
         if cadence is not None:
             self.batches, self.form = cadence.batches, cadence.form or self.form
         differing = self._comparison.committed(step, self.members)
-        self._samples.committed(step.contributions, step.batches)
-        self._curvature.committed()
+        if self.masking is None:
+            self._samples.committed(step.contributions, step.batches)
+            self._curvature.committed()
         for device, reason in sorted(step.unlike.items()):
             self._unlike[device] += 1
             if self._unlike[device].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, ... time

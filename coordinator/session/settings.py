@@ -1,6 +1,6 @@
 """Settings of a session, checked where they enter."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from edgenewton.v1 import MAX_MESSAGE_BYTES
 from edgenewton.v1 import exchange_pb2 as pb
@@ -30,6 +30,7 @@ SecondsOrZero = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
 _BY_ELEMENT = ("median", "trimmed-mean")
+_FOR_SUMS = ("int8", "fp32", "bf16", "fp16")
 _SPARSE = ("topk", "sparse4", "sparse2", "sparse1")
 
 
@@ -58,6 +59,11 @@ class SessionSettings(BaseModel):
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """A device's contribution counts with at most so many samples; None means 16 times the median of what the devices
     declare."""
+    secure_aggregation: bool = False
+    """Whether the devices mask what they send, so that the coordinator learns sums only. The codec is for the means
+    alone then: int8, or fp32, bf16 or fp16."""
+    mask_bits: Literal[4, 8] = 8
+    """With secure aggregation: bits of a device's integers of gradients and moves, without those that the sum takes."""
     release: Literal["slice", "step"] = "slice"
     """When the results leave: each slice once all have contributed to it, or all when the step commits."""
     frame_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES // 2)] = 1 << 20
@@ -97,6 +103,13 @@ class SessionSettings(BaseModel):
     max_snapshot_bytes: Annotated[int, Field(ge=1)] = 8 << 30
     """Largest state that a device may hand in."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("secure_aggregation") and given.get("codec", "auto") == "auto":
+            return {**given, "codec": "int8"}
+        return given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.quorum is not None and self.quorum > self.devices:
@@ -113,6 +126,18 @@ class SessionSettings(BaseModel):
                 f"the aggregator {self.aggregator} takes each element on its own, and the codec {self.codec} sends few "
                 "of them: what most devices did not send would be 0; take the aggregator history, or another codec"
             )
+        if self.secure_aggregation and self.aggregator != "mean":
+            raise ValueError(
+                f"the aggregator {self.aggregator} looks at what each device sends, and secure_aggregation hides just "
+                "that; take the aggregator mean, or no secure_aggregation"
+            )
+        if self.secure_aggregation and self.codec not in _FOR_SUMS:
+            raise ValueError(
+                f"with secure_aggregation all devices send the same elements, and the codec {self.codec} chooses some, "
+                f"or writes them otherwise each time; take one of {', '.join(_FOR_SUMS)}"
+            )
+        if self.secure_aggregation and self.required < 2:
+            raise ValueError("with secure_aggregation a step needs two devices at least: the sum of one is its own")
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError(f"lease_s {self.lease_s:g} is less than two heartbeats of {self.heartbeat_s:g} s")
         return self
@@ -147,4 +172,7 @@ class SessionSettings(BaseModel):
             lease_s=self.lease_s,
             rejoin_deadline_s=self.rejoin_deadline_s,
             digest_every=self.digest_every,
+            secure_aggregation=pb.SecureAggregation(bits=self.mask_bits, least=max(2, self.required))
+            if self.secure_aggregation
+            else None,
         )

@@ -3,9 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from edgenewton.common.evaluation import Evaluation
+from edgenewton.secure_aggregation.contribution_form import Totals
+from edgenewton.secure_aggregation.modular_integers import Integers
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.sketch import Sketch
@@ -16,6 +20,8 @@ from coordinator.session.cadence import Pace
 from coordinator.session.release import ReleasePolicy
 from coordinator.session.robust.step_rule import Held, StepOutcome
 
+Values = npt.NDArray[Any]
+"""Of a slice: float32, or masked integers with secure aggregation."""
 Combine = Callable[[Mapping[SliceKey, Sequence[Held]], Collection[str]], StepOutcome]
 
 
@@ -37,6 +43,8 @@ class Contribution:
     """How long it took, if it says."""
     most_samples: int | None = None
     """So many of its samples count at most."""
+    numbers: Integers | None = None
+    """With secure aggregation: what else it says, masked; samples are 1 then, and loss and evaluation say nothing."""
 
     @property
     def weight(self) -> int:
@@ -80,6 +88,8 @@ class Step:
     ) -> None:
         self.number = number
         self.agreement = agreement
+        self.totals: Totals | None = None
+        """What all contributions say together, if they were masked, once the step is combined."""
         self.unlike: dict[str, str] = {}
         """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
         self._make_aggregator = make_aggregator
@@ -123,7 +133,7 @@ class Step:
         """Whether a device's slice is in, from this or an earlier connection."""
         return key in self._sent_by.get(device, ())
 
-    def add(self, device: str, samples: int | None, key: SliceKey, values: Float32Array) -> None:
+    def add(self, device: str, samples: int | None, key: SliceKey, values: Values) -> None:
         """Add one slice of a device that is not in yet; one whose result has left is dropped, and those after it.
 
         Without samples it counts as sent, and weighs nothing, whatever the rule: the device skips its batch.

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -21,7 +22,8 @@ class Held(NamedTuple):
     """What a device sent of a slice."""
 
     device: str
-    values: Float32Array
+    values: npt.NDArray[Any]
+    """Float32, or masked integers with secure aggregation."""
     samples: int
 
 

@@ -26,6 +26,8 @@ from edge_client.exchange.remote.assembly import Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection, NoEntryError
 from edge_client.exchange.remote.device_stages import DeviceStages
 from edge_client.exchange.remote.link import Link
+from edge_client.exchange.remote.masked_membership import MaskedMembership
+from edge_client.exchange.remote.masking import Channels, Masking
 from edge_client.exchange.remote.membership import GrpcMembership, Place
 from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
@@ -127,6 +129,7 @@ class GradientExchange:
         if self._membership is not None:
             raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
         frozen = replica.frozen_sketch()
+        channels = Channels(place.session, place.device)
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
             session=place.session,
@@ -141,6 +144,7 @@ class GradientExchange:
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,
             run_steps=self._run_steps,
+            channel_key=pb.ChannelKey(device=place.device, public=channels.public),
         )
         round_trip = RoundTrip()
         try:
@@ -156,10 +160,15 @@ class GradientExchange:
         layout = Layout(tuple(tensors), choice.policy(), reply.settings.frame_bytes)
         patience_s = self._reconnect_deadline_s
         assembly = Assembly(layout, reply.first_step)
-        link = Link(self._loop, self._connection, request, reply, assembly, patience_s, round_trip)
+        masking = None
+        if reply.settings.HasField("secure_aggregation"):
+            sent_layout = Layout(tuple(tensors), choice.masked_policy(), reply.settings.frame_bytes)
+            masking = Masking(channels, sent_layout, reply.settings.secure_aggregation)
+        link = Link(self._loop, self._connection, request, reply, assembly, patience_s, round_trip, masking)
         link.start()
         ways = DeviceStages(choice, stages)
-        self._membership = GrpcMembership(place, link, layout, ways, reply, replica, patience_s)
+        of_place = (place, link, layout, ways, reply, replica, patience_s)
+        self._membership = GrpcMembership(*of_place) if masking is None else MaskedMembership(masking, *of_place)
         if reply.snapshot == pb.SNAPSHOT_ACTION_DOWNLOAD:
             self._membership.load_state()
         return self._membership

@@ -27,10 +27,15 @@ class StateWanted:
 
 
 @dataclass(frozen=True)
+class MasksReady:
+    """It is settled who masks in the step that is on."""
+
+
+@dataclass(frozen=True)
 class Lost:
     """The place is lost."""
 
     error: Exception
 
 
-Event = Committed | Healed | StateWanted | Lost
+Event = Committed | Healed | StateWanted | MasksReady | Lost

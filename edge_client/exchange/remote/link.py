@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Collection
 from typing import Any
 
@@ -22,7 +23,8 @@ from edge_client.exchange.errors import Cause, ExchangeError
 from edge_client.exchange.interface import Traffic
 from edge_client.exchange.remote.assembly import AssembledStep, Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection
-from edge_client.exchange.remote.events import Committed, Event, Healed, Lost, StateWanted
+from edge_client.exchange.remote.events import Committed, Event, Healed, Lost, MasksReady, StateWanted
+from edge_client.exchange.remote.masking import Masking
 from edge_client.exchange.remote.outgoing import Outgoing
 from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.snapshots import Metadata, download, upload
@@ -62,6 +64,7 @@ class Link:
         assembly: puts together what comes.
         reconnect_deadline_s: seconds in which a lost coordinator must be found again.
         round_trip: is told of the heartbeats and their answers.
+        masking: answers what the coordinator asks of masks, with secure aggregation.
 
     """
 
@@ -74,8 +77,11 @@ class Link:
         assembly: Assembly,
         reconnect_deadline_s: float,
         round_trip: RoundTrip,
+        masking: Masking | None = None,
     ) -> None:
         self.round_trip = round_trip
+        self._masking = masking
+        self._answers: deque[bytes] = deque()
         self._loop = loop
         self._connection = connection
         self._request = request
@@ -194,7 +200,9 @@ class Link:
 
     def _has_event(self, step: int) -> bool:
         is_committed = not self._is_healing and self._assembly.has_committed(step)
-        return self._failure is not None or self._healed is not None or is_committed or self._is_state_wanted
+        has_masks = self._masking is not None and self._masking.is_ready(step)
+        has_news = is_committed or self._is_state_wanted or has_masks
+        return self._failure is not None or self._healed is not None or has_news
 
     def _take_event(self, step: int) -> Event:
         if self._failure is not None:
@@ -207,6 +215,8 @@ class Link:
         taken = None if self._is_healing else self.take_step(step)
         if taken is not None:
             return Committed(taken)
+        if self._masking is not None and self._masking.is_ready(step):
+            return MasksReady()
         self._is_state_wanted = False
         return StateWanted()
 
@@ -273,6 +283,7 @@ class Link:
         self._stream = call
         self._heard_at = time.monotonic()
         self.round_trip.begin()
+        self._answers.clear()
         with self._changed:
             self._outgoing.rewind()
         helpers = [
@@ -300,6 +311,10 @@ class Link:
         """Send what the device's thread hands in, from the first frame of its step on."""
         while True:
             self._wake.clear()
+            while self._answers:
+                answer = self._answers.popleft()
+                await call.write(answer)
+                self._bytes_sent += len(answer)
             while (frame := self._next_frame()) is not None:
                 failpoint("before-send", self._outgoing.step)
                 await call.write(frame)
@@ -340,6 +355,12 @@ class Link:
                 self._changed.notify_all()
             if frame.HasField("snapshot_wanted"):
                 self._is_state_wanted = True
+                self._changed.notify_all()
+        if self._masking is not None and (answer := self._masking.answer(frame)) is not None:
+            self._answers.append(answer.SerializeToString())
+            self._wake.set()
+        if frame.HasField("maskers"):
+            with self._changed:
                 self._changed.notify_all()
         if frame.HasField("heartbeat"):
             self.round_trip.arrive()

@@ -25,7 +25,7 @@ from edge_client.exchange.errors import Cause, ExchangeError, NonFiniteGradientE
 from edge_client.exchange.interface import Pace, Replica, StepResult, TensorKey, Traffic
 from edge_client.exchange.remote.assembly import AssembledStep
 from edge_client.exchange.remote.device_stages import DeviceStages
-from edge_client.exchange.remote.events import Committed, Healed, Lost, StateWanted
+from edge_client.exchange.remote.events import Committed, Healed, Lost, MasksReady, StateWanted
 from edge_client.exchange.remote.link import Link
 from edge_client.exchange.remote.sent_slices import SentSlices
 
@@ -121,14 +121,9 @@ class GrpcMembership:
 
     def begin(self, samples: int, *, is_repeated: bool = False) -> None:
         """Begin the next step: see `Membership.begin`."""
-        failpoint("after-apply", self.step - 1)
-        if self._link.take_wish():
-            self._hand_state_in()
+        self._begin_step(is_repeated=is_repeated)
         self._packer = FramePacker(self.step, samples, self._layout.frame_bytes, is_skipped=not samples)
-        self._contributed = set()
         self._sent = SentSlices(self._writer)
-        self._is_repeated = is_repeated
-        self._link.begin_step(self.step)
 
     def skip(self) -> None:
         """Skip what is left of the batch: see `Membership.skip`."""
@@ -141,12 +136,7 @@ class GrpcMembership:
         """Send one tensor: see `Membership.contribute`."""
         if self._packer is None:
             raise ExchangeError(f"device {self._place.device!r}: begin a step before contributing to it", Cause.INVALID)
-        if self._link.lost is not None:
-            raise self._link.explain(self._link.lost.error)
-        index = self._index[key]
-        flat = _to_numpy(value)
-        self._check_finite(self._specs[index], flat)  # all of it, before any of it leaves
-        self._contributed.add(index)
+        index, flat = self._checked(key, value)
         # The step went on without this device; of a repeated one the commit says whether it did.
         is_late = self.has_committed(self.step) and not self._is_repeated
         for piece in self._layout.slices(index):
@@ -169,14 +159,7 @@ class GrpcMembership:
         """End the contribution: see `Membership.complete`."""
         if self._packer is None:
             raise ExchangeError(f"device {self._place.device!r}: begin a step before completing it", Cause.INVALID)
-        contribution = pb.Contribution(
-            loss=loss,
-            evaluation=evaluation_to_proto(evaluation),
-            sketch=self._sketch_if_due(batches),
-            hyperparameters=hyperparameters,
-            batches=batches,
-            pace=None if pace is None else self._to_proto(pace),
-        )
+        contribution = self._end_of_contribution(loss, evaluation, hyperparameters, batches, pace)
         self._link.send(self._packer.take(pb.Frame(contribution=contribution)), is_last=True)
         self._packer, self._loss = None, loss
 
@@ -203,22 +186,11 @@ class GrpcMembership:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what this device has still to send: see `Membership.state_dict`."""
-        return {
-            _slice_name(self._specs[key.tensor], key): _to_saved(state)
-            for key, state in self._writer.state_dict().items()
-        }
+        return self._named(self._writer.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what was still to be sent: see `Membership.load_state_dict`."""
-        keys = {
-            _slice_name(spec, piece.key): piece.key
-            for index, spec in enumerate(self._specs)
-            for piece in self._layout.slices(index)
-        }
-        unknown = state.keys() - keys.keys()
-        if unknown:
-            raise ValueError(f"the state has something to send of {min(unknown)}, which the model lacks")
-        self._writer.load_state_dict({keys[name]: _from_saved(remembered) for name, remembered in state.items()})
+        self._writer.load_state_dict({key: _from_saved(remembered) for key, remembered in self._keyed(state).items()})
 
     def leave(self, failure: str) -> None:
         """Give the place back; a coordinator that is gone is left alone."""
@@ -259,6 +231,8 @@ class GrpcMembership:
                         return None
                 case StateWanted():
                     self._hand_state_in()
+                case MasksReady():
+                    self._on_masks()
         raise ExchangeError(
             f"device {self._place.device!r}, step {self.step}: the coordinator at {self._place.address} neither "
             f"committed nor ended the step within {wait_s:g} s",
@@ -270,10 +244,7 @@ class GrpcMembership:
         if not healed.data:
             return  # this device's own state has become that of the session
         self._replica.load(healed.data)
-        # The errors that the old one remembers belong to another past.
-        self._writer = SliceWriter(self._layout, self._stages.policy)
-        self._sent = SentSlices(self._writer)
-        self._packer = None
+        self._forget_unsent()
         self.step = healed.step
         log.info("device %r goes on at step %d with the state of another device", self._place.device, healed.step)
         while (later := self._link.take_step(self.step)) is not None:
@@ -283,12 +254,83 @@ class GrpcMembership:
         """Give this device's state away: somebody needs it. Between two steps it is what all share."""
         self._link.upload(self.step, self._replica.dump())
 
+    # ------------------------------------------------------------------ what masks make otherwise
+
+    def _on_masks(self) -> None:
+        """Take note that it is settled who masks in the step that is on."""
+
+    def _settle(self, step: int, counted: int | None) -> None:
+        """Take note of what of a step's contribution counted: so many slices, or all."""
+        self._sent.settle(step, counted)
+
+    def _forget_unsent(self) -> None:
+        """Forget what was not sent: the errors that the old state remembers belong to another past."""
+        self._writer = SliceWriter(self._layout, self._stages.policy)
+        self._sent = SentSlices(self._writer)
+        self._packer = None
+
     # ------------------------------------------------------------------ inner workings
+
+    def _begin_step(self, *, is_repeated: bool) -> None:
+        failpoint("after-apply", self.step - 1)
+        if self._link.take_wish():
+            self._hand_state_in()
+        self._contributed = set()
+        self._is_repeated = is_repeated
+        self._link.begin_step(self.step)
+
+    def _checked(self, key: TensorKey, value: Tensor) -> tuple[int, Float32Array]:
+        """Return a tensor's number and its elements, all of which are checked before any of them leaves."""
+        if self._link.lost is not None:
+            raise self._link.explain(self._link.lost.error)
+        index = self._index[key]
+        flat = _to_numpy(value)
+        self._check_finite(self._specs[index], flat)
+        self._contributed.add(index)
+        return index, flat
+
+    def _end_of_contribution(
+        self,
+        loss: float,
+        evaluation: Evaluation | None,
+        hyperparameters: Mapping[str, float] | None,
+        batches: int,
+        pace: Pace | None,
+    ) -> pb.Contribution:
+        return pb.Contribution(
+            loss=loss,
+            evaluation=evaluation_to_proto(evaluation),
+            sketch=self._sketch_if_due(batches),
+            hyperparameters=hyperparameters,
+            batches=batches,
+            pace=None if pace is None else self._to_proto(pace),
+        )
+
+    def _named(self, states: Mapping[SliceKey, Any]) -> dict[str, Any]:
+        """Return what is remembered of slices by their names, as it is saved."""
+        return {_slice_name(self._specs[key.tensor], key): _to_saved(state) for key, state in states.items()}
+
+    def _keyed(self, state: Mapping[str, Any]) -> dict[SliceKey, Any]:
+        """Return what `_named` gave, by slice.
+
+        Raises:
+            ValueError: the model lacks one of them.
+
+        """
+        keys = {
+            _slice_name(spec, piece.key): piece.key
+            for index, spec in enumerate(self._specs)
+            for piece in self._layout.slices(index)
+        }
+        unknown = state.keys() - keys.keys()
+        if unknown:
+            raise ValueError(f"the state has something to send of {min(unknown)}, which the model lacks")
+        return {keys[name]: remembered for name, remembered in state.items()}
 
     def _result(self, step: AssembledStep) -> StepResult:
         """Return a committed step as tensors, and count it as taken."""
         commit = step.commit or pb.Commit()
-        self._sent.settle(step.step, commit.counted_slices.get(self._place.device))
+        self._settle(step.step, commit.counted_slices.get(self._place.device))
         tensors = {}
         for index, values in step.tensors.items():
             spec = self._specs[index]

@@ -1,7 +1,7 @@
 """What is wrong with a message of secure aggregation, and whose it is."""
 
 
-class SecureAggregationError(Exception):
+class SecureAggregationError(ValueError):
     """A device, or the coordinator, broke the protocol; the text names it.
 
     Args:

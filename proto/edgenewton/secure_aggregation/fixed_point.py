@@ -1,6 +1,7 @@
 """Vectors of reals as integers that can be added under masks: all devices take the same scales, block by block."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class FixedPoint:
             return (1 << (MOST_BITS - 2)) // self.devices  # a bit less: float64 rounds integers of that size
         return (1 << (self.bits - 1)) - 1
 
-    def encode(self, values: Float32Array) -> "Encoded":
+    def encode(self, values: npt.NDArray[np.floating[Any]]) -> "Encoded":
         """Return values as integers modulo 2^`sum_bits`, rounded to nearest; those that are too large are clipped."""
         steps = self._steps(len(values))
         with np.errstate(divide="ignore", invalid="ignore"):

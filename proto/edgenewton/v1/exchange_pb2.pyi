@@ -32,6 +32,7 @@ class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODEC_SPARSE_TERNARY: _ClassVar[Codec]
     CODEC_SPARSE_SIGN: _ClassVar[Codec]
     CODEC_AUTO: _ClassVar[Codec]
+    CODEC_MASKED: _ClassVar[Codec]
 
 class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -80,6 +81,7 @@ CODEC_SPARSE_INT4: Codec
 CODEC_SPARSE_TERNARY: Codec
 CODEC_SPARSE_SIGN: Codec
 CODEC_AUTO: Codec
+CODEC_MASKED: Codec
 TENSOR_KIND_UNSPECIFIED: TensorKind
 TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
@@ -115,7 +117,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ..., kind: _Optional[_Union[TensorKind, str]] = ..., parts: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., structure: _Optional[_Union[TensorStructure, str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch", "run_steps", "frozen_sketch")
+    __slots__ = ("protocol_version", "session", "device", "tensors", "training_samples", "options", "weights_digest", "software", "codecs", "next_step", "token", "sketch", "channel_key", "run_steps", "frozen_sketch")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +137,7 @@ class JoinRequest(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SKETCH_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_KEY_FIELD_NUMBER: _ClassVar[int]
     RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
     FROZEN_SKETCH_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
@@ -149,9 +152,10 @@ class JoinRequest(_message.Message):
     next_step: int
     token: str
     sketch: Sketch
+    channel_key: ChannelKey
     run_steps: int
     frozen_sketch: Sketch
-    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., run_steps: _Optional[int] = ..., frozen_sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., session: _Optional[str] = ..., device: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., training_samples: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., weights_digest: _Optional[bytes] = ..., software: _Optional[str] = ..., codecs: _Optional[_Iterable[_Union[Codec, str]]] = ..., next_step: _Optional[int] = ..., token: _Optional[str] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., channel_key: _Optional[_Union[ChannelKey, _Mapping]] = ..., run_steps: _Optional[int] = ..., frozen_sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("protocol_version", "first_step", "settings", "token", "snapshot", "batches", "form")
@@ -172,7 +176,7 @@ class JoinReply(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., first_step: _Optional[int] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ..., token: _Optional[str] = ..., snapshot: _Optional[_Union[SnapshotAction, str]] = ..., batches: _Optional[int] = ..., form: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class ExchangeSettings(_message.Message):
-    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "powersgd_rank", "topk_fraction", "heartbeat_s", "lease_s", "rejoin_deadline_s", "digest_every")
+    __slots__ = ("codec", "frame_bytes", "devices", "quorum", "step_deadline_s", "join_deadline_s", "powersgd_rank", "topk_fraction", "heartbeat_s", "lease_s", "rejoin_deadline_s", "digest_every", "secure_aggregation")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +189,7 @@ class ExchangeSettings(_message.Message):
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     REJOIN_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     DIGEST_EVERY_FIELD_NUMBER: _ClassVar[int]
+    SECURE_AGGREGATION_FIELD_NUMBER: _ClassVar[int]
     codec: Codec
     frame_bytes: int
     devices: int
@@ -197,7 +202,78 @@ class ExchangeSettings(_message.Message):
     lease_s: float
     rejoin_deadline_s: float
     digest_every: int
-    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ..., powersgd_rank: _Optional[int] = ..., topk_fraction: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., lease_s: _Optional[float] = ..., rejoin_deadline_s: _Optional[float] = ..., digest_every: _Optional[int] = ...) -> None: ...
+    secure_aggregation: SecureAggregation
+    def __init__(self, codec: _Optional[_Union[Codec, str]] = ..., frame_bytes: _Optional[int] = ..., devices: _Optional[int] = ..., quorum: _Optional[int] = ..., step_deadline_s: _Optional[float] = ..., join_deadline_s: _Optional[float] = ..., powersgd_rank: _Optional[int] = ..., topk_fraction: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., lease_s: _Optional[float] = ..., rejoin_deadline_s: _Optional[float] = ..., digest_every: _Optional[int] = ..., secure_aggregation: _Optional[_Union[SecureAggregation, _Mapping]] = ...) -> None: ...
+
+class SecureAggregation(_message.Message):
+    __slots__ = ("bits", "least")
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FIELD_NUMBER: _ClassVar[int]
+    bits: int
+    least: int
+    def __init__(self, bits: _Optional[int] = ..., least: _Optional[int] = ...) -> None: ...
+
+class ChannelKey(_message.Message):
+    __slots__ = ("device", "public", "certificates", "signature")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    public: bytes
+    certificates: _containers.RepeatedScalarFieldContainer[bytes]
+    signature: bytes
+    def __init__(self, device: _Optional[str] = ..., public: _Optional[bytes] = ..., certificates: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class KeysWanted(_message.Message):
+    __slots__ = ("circle", "channel_keys")
+    CIRCLE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_KEYS_FIELD_NUMBER: _ClassVar[int]
+    circle: _containers.RepeatedScalarFieldContainer[str]
+    channel_keys: _containers.RepeatedCompositeFieldContainer[ChannelKey]
+    def __init__(self, circle: _Optional[_Iterable[str]] = ..., channel_keys: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ...) -> None: ...
+
+class StepKeys(_message.Message):
+    __slots__ = ("public", "seed_digest", "boxes", "digests")
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    SEED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    public: bytes
+    seed_digest: bytes
+    boxes: bytes
+    digests: bytes
+    def __init__(self, public: _Optional[bytes] = ..., seed_digest: _Optional[bytes] = ..., boxes: _Optional[bytes] = ..., digests: _Optional[bytes] = ...) -> None: ...
+
+class Maskers(_message.Message):
+    __slots__ = ("public", "maskers", "announcements", "scales")
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    MASKERS_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCEMENTS_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    public: bytes
+    maskers: bytes
+    announcements: bytes
+    scales: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, public: _Optional[bytes] = ..., maskers: _Optional[bytes] = ..., announcements: _Optional[bytes] = ..., scales: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Unmask(_message.Message):
+    __slots__ = ("public", "contributed")
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTED_FIELD_NUMBER: _ClassVar[int]
+    public: bytes
+    contributed: bytes
+    def __init__(self, public: _Optional[bytes] = ..., contributed: _Optional[bytes] = ...) -> None: ...
+
+class Revealed(_message.Message):
+    __slots__ = ("public", "of_keys", "of_seeds")
+    PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    OF_KEYS_FIELD_NUMBER: _ClassVar[int]
+    OF_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    public: bytes
+    of_keys: bytes
+    of_seeds: bytes
+    def __init__(self, public: _Optional[bytes] = ..., of_keys: _Optional[bytes] = ..., of_seeds: _Optional[bytes] = ...) -> None: ...
 
 class TensorSlice(_message.Message):
     __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")
@@ -218,7 +294,7 @@ class TensorSlice(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped")
+    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped", "keys_wanted", "step_keys", "maskers", "unmask", "revealed", "masked_with")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +304,12 @@ class Frame(_message.Message):
     SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
     HEAL_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    KEYS_WANTED_FIELD_NUMBER: _ClassVar[int]
+    STEP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    MASKERS_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
+    REVEALED_FIELD_NUMBER: _ClassVar[int]
+    MASKED_WITH_FIELD_NUMBER: _ClassVar[int]
     step: int
     samples: int
     slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
@@ -237,7 +319,13 @@ class Frame(_message.Message):
     snapshot_wanted: SnapshotWanted
     heal: Heal
     skipped: bool
-    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ...) -> None: ...
+    keys_wanted: KeysWanted
+    step_keys: StepKeys
+    maskers: Maskers
+    unmask: Unmask
+    revealed: Revealed
+    masked_with: bytes
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ..., keys_wanted: _Optional[_Union[KeysWanted, _Mapping]] = ..., step_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., maskers: _Optional[_Union[Maskers, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., revealed: _Optional[_Union[Revealed, _Mapping]] = ..., masked_with: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -254,7 +342,7 @@ class Heal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation", "hyperparameters", "batches", "pace", "sketch")
+    __slots__ = ("loss", "evaluation", "hyperparameters", "batches", "pace", "sketch", "numbers")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -268,13 +356,15 @@ class Contribution(_message.Message):
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     PACE_FIELD_NUMBER: _ClassVar[int]
     SKETCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
     hyperparameters: _containers.ScalarMap[str, float]
     batches: int
     pace: Pace
     sketch: Sketch
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ...) -> None: ...
+    numbers: bytes
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., numbers: _Optional[bytes] = ...) -> None: ...
 
 class Sketch(_message.Message):
     __slots__ = ("groups",)

@@ -317,6 +317,8 @@ class FramePacker:
     frame_bytes: int
     is_skipped: bool = False
     """Whether what is added weighs nothing, because its device skips its batch; there are no samples then."""
+    masked_with: bytes = b""
+    """With secure aggregation: the beginning of the device's key for the step."""
     _parts: list[Data] = field(init=False, default_factory=list)
     _size: int = field(init=False, default=0)
 
@@ -335,7 +337,9 @@ class FramePacker:
 
     def take(self, news: pb.Frame | None = None) -> bytes:
         """Return the frame as it is (perhaps without slices), with `news` in it, and begin a new one."""
-        head = pb.Frame(step=self.step, samples=self.samples, skipped=self.is_skipped).SerializeToString()
+        head = pb.Frame(
+            step=self.step, samples=self.samples, skipped=self.is_skipped, masked_with=self.masked_with
+        ).SerializeToString()
         tail = news.SerializeToString() if news is not None else b""
         frame = b"".join((head, *self._parts, tail))
         self._parts, self._size = [], 0

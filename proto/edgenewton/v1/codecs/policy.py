@@ -16,6 +16,7 @@ from edgenewton.v1.codecs.feedback import ErrorFeedback
 from edgenewton.v1.codecs.int4 import Int4
 from edgenewton.v1.codecs.int8 import Int8
 from edgenewton.v1.codecs.interface import Codec, Stage
+from edgenewton.v1.codecs.masked import Masked
 from edgenewton.v1.codecs.plain import WORTH_IT, Bf16, Fp16, Fp32
 from edgenewton.v1.codecs.powersgd import PowerSgd
 from edgenewton.v1.codecs.sign import Sign
@@ -160,6 +161,14 @@ class CodecChoice:
             parameter=lambda _spec: Chain(codec=Fp32()),
             in_use=in_use,
         )
+
+    def masked_policy(self) -> Policy:
+        """Return how devices write with secure aggregation; slices are those of `policy`, as which sums come back."""
+
+        def masked(spec: TensorSpec) -> Chain:
+            return Chain(codec=Masked(), is_whole=self.policy().chain_for(spec).takes_whole_tensors)
+
+        return Policy(masked, masked, masked)
 
     def _bare_for(self, spec: TensorSpec, in_use: FormInUse | None = None) -> Codec:
         """Return what writes a gradient or a delta, without feedback."""

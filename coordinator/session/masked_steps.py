@@ -1,0 +1,213 @@
+"""The steps of a session with secure aggregation: when masks are agreed on, and how the sum is unmasked."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from edgenewton.secure_aggregation.contribution_form import (
+    NUMBERS_STREAM,
+    ContributionForm,
+    Totals,
+    all_slices,
+    key_hint,
+    may_be_rounded,
+    scales_by_slice,
+    stream_of,
+)
+from edgenewton.secure_aggregation.fixed_point import Float32Array, Scales
+from edgenewton.secure_aggregation.messages import revealed_from_proto, scales_to_bytes, step_keys_from_proto
+from edgenewton.secure_aggregation.modular_integers import Integers, WidthError, unpack
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.framing import Layout, Slice, SliceKey
+from edgenewton.v1.tensor_spec import TensorSpec
+
+from coordinator.session.decisions import Decision, KeysWanted, MaskersSettled, SharesWanted
+from coordinator.session.masked_round import MaskedRound, MaskingPhase
+from coordinator.session.members import Standing
+from coordinator.session.robust.step_rule import Held, StepOutcome
+from coordinator.session.roster import Roster
+from coordinator.session.settings import SessionSettings
+from coordinator.session.step import Contribution, Step
+
+PATIENCE_S = 2.0
+"""Once enough devices have sent keys, the others have so much time from the question on."""
+
+
+class MaskedSteps:
+    """What a session does otherwise if its devices mask.
+
+    Args:
+        session: its name.
+        settings: of the session.
+
+    """
+
+    def __init__(self, session: str, settings: SessionSettings) -> None:
+        self._session, self._settings = session, settings
+        self._round: MaskedRound | None = None
+        self._of: Step | None = None
+        self._since = 0.0
+        self._layout: Layout | None = None
+        self._scales: dict[SliceKey, Scales] = {}
+        self._written: list[bytes] = []
+        """The scales of the step that is on, for each slice."""
+        self.form: ContributionForm | None = None
+        """How the contributions to the step that is on are written, once it is settled who masks."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is settled whose contributions are summed up."""
+        return self._round is not None and self._round.phase is MaskingPhase.SHARES
+
+    def is_late(self, device: str) -> bool:
+        """Whether what a device contributes now can no more be in the sum."""
+        return self._round is not None and self.is_settled and device not in self._round.contributed
+
+    def is_masked_with(self, device: str, hint: bytes) -> bool:
+        """Whether what a device contributed is masked with its key of this round; that of another is of no use."""
+        of = self._round
+        return of is not None and device in of.maskers and key_hint(of.keys[device].public) == hint
+
+    def advance(self, step: Step, members: Roster, fingerprint: tuple[TensorSpec, ...], now: float) -> list[Decision]:
+        """Begin a round if a step has none, and settle who masks once their keys are here."""
+        if self._of is not step:
+            return self._begin(step, members, fingerprint, now)
+        of = self._round
+        if of is None or of.phase is not MaskingPhase.KEYS:
+            return []
+        awaited = set(of.circle) & members.keys()
+        has_enough = len(of.keys) >= max(of.needed, self._settings.required)
+        if has_enough and (of.keys.keys() >= awaited or now >= self._since + PATIENCE_S):
+            return self._settle_maskers(of)
+        is_hopeless = len(awaited) < of.needed or now >= self._since + self._settings.step_deadline_s
+        return self._begin(step, members, fingerprint, now) if is_hopeless else []
+
+    def ask(self, contributed: Collection[str], now: float) -> list[Decision]:
+        """Settle whose contributions are summed up, and ask for what unmasks the sum."""
+        assert self._round is not None
+        self._round.ask(contributed)
+        self._since = now
+        return [SharesWanted(self._round.step, self._round)]
+
+    @property
+    def is_unmasked(self) -> bool:
+        """Whether enough was revealed."""
+        return self._round is not None and self._round.is_unmasked
+
+    def is_stuck(self, members: Collection[str], now: float) -> bool:
+        """Whether what unmasks the sum will not come: the step has to begin anew."""
+        of = self._round
+        if of is None or of.phase is not MaskingPhase.SHARES or of.is_unmasked:
+            return False
+        return len(set(of.maskers) & set(members)) < of.needed or now >= self._since + self._settings.step_deadline_s
+
+    def again(self, device: str) -> list[Decision]:
+        """Return what a device is to be told that has joined again: what it was told may be lost."""
+        of = self._round
+        if of is None or device not in of.circle:
+            return []
+        if of.phase is MaskingPhase.KEYS:
+            return [KeysWanted(of.step, tuple(of.circle), only=(device,))]
+        if device not in of.maskers:
+            return []
+        settled: list[Decision] = [MaskersSettled(of.step, of, self._written, only=(device,))]
+        return [*settled, SharesWanted(of.step, of, only=(device,))] if of.phase is MaskingPhase.SHARES else settled
+
+    def take_keys(self, device: str, step: int, message: pb.StepKeys) -> None:
+        """Take a device's keys; those of another step come too late.
+
+        Raises:
+            SecureAggregationError: they are not for just its neighbours.
+
+        """
+        of = self._round
+        if of is not None and step == of.step and device in of.circle:
+            of.take_keys(device, step_keys_from_proto(device, of.neighbours(device), message))
+
+    def take_revealed(self, device: str, step: int, message: pb.Revealed) -> None:
+        """Take what a device reveals; what is about other keys comes too late.
+
+        Raises:
+            SecureAggregationError: it is not what it was asked for.
+
+        """
+        of = self._round
+        is_asked = of is not None and step == of.step and of.phase is MaskingPhase.SHARES and device in of.maskers
+        if of is not None and is_asked and message.public == of.keys[device].public:
+            of.take_revealed(device, revealed_from_proto(device, *of.held_by(device), message))
+
+    def read(self, piece: Slice, payload: memoryview) -> Integers:
+        """Return the masked integers of a slice.
+
+        Raises:
+            ValueError: they are not as many, or nobody masks yet.
+
+        """
+        if self.form is None:
+            raise ValueError(f"the {piece.spec} came before it was settled who masks")
+        try:
+            return unpack(bytes(payload), piece.length, self.form.of(piece).sum_bits)
+        except WidthError as error:
+            raise ValueError(f"the {piece.spec}: {error}") from None
+
+    def read_numbers(self, data: bytes) -> Integers:
+        """Return the masked numbers beside a contribution.
+
+        Raises:
+            ValueError: they are not as many, or nobody masks yet.
+
+        """
+        if self.form is None:
+            raise ValueError("a contribution came before it was settled who masks")
+        return unpack(data, self.form.numbers_length, self.form.numbers.sum_bits)
+
+    def combine(
+        self, slices: Mapping[SliceKey, Sequence[Held]], contributions: Mapping[str, Contribution]
+    ) -> tuple[StepOutcome, Totals]:
+        """Return the means of a step, and what all contributions say together.
+
+        Raises:
+            SecureAggregationError: a device gave the others shares of another secret.
+
+        """
+        assert self._round is not None
+        assert self.form is not None
+        numbers = [contributions[device].numbers for device in sorted(self._round.contributed)]
+        summed = self._round.sum_of(NUMBERS_STREAM, [n for n in numbers if n is not None], self.form.numbers)
+        totals = Totals.from_vector(summed)
+        devices, outcome = len(numbers), StepOutcome()
+        for piece in all_slices(self.form.layout):
+            held = [each.values for each in slices.get(piece.key, ()) if each.device in self._round.contributed]
+            if not held:
+                continue
+            total = self._round.sum_of(stream_of(piece.key), held, self.form.of(piece))
+            outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32)
+            if may_be_rounded(piece.spec.kind) and totals.samples:
+                clipped = totals.clipped[piece.key.tensor] * piece.length / max(1, piece.spec.size)
+                self._scales.setdefault(piece.key, Scales()).update(total, devices, clipped)
+        return outcome, totals
+
+    def _begin(self, step: Step, members: Roster, fingerprint: tuple[TensorSpec, ...], now: float) -> list[Decision]:
+        self._round = self.form = None
+        circle = members.standing(Standing.ACTIVE, Standing.LAGGING)
+        if len(members.standing(Standing.ACTIVE)) < self._settings.required or len(circle) < 2:
+            return []
+        if self._layout is None or self._layout.fingerprint != fingerprint:
+            choice = self._settings.codec_choice
+            self._layout = Layout(fingerprint, choice.masked_policy(), self._settings.frame_bytes)
+            self._scales = {}
+        self._of, self._since = step, now
+        self._round = MaskedRound(self._session, step.number, circle)
+        return [KeysWanted(step.number, tuple(self._round.circle))]
+
+    def _settle_maskers(self, of: MaskedRound) -> list[Decision]:
+        assert self._layout is not None
+        of.close_keys()
+        self._written = [scales_to_bytes(self._current_scales(piece)) for piece in all_slices(self._layout)]
+        # As the devices read them: rounded to bf16.
+        scales = scales_by_slice(self._layout, self._written)
+        self.form = ContributionForm(self._layout, self._settings.mask_bits, len(of.maskers), scales)
+        return [MaskersSettled(of.step, of, self._written)]
+
+    def _current_scales(self, piece: Slice) -> Float32Array | None:
+        known = self._scales.get(piece.key)
+        return None if known is None else known.current

@@ -1,0 +1,171 @@
+"""What a device says and hears of its masks: the thread of its stream answers, whatever the device does meanwhile."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgenewton.secure_aggregation.contribution_form import ContributionForm, scales_by_slice
+from edgenewton.secure_aggregation.errors import SecureAggregationError
+from edgenewton.secure_aggregation.graph import Graph
+from edgenewton.secure_aggregation.key_agreement import public_key
+from edgenewton.secure_aggregation.messages import (
+    announcements_from_bytes,
+    revealed_to_proto,
+    set_from_bytes,
+    step_keys_to_proto,
+)
+from edgenewton.secure_aggregation.shamir import random_secret
+from edgenewton.secure_aggregation.step_keys import channel_secret
+from edgenewton.secure_aggregation.step_masks import StepMasks
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.framing import Layout
+
+_KEPT_ROUNDS = 4
+"""Rounds of keys that may still be asked about."""
+
+
+class Channels:
+    """A device's key for a session, and what it has in common with the others.
+
+    Args:
+        session: its name.
+        device: this one's name.
+        check: raises `SecureAggregationError` if a key is not vouched for by the certificate of its device.
+
+    """
+
+    def __init__(self, session: str, device: str, check: Callable[[str, pb.ChannelKey], None] | None = None) -> None:
+        self.session, self.device = session, device
+        self._private = random_secret()
+        self._check = check
+        self._secrets: dict[str, tuple[bytes, bytes]] = {}
+        """For each other device its public key, and the secret in common."""
+
+    @property
+    def public(self) -> bytes:
+        """The public key, 32 bytes."""
+        return public_key(self._private)
+
+    def learn(self, key: pb.ChannelKey) -> None:
+        """Take another device's key.
+
+        Raises:
+            SecureAggregationError: nobody vouches for it, or it is none.
+
+        """
+        known = self._secrets.get(key.device)
+        if key.device == self.device or (known is not None and known[0] == key.public):
+            return
+        if self._check is not None:
+            self._check(self.session, key)
+        self._secrets[key.device] = key.public, channel_secret(self._private, self.device, key.device, key.public)
+
+    def secret(self, device: str) -> bytes:
+        """Return the secret in common with another device.
+
+        Raises:
+            SecureAggregationError: the coordinator has not told its key.
+
+        """
+        if device not in self._secrets:
+            raise SecureAggregationError("", f"names device {device!r} without its channel key")
+        return self._secrets[device][1]
+
+
+@dataclass(frozen=True)
+class ReadyMasks:
+    """Masks that can be used."""
+
+    step: int
+    masks: StepMasks
+    form: ContributionForm
+
+
+class Masking:
+    """Answers what the coordinator asks, and has the masks of the step that is on.
+
+    Args:
+        channels: to the other devices.
+        layout: of the slices, as this device writes them.
+        settings: of the session.
+
+    """
+
+    def __init__(self, channels: Channels, layout: Layout, settings: pb.SecureAggregation) -> None:
+        self.layout = layout
+        self._channels, self._settings = channels, settings
+        self._rounds: dict[bytes, tuple[int, list[str], StepMasks]] = {}
+        """By the public key: the step, the circle, the masks."""
+        self._ready: ReadyMasks | None = None
+        self._lock = threading.Lock()
+
+    def take_ready(self, step: int) -> ReadyMasks | None:
+        """Return the masks of a step, once; None as long as they are not agreed on."""
+        with self._lock:
+            ready = self._ready
+            if ready is None or ready.step != step:
+                return None
+            self._ready = None
+            return ready
+
+    def is_ready(self, step: int) -> bool:
+        """Whether there are masks of a step that were not taken."""
+        return self._ready is not None and self._ready.step == step
+
+    def answer(self, frame: pb.Frame) -> pb.Frame | None:
+        """Take what the coordinator says of masks; return what is to be answered, if anything.
+
+        Raises:
+            SecureAggregationError: another device, or the coordinator, broke the protocol: nothing is revealed.
+
+        """
+        with self._lock:
+            if frame.HasField("keys_wanted"):
+                return self._announce(frame.step, frame.keys_wanted)
+            if frame.HasField("maskers"):
+                self._take_maskers(frame.step, frame.maskers)
+            elif frame.HasField("unmask"):
+                return self._reveal(frame.step, frame.unmask)
+        return None
+
+    def _announce(self, step: int, wanted: pb.KeysWanted) -> pb.Frame | None:
+        device, circle = self._channels.device, list(wanted.circle)
+        if device not in circle or circle != sorted(set(circle)):
+            raise SecureAggregationError("", f"asks for keys of step {step} for a circle that cannot be")
+        for key in wanted.channel_keys:
+            self._channels.learn(key)
+        secrets = {other: self._channels.secret(other) for other in circle if other != device}
+        masks = StepMasks(self._channels.session, step, device, secrets, self._settings.least)
+        self._rounds[masks.keys.public] = step, circle, masks
+        for old in list(self._rounds)[:-_KEPT_ROUNDS]:
+            del self._rounds[old]
+        return pb.Frame(step=step, step_keys=step_keys_to_proto(device, masks.keys))
+
+    def _take_maskers(self, step: int, settled: pb.Maskers) -> None:
+        known = self._rounds.get(settled.public)
+        if known is None or known[0] != step:
+            return  # they are about keys that were given up
+        _, circle, masks = known
+        try:
+            maskers = set_from_bytes(circle, settled.maskers)
+            neighbours = set(Graph(circle, step).neighbours(self._channels.device)) & set(maskers)
+            announced = announcements_from_bytes(neighbours, settled.announcements)
+            scales = scales_by_slice(self.layout, settled.scales)
+        except SecureAggregationError:
+            raise
+        except ValueError as error:
+            raise SecureAggregationError("", f"says wrongly who masks in step {step}: {error}") from error
+        masks.take(maskers, announced)
+        form = ContributionForm(self.layout, self._settings.bits, len(maskers), scales)
+        self._ready = ReadyMasks(step, masks, form)
+
+    def _reveal(self, step: int, wanted: pb.Unmask) -> pb.Frame | None:
+        known = self._rounds.get(wanted.public)
+        if known is None or known[0] != step:
+            return None
+        _, circle, masks = known
+        try:
+            contributed = set_from_bytes(circle, wanted.contributed)
+        except ValueError as error:
+            raise SecureAggregationError("", f"asks wrongly for shares of step {step}: {error}") from error
+        return pb.Frame(step=step, revealed=revealed_to_proto(wanted.public, masks.reveal(contributed)))

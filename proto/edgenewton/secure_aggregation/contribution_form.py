@@ -1,0 +1,114 @@
+"""How each slice of a contribution is written under masks, and the few numbers beside them; alike on both sides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgenewton.common.evaluation import Evaluation
+from edgenewton.secure_aggregation.fixed_point import BLOCK, FixedPoint, Float32Array
+from edgenewton.secure_aggregation.messages import scales_from_bytes
+from edgenewton.v1.framing import Layout, Slice, SliceKey
+
+CURVATURE_BITS = 16
+"""Of curvature statistics: an inverse magnifies what is rounded away."""
+_NUMBERS = 5
+NUMBERS_STREAM = 2**64 - 1
+"""Of the numbers beside the slices."""
+
+
+@dataclass(frozen=True)
+class ContributionForm:
+    """How the slices of a step are written.
+
+    Args:
+        layout: of the slices.
+        bits: of a device's integers of gradients and moves.
+        devices: so many mask.
+        scales: of the blocks of the slices that have any.
+
+    """
+
+    layout: Layout
+    bits: int
+    devices: int
+    scales: Mapping[SliceKey, Float32Array]
+
+    def of(self, piece: Slice) -> FixedPoint:
+        """Return how a slice is written."""
+        bits = CURVATURE_BITS if piece.spec.kind == "curvature" else self.bits
+        return FixedPoint(bits, self.devices, self.scales.get(piece.key))
+
+    @property
+    def numbers(self) -> FixedPoint:
+        """How the numbers are written."""
+        return FixedPoint(self.bits, self.devices)
+
+    @property
+    def numbers_length(self) -> int:
+        """How many numbers there are."""
+        return _NUMBERS + len(self.layout.fingerprint)
+
+
+def key_hint(public: bytes) -> bytes:
+    """Return by what a contribution tells with which of the device's keys it is masked: 8 bytes."""
+    return public[:8]
+
+
+def may_be_rounded(kind: str) -> bool:
+    """Tell whether tensors of a kind have scales; the mean of others replaces them, so they are written finely."""
+    return kind in ("gradient", "delta", "curvature")
+
+
+def stream_of(key: SliceKey) -> int:
+    """Return the number of a slice's masks."""
+    return key.tensor << 40 | key.offset
+
+
+def all_slices(layout: Layout) -> list[Slice]:
+    """Return the slices of all tensors, in their order."""
+    return [piece for tensor in range(len(layout.fingerprint)) for piece in layout.slices(tensor)]
+
+
+def scales_by_slice(layout: Layout, written: Sequence[bytes]) -> dict[SliceKey, Float32Array]:
+    """Return the scales that came for each slice.
+
+    Raises:
+        ValueError: they are not of just these slices, or impossible.
+
+    """
+    slices = all_slices(layout)
+    if len(written) != len(slices):
+        raise ValueError(f"scales of {len(written)} slices came; the session has {len(slices)}")
+    found = (
+        (piece.key, scales_from_bytes(data, -(-piece.length // BLOCK)))
+        for piece, data in zip(slices, written, strict=True)
+    )
+    return {key: scales for key, scales in found if scales is not None}
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The numbers beside the slices: of one device, or summed up over all."""
+
+    samples: int
+    loss: float
+    """Times the samples."""
+    evaluation: Evaluation | None
+    clipped: npt.NDArray[np.float64]
+    """For each tensor, how many values were too large for their scale."""
+
+    def to_vector(self) -> npt.NDArray[np.float64]:
+        """Return them as a vector."""
+        of = self.evaluation
+        evaluated = (0.0, 0.0, 0.0) if of is None else (of.correct, of.samples, of.samples * of.loss)
+        return np.array([self.samples, self.loss, *evaluated, *self.clipped], np.float64)
+
+    @classmethod
+    def from_vector(cls, vector: npt.NDArray[np.float64]) -> "Totals":
+        """Return what a vector says."""
+        samples, loss, correct, tried, tried_loss = vector[:_NUMBERS]
+        count = round(tried)
+        evaluation = Evaluation(round(correct), count, tried_loss / count) if count > 0 else None
+        return cls(round(samples), loss, evaluation, np.rint(vector[_NUMBERS:]))
