@@ -11,7 +11,8 @@ import grpc
 from edgenewton.common.backoff import backoff
 from edgenewton.common.loop_thread import LoopThread
 from edgenewton.common.memory import keep_freed_memory
-from edgenewton.common.tls import TlsFiles
+from edgenewton.common.tls import TlsError, TlsFiles
+from edgenewton.secure_aggregation.channel_keys import ChannelKeyCheck, signed_channel_key
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
@@ -129,7 +130,7 @@ class GradientExchange:
         if self._membership is not None:
             raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
         frozen = replica.frozen_sketch()
-        channels = Channels(place.session, place.device)
+        channels, channel_key = self._open_channels()
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
             session=place.session,
@@ -144,7 +145,7 @@ class GradientExchange:
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,
             run_steps=self._run_steps,
-            channel_key=pb.ChannelKey(device=place.device, public=channels.public),
+            channel_key=channel_key,
         )
         round_trip = RoundTrip()
         try:
@@ -164,6 +165,8 @@ class GradientExchange:
         if reply.settings.HasField("secure_aggregation"):
             sent_layout = Layout(tuple(tensors), choice.masked_policy(), reply.settings.frame_bytes)
             masking = Masking(channels, sent_layout, reply.settings.secure_aggregation)
+            if self._connection.tls is None:
+                log.warning("nobody vouches for the devices' keys without TLS: the coordinator could pass on its own")
         link = Link(self._loop, self._connection, request, reply, assembly, patience_s, round_trip, masking)
         link.start()
         ways = DeviceStages(choice, stages)
@@ -191,6 +194,19 @@ class GradientExchange:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
+
+    def _open_channels(self) -> tuple[Channels, pb.ChannelKey]:
+        """Return a key for secure aggregation, with the signature of this device's certificate if it has one."""
+        place, tls = self._place, self._connection.tls
+        if tls is None:
+            channels = Channels(place.session, place.device)
+            return channels, pb.ChannelKey(device=place.device, public=channels.public)
+        try:
+            material = tls.read()
+            channels = Channels(place.session, place.device, ChannelKeyCheck(material))
+            return channels, signed_channel_key(material, place.session, place.device, channels.public)
+        except TlsError as error:
+            raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
 
     async def _ask_for_place(self, request: pb.JoinRequest, round_trip: RoundTrip) -> pb.JoinReply:
         """Join; a coordinator that goes down meanwhile has the time of a reconnection to come back."""

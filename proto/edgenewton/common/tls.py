@@ -96,7 +96,7 @@ class TlsFiles:
             raise TlsError(f"{self.certificate}: {error}") from None
         self._check_key(parsed, key)
         check_dates(str(self.certificate), identity, now or dt.datetime.now(dt.UTC))
-        if not any(_has_issued(authority, parsed) for authority in parse_certificates(self.ca, ca)):
+        if not any(has_issued(authority, parsed) for authority in parse_certificates(self.ca, ca)):
             raise TlsError(
                 f"{self.certificate} was not issued by the authority in {self.ca}; take all files from one folder that "
                 "`edge-coordinator ca issue` wrote"
@@ -174,10 +174,11 @@ def _stamp_of(path: Path) -> tuple[int, int, int] | None:
     return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
-def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+def has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Tell whether one certificate's holder has issued and signed another."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
