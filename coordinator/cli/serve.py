@@ -73,6 +73,13 @@ def serve(
         int | None,
         typer.Option(help="A device counts with so many samples at most; 16 times the devices' median unless given."),
     ] = None,
+    secure_aggregation: Annotated[
+        bool,
+        typer.Option("--secure-aggregation", help="The devices mask what they send: the coordinator learns sums only."),
+    ] = False,
+    mask_bits: Annotated[
+        int, typer.Option(help="Bits of a device's gradients under masks, 8 or 4, without those that the sum takes.")
+    ] = _SETTINGS.mask_bits,
     frame_bytes: Annotated[
         int, typer.Option(help="A frame leaves when its data reaches this size.")
     ] = _SETTINGS.frame_bytes,
@@ -173,6 +180,8 @@ def serve(
                 "aggregator": aggregator,
                 "bad_devices": bad_devices,
                 "max_samples": max_samples,
+                "secure_aggregation": secure_aggregation,
+                "mask_bits": mask_bits,
                 "frame_bytes": frame_bytes,
                 "step_deadline_s": step_deadline_s,
                 "join_deadline_s": join_deadline_s,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from edgenewton.common.tls import TlsFiles
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -58,6 +58,10 @@ class RunConfig(BaseModel):
     """So many bad devices the aggregator must bear; -1 for a quarter of them."""
     max_samples: Annotated[int, Field(ge=0)] = 0
     """A device's contribution counts with at most so many samples; 0 for 16 times the median of the devices'."""
+    secure_aggregation: bool = _SESSION.secure_aggregation
+    """Whether the devices mask what they send, so that the coordinator learns sums only."""
+    mask_bits: Literal[4, 8] = _SESSION.mask_bits
+    """Bits of a device's gradients under masks, without those that the sum takes."""
     coordinator: Annotated[str, Field(pattern=r"^$|^\S+:\d+$")] = ""
     """Address, host:port, of a coordinator that is a process of its own (`edge-coordinator serve --on-demand`), for the
     ServerApp and for all devices; empty to run one inside the ServerApp, for devices on the same machine."""
@@ -120,6 +124,8 @@ class RunConfig(BaseModel):
             # A round may begin with fewer devices, of which as many can't be bad.
             bad_devices=None if self.bad_devices < 0 else min(self.bad_devices, (devices - 1) // 2),
             max_samples=self.max_samples or None,
+            secure_aggregation=self.secure_aggregation,
+            mask_bits=self.mask_bits,
             step_deadline_s=self.step_deadline_s,
             join_deadline_s=self.join_deadline_s,
             rejoin_deadline_s=self.rejoin_deadline_s,

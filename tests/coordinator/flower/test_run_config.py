@@ -42,6 +42,13 @@ def test_a_rounds_session_has_the_aggregator_of_the_run():
     assert (settings.aggregator, settings.bad_devices, settings.max_samples) == ("mean", None, None)
 
 
+def test_a_rounds_session_masks_as_the_run_says():
+    config, _ = split_run_config(VALUES | {"secure-aggregation": True, "mask-bits": 4})
+    settings = config.session_settings(0, devices=4)
+    assert (settings.secure_aggregation, settings.mask_bits, settings.codec) == (True, 4, "int8")
+    assert not RunConfig(**VALUES).session_settings(0, devices=4).secure_aggregation
+
+
 def test_settings_of_the_devices_are_passed_on():
     config, device_settings = split_run_config(VALUES | {"curvature": "eva", "step-deadline-s": 5})
     assert device_settings == {"task": "digits", "steps": 60, "curvature": "eva"}

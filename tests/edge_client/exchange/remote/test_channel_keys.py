@@ -92,7 +92,10 @@ def train(coordinator, name, model, tls, steps=3):
 
 @pytest.mark.parametrize("swaps", [False, True])
 def test_a_coordinator_that_swaps_a_key_is_found_out(authority, files, tmp_path, swaps):
-    gate = AccessGate(ServerTls(ServerTlsFiles.parse(str(authority.folder / "coordinators" / "c0"))), AuditLog(tmp_path / "audit.jsonl"))
+    gate = AccessGate(
+        ServerTls(ServerTlsFiles.parse(str(authority.folder / "coordinators" / "c0"))),
+        AuditLog(tmp_path / "audit.jsonl"),
+    )
     with embedded_coordinator(gate=gate) as coordinator:
         coordinator.create_session("s", SessionSettings(devices=2, rejoin_deadline_s=0, secure_aggregation=True))
         mail = coordinator.directory.find("s")._masking_mail
