@@ -121,7 +121,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             )
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session, request.device)
-        return pb.LeaveReply(snapshot_wanted=is_wanted)
+        return pb.LeaveReply(snapshot_wanted=is_wanted, readers=room.healing.readers() if is_wanted else ())
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
         try:
