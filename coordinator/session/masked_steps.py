@@ -189,7 +189,7 @@ class MaskedSteps:
     def _begin(self, step: Step, members: Roster, fingerprint: tuple[TensorSpec, ...], now: float) -> list[Decision]:
         self._round = self.form = None
         circle = members.standing(Standing.ACTIVE, Standing.LAGGING)
-        if len(members.standing(Standing.ACTIVE)) < self._settings.required or len(circle) < 2:
+        if len(circle) < max(2, self._settings.required):
             return []
         if self._layout is None or self._layout.fingerprint != fingerprint:
             choice = self._settings.codec_choice
