@@ -29,7 +29,7 @@ class Leaving:
         if state.members.pop(device, None) is None:
             return
         state.decide(DeviceRemoved(device, status, reason))
-        state.members.lost[device] = now
+        state.members.lose(device, now)
         if state.phase is Phase.GATHERING and not state.members:
             if not state.admission.is_recorded:
                 state.admission.forget()

@@ -32,6 +32,9 @@ from coordinator.session.settings import SessionSettings
 from coordinator.session.state import SessionState
 from coordinator.session.step import Step
 
+MAX_UNLIKE = 10_000
+"""So many devices that were unlike the others are remembered."""
+
 
 class Progress:
     """Has the step that is on, and takes the session from one to the next.
@@ -224,6 +227,8 @@ class Progress:
     def _tell_unlike(self, step: Step) -> None:
         for device, reason in sorted(step.unlike.items()):
             self._unlike[device] += 1
+            if len(self._unlike) > MAX_UNLIKE:
+                del self._unlike[next(each for each in self._unlike if each != device)]
             if self._unlike[device].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, ... time
                 self._state.decide(DeviceUnlike(device, step.number, reason, self._unlike[device]))
 

@@ -108,7 +108,7 @@ async def test_a_leave_and_the_deadlines_wait_for_the_commit(gate):
     assert room.session.phase is Phase.TRAINING
     gate.open.set()
     await committed(room)
-    (commit,) = [event.step for event in room.chronicle.events._events if event.HasField("step")]
+    (commit,) = [event.step for event in room.chronicle.events.kept() if event.HasField("step")]
     assert (commit.commit.devices, list(commit.commit.left_out)) == (3, [])
     # Only now the step is over that they had a part in: without them no quorum is left for the next one.
     assert room.session.phase is Phase.ABORTED
