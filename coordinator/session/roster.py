@@ -2,7 +2,6 @@
 
 from coordinator.session.members import Joining, Member, Standing
 
-
 MAX_LOST = 10_000
 """So many devices that have not finished are expected back."""
 
