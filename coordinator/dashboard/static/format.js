@@ -51,3 +51,18 @@ export function rate(perSecond) {
 export function clock(time) {
   return new Date(1000 * time).toLocaleTimeString("en-GB");
 }
+
+// A name that is longer than `length` characters without its middle: names differ at their ends. Of several names that
+// would become alike, none is shortened.
+export function shorten(names, length = 28) {
+  const times = new Map();
+  for (const name of names) times.set(middle(name, length), (times.get(middle(name, length)) ?? 0) + 1);
+  return new Map(names.map((name) => [name, times.get(middle(name, length)) > 1 ? name : middle(name, length)]));
+}
+
+function middle(name, length) {
+  const characters = [...name];
+  if (characters.length <= length) return name;
+  const head = Math.floor((length - 1) / 2);
+  return `${characters.slice(0, head).join("")}…${characters.slice(head + 1 - length).join("")}`;
+}
