@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-LENGTH = 28
-"""Characters of a name that are shown."""
+LENGTH = 24
+"""Characters of a name that are shown, as on the page."""
 
 
 def shorten(names: Iterable[str], length: int = LENGTH) -> dict[str, str]:

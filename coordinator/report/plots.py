@@ -84,7 +84,7 @@ def _plot_seconds(run: Run) -> str:
         if late:
             steps, seconds = zip(*late, strict=True)
             axes.scatter(steps, seconds, color=_B, s=14, zorder=3, label="a device was not in time")
-            axes.legend(loc="upper right")
+            axes.legend(loc="upper left")
 
     return _draw("seconds", draw) if run.steps else ""
 

@@ -41,16 +41,14 @@ def wait_in_step(
         active_at: when anything came from any device.
 
     """
+    if missing_since is not None and members.lost:
+        return Wait(tuple(sorted(members.lost)), missing_since)
     active = members.standing(Standing.ACTIVE)
     awaited = {device for device in active if device not in step.contributions}
     if len(active) < required:
         awaited |= set(members.standing(Standing.LAGGING, Standing.HEALING))
-    if missing_since is not None:
-        awaited |= members.lost.keys()
     if not awaited:
         return None
-    # From when the first is done: while all still compute, none holds up another.
-    since = missing_since if step.completed_at is None else step.completed_at
-    if since is None:
+    if step.completed_at is None:  # while all still compute, none holds up another
         return Wait(tuple(sorted(awaited)), active_at, is_held_up=False)
-    return Wait(tuple(sorted(awaited)), since)
+    return Wait(tuple(sorted(awaited)), step.completed_at)

@@ -54,7 +54,7 @@ export function clock(time) {
 
 // A name that is longer than `length` characters without its middle: names differ at their ends. Of several names that
 // would become alike, none is shortened.
-export function shorten(names, length = 28) {
+export function shorten(names, length = 24) {
   const times = new Map();
   for (const name of names) times.set(middle(name, length), (times.get(middle(name, length)) ?? 0) + 1);
   return new Map(names.map((name) => [name, times.get(middle(name, length)) > 1 ? name : middle(name, length)]));

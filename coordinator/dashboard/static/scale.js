@@ -34,7 +34,7 @@ export function logarithmic(values) {
   const bottom = round(smallestOf(positive), false);
   const top = round(Math.max(...positive), true);
   const decades = Math.log10(top / bottom);
-  const every = Math.max(1, Math.ceil(decades / 5));
+  const every = Math.max(1, Math.ceil(decades / 6));
   const factors = decades < 2.5 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let power = Math.floor(Math.log10(bottom)); power <= Math.ceil(Math.log10(top)); power += 1) {
