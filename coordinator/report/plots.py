@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from coordinator.report.run import Run
 
@@ -33,7 +33,7 @@ _STYLE: dict[str, Any] = {
 _DASHED = (0, (4, 4))
 """Of the second curve of a plot, which lies above the first: both are seen where they are equal."""
 _MANY_TIMES = 30
-"""Losses of which the largest is so many times the smallest can only be told apart by their powers; the page agrees."""
+"""Values of which the largest is so many times the smallest can only be told apart by their powers; so on the page."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -63,28 +63,35 @@ def _plot_loss(run: Run) -> str:
 
     def draw(axes: Axes) -> None:
         axes.plot(*zip(*points, strict=True), color=_A)
-        losses = [loss for _, loss in points]
-        positive = [loss for loss in losses if loss > 0]
-        if positive and min(losses) >= 0 and _MANY_TIMES * min(positive) <= max(positive):
-            axes.set_yscale("log", nonpositive="clip")
-            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        if _set_scale(axes, [loss for _, loss in points]):
             axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}".replace("e-0", "e-")))
-        elif min(losses) >= 0:
-            axes.set_ylim(bottom=0)
 
     return _draw("loss", draw) if points else ""
 
 
+def _set_scale(axes: Axes, values: Sequence[float]) -> bool:
+    """Take a logarithmic scale for values that span decades, and else one that begins at 0; return whether it did."""
+    positive = [value for value in values if value > 0]
+    is_log = bool(positive) and min(values) >= 0 and _MANY_TIMES * min(positive) <= max(positive)
+    if is_log:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif min(values) >= 0:
+        axes.set_ylim(bottom=0)
+    return is_log
+
+
 def _plot_seconds(run: Run) -> str:
     def draw(axes: Axes) -> None:
-        axes.plot([step.step for step in run.steps], [step.seconds for step in run.steps], color=_A, linewidth=1)
-        axes.set_yscale("log")
+        seconds = [step.seconds for step in run.steps]
+        axes.plot([step.step for step in run.steps], seconds, color=_A, linewidth=1)
+        _set_scale(axes, seconds)
         axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
         late = [(step.step, step.seconds) for step in run.steps if step.left_out]
         if late:
-            steps, seconds = zip(*late, strict=True)
-            axes.scatter(steps, seconds, color=_B, s=14, zorder=3, label="a device was not in time")
-            axes.legend(loc="upper left")
+            axes.scatter(*zip(*late, strict=True), color=_B, s=14, zorder=3, label="a device was not in time")
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
 
     return _draw("seconds", draw) if run.steps else ""
 
