@@ -42,7 +42,9 @@ def wait_in_step(
 
     """
     if missing_since is not None and members.lost:
-        return Wait(tuple(sorted(members.lost)), missing_since)
+        # It was waited for before its place was taken away.
+        known = (missing_since, active_at, step.completed_at)
+        return Wait(tuple(sorted(members.lost)), min(since for since in known if since is not None))
     active = members.standing(Standing.ACTIVE)
     awaited = {device for device in active if device not in step.contributions}
     if len(active) < required:

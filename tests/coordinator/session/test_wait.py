@@ -85,9 +85,18 @@ def test_a_step_waits_for_those_that_catch_up_if_it_needs_them():
 
 def test_a_session_without_its_quorum_waits_for_whom_it_lost():
     session = begun("a", "b", "c")
+    contribute(session, "c", 0, 5.0, is_whole=False)
     session.remove("b", "its lease ended", 20.0)
+    assert session.wait == Wait(("b",), 5.0)
     contribute(session, "a", 0, 21.0)
     assert session.wait == Wait(("b",), 20.0)
+
+
+def test_whoever_loses_its_place_was_waited_for_before():
+    session = begun("a", "b")
+    contribute(session, "a", 0, 3.0)
+    session.remove("b", "its lease ended", 20.0)
+    assert session.wait == Wait(("b",), 3.0)
 
 
 def test_nobody_waits_once_it_is_over():
