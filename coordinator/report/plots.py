@@ -90,7 +90,8 @@ def _plot_seconds(run: Run) -> str:
         axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
         late = [(step.step, step.seconds) for step in run.steps if step.left_out]
         if late:
-            axes.scatter(*zip(*late, strict=True), color=_B, s=14, zorder=3, label="a device was not in time")
+            at, took = zip(*late, strict=True)
+            axes.scatter(at, took, color=_B, s=14, zorder=3, label="a device was not in time")
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
 
     return _draw("seconds", draw) if run.steps else ""

@@ -191,7 +191,7 @@ def test_a_person_sees_what_happens_as_it_happens(tmp_path):
                     while not next(device.stream).HasField("commit"):  # it may be an answer to a heartbeat
                         pass
             page.wait_for_selector("#phase.training")
-            page.wait_for_function("document.querySelector('#step').textContent === '3'")
+            page.wait_for_function("() => document.querySelector('#step').textContent === '3'")
             assert page.locator("#devices .state.active").count() == 3
             assert page.inner_text("#loss") == "0.333"
             assert page.inner_text("#live") == "live"
@@ -235,7 +235,7 @@ def test_a_person_sees_a_training_of_real_devices(training):
         # The value under the pointer.
         chart = page.locator("#chart-loss svg").bounding_box()
         page.mouse.move(chart["x"] + chart["width"] / 2, chart["y"] + chart["height"] / 2)
-        page.wait_for_function("document.querySelector('#chart-loss output').textContent.startsWith('step ')")
+        page.wait_for_function("() => document.querySelector('#chart-loss output').textContent.startsWith('step ')")
         page.mouse.move(0, 0)
         screenshot(page, "page-desktop")
         screenshot(browser.open(training.url, "desktop", "dark"), "page-dark")

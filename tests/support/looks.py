@@ -18,9 +18,10 @@ _FAULTS = """
     let clip = { left: -1e9, top: -1e9, right: 1e9, bottom: 1e9 };
     for (let around = parent; around !== document.body; around = around.parentElement) {
       const isCut = getComputedStyle(around).overflow !== "visible";
-      if (!isCut || around instanceof SVGElement) continue;
+      if (!isCut || (around instanceof SVGElement && around.tagName !== "svg")) continue;
       const box = around.getBoundingClientRect();
-      if (around.scrollWidth > around.clientWidth + 1) faults.push(`${text}: cut off`);
+      const all = range.getBoundingClientRect();
+      if (all.left < box.left - 1 || all.right > box.right + 1) faults.push(`${text}: cut off`);
       clip = {
         left: Math.max(clip.left, box.left), top: Math.max(clip.top, box.top),
         right: Math.min(clip.right, box.right), bottom: Math.min(clip.bottom, box.bottom),

@@ -19,6 +19,12 @@ export function number(value, digits = 3) {
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(digits);
 }
 
+// A round number, as the marks of a scale are.
+export function mark(value) {
+  const exact = +value.toPrecision(3);
+  return exact !== 0 && (Math.abs(exact) < 1e-3 || Math.abs(exact) >= 1e6) ? exact.toExponential() : `${exact}`;
+}
+
 export function count(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString("en-GB");
 }

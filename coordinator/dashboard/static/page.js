@@ -21,7 +21,7 @@ const charts = {
   accuracy: new Chart(at("chart-accuracy"), { format: (value) => `${+(100 * value).toFixed(1)} %`, top: 1 }),
   loss: new Chart(at("chart-loss"), {
     format: format.number,
-    tick: (value) => `${+value.toPrecision(3)}`,
+    tick: format.mark,
     mayBeLog: true,
   }),
   seconds: new Chart(at("chart-seconds"), { format: format.seconds, isSpiky: true }),
