@@ -41,6 +41,7 @@ from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
 from coordinator.session.state import SessionState
 from coordinator.session.step import Contribution, Step
+from coordinator.session.wait import Wait, wait_in_step, wait_to_begin
 
 
 class Session:
@@ -112,6 +113,16 @@ class Session:
     def form(self) -> Form | None:
         """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
         return self.progress.form
+
+    @property
+    def wait(self) -> Wait | None:
+        """For whom it waits; None if for nobody."""
+        if self.phase is Phase.GATHERING:
+            return wait_to_begin(self._gathering)
+        if self.phase is not Phase.TRAINING or self.is_closing:
+            return None
+        missing_since = self._state.quorum.missing_since
+        return wait_in_step(self.members, self.step, self.settings.required, missing_since, self._active_at)
 
     def take_decisions(self) -> list[Decision]:
         """Return what is to be carried out since the last call, in order."""
@@ -275,8 +286,10 @@ class Session:
         if self.is_closing:
             return
         if self.phase is Phase.GATHERING:
-            if self._gathering.is_late(now):
-                self._close_gathering(now)
+            if self._gathering.is_late(now) and self._gathering.may_go_on:
+                self._begin(self._gathering.outcome, now)
+            elif self._gathering.is_late(now):
+                self._state.finish(Phase.ABORTED, self._gathering.outcome)
         elif self.phase is Phase.TRAINING:
             self._watch_deadlines(now)
             if not self.is_closing:
@@ -291,12 +304,6 @@ class Session:
         self.progress.start()
         self._state.watch_quorum(now)
         self.advance(now)
-
-    def _close_gathering(self, now: float) -> None:
-        if self._gathering.may_go_on:
-            self._begin(self._gathering.outcome, now)
-        else:
-            self._state.finish(Phase.ABORTED, self._gathering.outcome)
 
     def _refuse(self, outvoted: Iterable[tuple[str, str]], now: float) -> None:
         """Take devices' contributions out of the step, and their places away, each for a reason."""
