@@ -204,10 +204,15 @@ def test_a_device_that_reveals_a_wrong_share_is_named_and_the_others_go_on(coord
         return said
 
     coordinator.create_session("s", SessionSettings(devices=4, quorum=3, step_deadline_s=5, secure_aggregation=True))
-    models, act = [model_of() for _ in range(4)], silent(1, tampered)[1]
+    models = [model_of() for _ in range(4)]
+
+    def slow(said):
+        time.sleep(0.3)  # the wrong share is there before the others'
+        return said
+
     with ThreadPoolExecutor(4) as pool:
         futures = [
-            pool.submit(train, coordinator, d, EveryBatch, 6, models[d], act if d == 1 else lambda o, s: None)
+            pool.submit(train, coordinator, d, EveryBatch, 6, models[d], silent(d, tampered if d == 1 else slow)[d])
             for d in range(4)
         ]
         with pytest.raises(ExchangeError, match="device 'd1'.* revealed a share of device 'd1' in step 3"):
