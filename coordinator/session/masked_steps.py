@@ -164,7 +164,7 @@ class MaskedSteps:
     def combine(
         self, slices: Mapping[SliceKey, Sequence[Held]], contributions: Mapping[str, Contribution]
     ) -> StepOutcome:
-        """Return the means of a step with what all contributions say together; or whose fault it is that none is had."""
+        """Return the means of a step with what all contributions say together; or whose fault it is that none are."""
         assert self._round is not None
         assert self.form is not None
         try:
