@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 import typer
 from edgenewton.common.addresses import is_loopback
-from edgenewton.common.console import fail, warn
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import fail, print_json, warn
 
 from edge_client.cli.recognise import AllowTask, Device, Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
@@ -32,6 +33,7 @@ def serve(
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
     allow_task: AllowTask = None,
+    as_json: Json = False,
 ) -> None:
     """Serve a model with the Open Inference Protocol (gRPC and REST) and POST /recognize, until SIGTERM or Ctrl-C."""
     if not is_loopback(host):
@@ -42,12 +44,14 @@ def serve(
     torch.set_num_threads(threads)
     try:
         recognizer = Recognizer.load(model, engine, device, allow_task or ())
-        asyncio.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port))
+        asyncio.run(_serve(recognizer, name or recognizer.info.task, host, grpc_port, rest_port, as_json=as_json))
     except (ArtefactError, TaskError, OSError) as error:
         fail(str(error))
 
 
-async def _serve(recognizer: Recognizer, name: str, host: str, grpc_port: int, rest_port: int) -> None:
+async def _serve(
+    recognizer: Recognizer, name: str, host: str, grpc_port: int, rest_port: int, *, as_json: bool
+) -> None:
     from edge_client.inference.server.servers import Addresses, InferenceServers
     from edge_client.inference.server.service import InferenceService
 
@@ -55,7 +59,11 @@ async def _serve(recognizer: Recognizer, name: str, host: str, grpc_port: int, r
     await service.swap(recognizer, version=1)
     servers = InferenceServers(service, Addresses(host, grpc_port, rest_port))
     await servers.start()
-    typer.echo(f"model {name!r} is served: gRPC on {host}:{servers.grpc_port}, REST on {host}:{servers.rest_port}")
+    grpc, rest = f"{host}:{servers.grpc_port}", f"{host}:{servers.rest_port}"
+    if as_json:
+        print_json({"model": name, "grpc": grpc, "rest": rest}, is_line=True)
+    else:
+        typer.echo(f"model {name!r} is served: gRPC on {grpc}, REST on {rest}")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

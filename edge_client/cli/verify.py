@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgenewton.common.verify_command import Files, Json, verify_files
+from edgenewton.common.command_line import Json
+from edgenewton.common.verify_command import Files, verify_files
 
 if TYPE_CHECKING:
     from edgenewton.common.file_report import FileReport

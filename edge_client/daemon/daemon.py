@@ -208,7 +208,7 @@ class Daemon:
                     if isinstance(message, TrainedStep):
                         self._metrics.observe(message)
                         self.training.session = request.session
-                        self.training.step, self.training.loss = message.step, message.loss
+                        self.training.step, self.training.loss = message.step, message.session_loss
                         yield message
                     elif isinstance(message, Trained):
                         is_done = True

@@ -49,6 +49,9 @@ class StepResult:
     """0 if all devices skipped their batches: the means are zeros, the loss is NaN, and nothing is to be applied."""
     devices: int
     loss: float
+    """The training loss: the mean over the samples of all devices' batches, before their update."""
+    is_own: bool = False
+    """Whether it is of this device's batch alone, within a round of local steps."""
     batches: int = 1
     """Batches that each device trained in it; `step` is the number of the first."""
     next_batches: int | None = None

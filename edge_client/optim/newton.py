@@ -108,6 +108,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         check_parameters(model, self.param_groups)
         self._model = model
         self.last_result: StepResult | None = None
+        """Of the last step or average."""
         self.exchange_s = 0.0
         """Seconds that the last step waited for the other devices, after its own backward."""
         self.skipped = 0
@@ -327,6 +328,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         update = self._sync.average()
         if update is not None:
             self._take(update)
+            self.last_result = update.result
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
