@@ -22,7 +22,7 @@ def check_output(path: Path | None) -> None:
     if path.is_dir():
         fail(f"{path} is a folder; name a file for the model, such as {path / 'model.pt'}")
     try:
-        if not path.parent.exists():
+        if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
             err.print(f"made the folder {path.parent}")
         with tempfile.TemporaryFile(dir=path.parent):
