@@ -90,9 +90,10 @@ def test_in_a_session_the_one_before_leaves_and_the_last_takes_its_place():
         exchanges, optimizers = zip(*map(begin, models, "ab"), strict=True)
         list(pool.map(take, models, optimizers))
         again, second = begin(models[0], "a")
-        second.join()
-        assert second.current_step == 1
-        list(pool.map(take, models, (second, optimizers[1])))
+        other = pool.submit(take, models[1], optimizers[1])  # it hands its state over
+        take(models[0], second)
+        other.result(60)
+        assert second.current_step == optimizers[1].current_step == 2
         assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
         for exchange in (again, exchanges[1]):
             exchange.close()
