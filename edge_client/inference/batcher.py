@@ -22,7 +22,7 @@ from torch import Tensor
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
-from edge_client.inference.recognizer import Recognizer, ensure_finite
+from edge_client.inference.recognizer import Recognizer, ensure_finite, is_finite
 from edge_client.tasks import SampleError, TaskError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ LINGER_QUIETS = 10
 """It waits for so many times as long at most."""
 _FADING = 0.9
 """Weight of the past in how long a run takes."""
+_OUTLIER = 4.0
+"""A run counts as no longer than so many times the usual: others may have had the processor meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class BatchReport:
 
 @dataclass(eq=False)
 class _Request(Waiting):
+    timeout_s: float = field(kw_only=True)
     answer: "asyncio.Future[Answer]" = field(kw_only=True)
 
 
@@ -95,6 +98,8 @@ class Batcher:
         self._quick_s = quick_s
         self._quiet_s = quiet_s
         self._typical_s = math.inf
+        self._measured: Serving | None = None
+        """The model that this is the time of."""
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._linger = Linger()
@@ -104,6 +109,10 @@ class Batcher:
         self._lingers_until: float | None = None
         """Point in time, if that start may be put off."""
         self._is_draining = False
+        self._unanswered: dict[_Request, None] = {}
+        """In the order in which they came."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Set to the first of their deadlines, or before."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -129,10 +138,12 @@ class Batcher:
             raise TooLargeError(f"the request has {samples} samples; {self.queue.max_batch} are the limit")
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        request = _Request(samples, deadline_s, answer=loop.create_future())
+        request = _Request(samples, deadline_s, timeout_s=timeout_s, answer=loop.create_future())
         self.queue.add(request)
         self._idle.clear()
-        expiry = loop.call_at(deadline_s, self._expire, request, timeout_s)
+        self._unanswered[request] = None
+        if self._alarm is None or deadline_s < self._alarm.when():
+            self._set_alarm(loop, deadline_s)
         try:
             if isinstance(raw, Tensor):
                 self._take_in(request, raw)
@@ -141,7 +152,7 @@ class Batcher:
                 decoding.add_done_callback(partial(self._note_decoded, request))
             return await request.answer
         finally:
-            expiry.cancel()
+            del self._unanswered[request]
             self.queue.discard(request)  # it was cancelled, is too late, or cannot be decoded
             self._note_idle()
 
@@ -236,13 +247,19 @@ class Batcher:
         raw = given[0] if len(given) == 1 else torch.cat(given)
         probabilities = serving.recognizer.probabilities(raw)
         seconds = time.perf_counter() - began
-        past = self._typical_s if math.isfinite(self._typical_s) else seconds
-        self._typical_s = _FADING * past + (1 - _FADING) * seconds
-        self._on_batch(BatchReport(len(batch), len(raw), seconds))
+        self._note_seconds(serving, seconds)
+        self._on_batch(BatchReport(len(batch), raw.shape[0], seconds))
         parts = probabilities.split_with_sizes([request.samples for request in batch])
-        if probabilities.isfinite().all():
+        if is_finite(probabilities):
             return [Answer(rows, serving) for rows in parts]
         return [_checked(Answer(rows, serving)) for rows in parts]
+
+    def _note_seconds(self, serving: Serving, seconds: float) -> None:
+        if self._measured is not serving:
+            self._measured, self._typical_s = serving, seconds
+            return
+        usual = self._typical_s
+        self._typical_s = _FADING * usual + (1 - _FADING) * min(seconds, _OUTLIER * usual)
 
     def _hand_back(
         self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[list[Answer | Exception]]"
@@ -261,8 +278,23 @@ class Batcher:
         self._schedule()
         self._note_idle()
 
-    def _expire(self, request: _Request, timeout_s: float) -> None:
-        self._fail(request, DeadlineError(f"the request was not answered within {timeout_s:g} s"))
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop, at_s: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_at(at_s, self._expire)
+
+    def _expire(self) -> None:
+        """Tell the requests whose time is over, and look again when the next one's is."""
+        self._alarm = None
+        loop = asyncio.get_running_loop()
+        now, next_s = loop.time(), math.inf
+        for request in self._unanswered:
+            if request.deadline_s <= now:
+                self._fail(request, DeadlineError(f"the request was not answered within {request.timeout_s:g} s"))
+            elif not request.answer.done():
+                next_s = min(next_s, request.deadline_s)
+        if math.isfinite(next_s):
+            self._set_alarm(loop, next_s)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         if not request.answer.done():
