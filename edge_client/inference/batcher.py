@@ -31,10 +31,11 @@ DECODERS = 2
 """Threads that decode images and sounds."""
 QUICK_S = 0.001
 """A model whose runs take less runs on the event loop."""
-QUIET_S = 0.001
-"""A model that waits for more requests runs when none has come for so long."""
-LINGER_QUIETS = 10
-"""It waits for so many times as long at most."""
+QUIET_TURNS = 8
+"""A model that waits for more requests runs when the event loop has brought none in so many turns; a request takes
+about as many from the connection to here."""
+LINGER_S = 0.01
+"""It waits no longer than that."""
 _FADING = 0.9
 """Weight of the past in how long a run takes."""
 _OUTLIER = 4.0
@@ -79,7 +80,8 @@ class Batcher:
         max_waiting: samples that wait at most; a request beyond it is refused at once.
         on_batch: told of each run.
         quick_s: a model whose runs take less runs on the event loop.
-        quiet_s: that model, where it waits for more requests, runs when none has come for so long.
+        quiet_turns: that model, where it waits for more requests, runs when the event loop has brought none in so many
+            turns.
 
     """
 
@@ -89,25 +91,27 @@ class Batcher:
         max_waiting: int,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
         quick_s: float = QUICK_S,
-        quiet_s: float = QUIET_S,
+        quiet_turns: int = QUIET_TURNS,
     ) -> None:
         self.queue: BatchQueue[_Request] = BatchQueue(max_batch, max_waiting)
         self.serving: Serving | None = None
         """The model that the next batch runs on; assign to swap it."""
         self._on_batch = on_batch
         self._quick_s = quick_s
-        self._quiet_s = quiet_s
+        self._quiet_turns = quiet_turns
         self._typical_s = math.inf
         self._measured: Serving | None = None
-        """The model that this is the time of."""
+        """The model whose runs usually take so long."""
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._linger = Linger()
         self._is_busy = False
         self._start: asyncio.Handle | None = None
         """The start of the next run, if it is set."""
-        self._lingers_until: float | None = None
-        """Point in time, if that start may be put off."""
+        self._turns_left = 0
+        """Turns of the event loop that the start is put off, if it is and no more requests come."""
+        self._lingers_until = 0.0
+        """Point in time until which it may be."""
         self._is_draining = False
         self._unanswered: dict[_Request, None] = {}
         """In the order in which they came."""
@@ -185,29 +189,37 @@ class Batcher:
         """Set the start of the next run."""
         if self._is_busy or not len(self.queue):
             return
+        self._turns_left = self._quiet_turns
         if self._start is not None:
-            if self._lingers_until is None:
-                return
-            self._start.cancel()
+            return
         loop = asyncio.get_running_loop()
-        is_enough = len(self.queue) >= self.queue.max_batch or self._linger.is_enough(self.queue.requests)
-        if self._is_quick and not is_enough:
-            now = loop.time()
-            if self._lingers_until is None:
-                self._lingers_until = now + LINGER_QUIETS * self._quiet_s
-            self._start = loop.call_at(min(now + self._quiet_s, self._lingers_until), self._start_next)
+        if self._is_quick and self._linger.is_worthwhile:
+            self._lingers_until = loop.time() + LINGER_S
+            self._start = loop.call_soon(self._wait_a_turn)
         else:
             # At the end of the event loop's turn, so that requests that arrived together run together.
-            self._lingers_until = None
             self._start = loop.call_soon(self._start_next)
+
+    def _wait_a_turn(self) -> None:
+        """Start the next run, unless the event loop still brings requests.
+
+        Turns are counted, not time: where others have the processor for some milliseconds, requests have come
+        meanwhile, and the event loop needs some turns to bring them.
+        """
+        loop = asyncio.get_running_loop()
+        self._turns_left -= 1
+        is_full = len(self.queue) >= self.queue.max_batch
+        if self._turns_left <= 0 or is_full or loop.time() >= self._lingers_until:
+            self._start_next()
+        else:
+            self._start = loop.call_soon(self._wait_a_turn)
 
     @property
     def _is_quick(self) -> bool:
-        return self._typical_s < self._quick_s
+        return self._measured is self.serving and self._typical_s < self._quick_s
 
     def _start_next(self) -> None:
-        until_quiet = self._lingers_until is not None
-        self._start = self._lingers_until = None
+        self._start = None
         loop = asyncio.get_running_loop()
         taken = self.queue.take(loop.time())
         for request in taken.expired:
@@ -216,7 +228,7 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
-        self._linger.note_run(len(taken.batch), until_quiet=until_quiet)
+        self._linger.note_run(len(taken.batch))
         if self._is_quick:
             self._finish(taken.batch, self._run(self.serving, taken.batch))
             return
