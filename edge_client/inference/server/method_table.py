@@ -8,7 +8,7 @@ import grpc.aio
 Handlers = dict[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 
-class MethodTable(grpc.GenericRpcHandler):
+class MethodTable(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
     """The methods of a server that runs on an event loop.
 
     Generated code registers each method with the server, which then waits for calls of each of them by itself: with
