@@ -92,7 +92,7 @@ class TrainingConfig(_Table):
     device: DeviceName | None = None
     """The hardware that trains, whatever a run asks for: "cpu", "cuda" (or "cuda:1"), "mps", or "auto"."""
     nice: Annotated[int, Field(ge=0, le=19)] = 19
-    """Priority of training; 19 is the lowest."""
+    """Priority of training; 19 is the lowest, with which it computes only while nobody else wants the processor."""
     save_every_steps: Annotated[int, Field(ge=0)] = 20
     """Steps between two savings of the state, from which training goes on after a crash; 0 for only at the end."""
     stop_deadline_s: Seconds = 10.0

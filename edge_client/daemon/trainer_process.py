@@ -27,6 +27,7 @@ from edge_client.daemon.messages import (
     Start,
     Trained,
 )
+from edge_client.daemon.priority import lower_priority
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.tasks import TaskError, check_foreign_task
@@ -150,7 +151,7 @@ def main() -> None:
     """Do jobs until the daemon is gone."""
     connection = Connection(int(sys.argv[1]))
     start: Start = connection.recv()
-    os.nice(start.nice)
+    lower_priority(start.nice)
     torch.set_num_threads(start.threads)
     set_up_log(start.log)
     runner = JobRunner(start, connection)

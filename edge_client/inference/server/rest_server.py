@@ -1,11 +1,12 @@
 """The Open Inference Protocol v2 over REST, `POST /recognize`, metrics, and the page that documents them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from http import HTTPStatus
 from importlib import metadata
-from typing import Annotated, Any, TypeVar
+from types import TracebackType
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,8 +22,6 @@ from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
 from edge_client.inference.server.service import InferenceService
 from edge_client.tasks import SampleError, TaskError
-
-T = TypeVar("T")
 
 _STATUS = {
     errors.BadRequestError: HTTPStatus.BAD_REQUEST,
@@ -137,7 +136,8 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             body = await _read_body(request, service.limits.max_request_bytes, memory)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
             parsed = await service.aside(len(body), lambda: read_request(model, version, body, json_length, memory))
-            response = await _unless_disconnected(request, service.infer(parsed.request, memory))
+            with _Watch(request):
+                response = await service.infer(parsed.request, memory)
             content, length = await service.aside(response.text_bytes, lambda: write_response(response, parsed))
         if length is None:
             return Response(content, media_type="application/json")
@@ -168,7 +168,8 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
                     "the body is a form; send the file itself, as `curl --data-binary @FILE` does"
                 )
             body = await _read_body(request, service.limits.max_request_bytes, memory)
-            prediction, serving = await _unless_disconnected(request, service.recognize(body, timeout_s))
+            with _Watch(request):
+                prediction, serving = await service.recognize(body, timeout_s)
         best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         info = serving.recognizer.info
         return Recognition(
@@ -209,28 +210,40 @@ async def _read_body(request: Request, limit: int, memory: RequestMemory) -> byt
     return bytes(body)
 
 
-async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
-    """Wait for an answer; give it up when the client goes away."""
-    waiting = asyncio.ensure_future(answer)
-    gone: asyncio.Task[None] | None = None
-    try:
+class _Watch:
+    """Gives the wait of the current task up when the request's client goes away; ClientDisconnect is raised then."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._is_gone = False
+        self._watching: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
         # Most answers come before it would be worth the while to look after the client.
-        await asyncio.wait((waiting,), timeout=_PATIENCE_S)
-        if not waiting.done():
-            gone = asyncio.create_task(_disconnected(request.receive))
-            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnect
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        if gone is not None:
-            gone.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._begin)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        # Somebody else may have cancelled the task, too; then it ends.
+        if self._is_gone and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise ClientDisconnect from error
 
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    def _begin(self) -> None:
+        self._watching = asyncio.create_task(self._watch(), name="disconnection")
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        self._task.cancel()
 
 
 async def _explain(_: Request, error: Exception) -> Response:

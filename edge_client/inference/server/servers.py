@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
+from edge_client.inference.server.method_table import MethodTable
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
 
@@ -90,6 +91,7 @@ class InferenceServers:
                 *_OPTIONS,
             ]
         )
+        MethodTable(server)
         add_to_server(InferenceServicer(self._service), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
