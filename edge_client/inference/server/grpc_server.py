@@ -200,11 +200,11 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
         raise errors.BadRequestError(f"the request has {len(message.inputs)} inputs and {len(raws)} raw contents")
     inputs = []
     for place, tensor in enumerate(message.inputs):
+        if tensor.parameters:
+            raise unknown_parameter(min(tensor.parameters), ())
         shape = tuple(tensor.shape)
         data = from_binary(tensor.name, tensor.datatype, shape, raws[place]) if raws else _read_contents(tensor, shape)
         inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data))
-        if tensor.parameters:
-            raise unknown_parameter(next(iter(tensor.parameters)), ())
     outputs = tuple(RequestedOutput(output.name, _class_count(output.parameters)) for output in message.outputs)
     timeout_us = _timeout_us(message.parameters) if message.parameters else None
     return InferRequest(

@@ -61,11 +61,14 @@ class StreamServicer:
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Context) -> None:
         peer = client_of_peer(context.peer())
-        try:
-            with self._place(peer):
+        with self._place(peer) as is_free:
+            # The place is kept until the client knows: one that takes nothing at all has no more than these.
+            try:
+                if not is_free:
+                    raise errors.OverloadedError("too many streams are open; use one for many requests, or try later")
                 await self._answer_all(messages, context, peer)
-        except errors.RequestError as error:
-            await abort(context, error)
+            except errors.RequestError as error:
+                await abort(context, error)
 
     async def _answer_all(self, messages: AsyncIterator[bytes], context: Context, peer: str) -> None:
         places = asyncio.Semaphore(_ON_THEIR_WAY)
@@ -102,6 +105,7 @@ class StreamServicer:
                 async with asyncio.timeout(self._stall_s):
                     await context.write(answer)
             except TimeoutError:
+                log.warning("a stream of %s ends: it took nothing of an answer for %g s", peer, self._stall_s)
                 raise errors.DeadlineError(f"an answer was not taken for {self._stall_s:g} s") from None
 
     async def _answer(self, content: bytes, memory: RequestMemory) -> bytes:
@@ -141,14 +145,13 @@ class StreamServicer:
         return refusal.SerializeToString()
 
     @contextmanager
-    def _place(self, client: str) -> Iterator[None]:
-        """Count a stream while it is open."""
-        if self._open[client] >= STREAMS_PER_CLIENT or self._open.total() >= STREAMS:
-            raise errors.OverloadedError("too many streams are open; use one for many requests, or try again later")
-        self._open[client] += 1
+    def _place(self, client: str) -> Iterator[bool]:
+        """Count a stream while it is open; say whether there was a place for it."""
+        is_free = self._open[client] < STREAMS_PER_CLIENT and self._open.total() < STREAMS
+        self._open[client] += is_free
         try:
-            yield
+            yield is_free
         finally:
-            self._open[client] -= 1
+            self._open[client] -= is_free
             if not self._open[client]:
                 del self._open[client]

@@ -115,7 +115,9 @@ ONE = pixels(1)
 @pytest.mark.parametrize(
     ("given", "code", "message"),
     [
-        (tensor("raw", "FP32", ONE.astype(np.float32)), "INVALID_ARGUMENT", "is FP32; the model expects UINT8"),
+        (tensor("raw", "FP32", ONE + np.float32(0.5)), "INVALID_ARGUMENT", "and 0.5 at [0, 0, 0] is no UINT8"),
+        (tensor("raw", "INT64", ONE - np.int64(1)), "INVALID_ARGUMENT", "and -1 at [0, 0, 0] is no UINT8"),
+        (tensor("raw", "BOOL", ONE > 0), "INVALID_ARGUMENT", "is BOOL; the model expects UINT8"),
         (tensor("raw", "UINT8", ONE[0]), "INVALID_ARGUMENT", r"has shape [8, 8]; the model expects [-1, 8, 8]"),
         (tensor("raw", "UINT8", ONE[:, :7]), "INVALID_ARGUMENT", r"has shape [1, 7, 8]"),
         (tensor("raw", "UINT8", ONE[:0]), "INVALID_ARGUMENT", "the request has no samples"),
