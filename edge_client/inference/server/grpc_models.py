@@ -1,7 +1,7 @@
 """Over gRPC: a model's configuration and statistics, and the model repository, as Triton's clients ask for them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from edgenewton.inference import open_inference_pb2 as pb
@@ -32,7 +32,7 @@ class ModelsServicer:
         self._service = service
         self._control = control
 
-    def handlers(self) -> Mapping[str, grpc.RpcMethodHandler]:
+    def handlers(self) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
         """Return the calls by their names."""
         return {
             "ModelConfig": _small(pb.ModelConfigRequest, self._config),
@@ -67,7 +67,7 @@ class ModelsServicer:
         return pb.RepositoryModelUnloadResponse()
 
 
-def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]]) -> grpc.RpcMethodHandler:
+def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]]) -> "grpc.RpcMethodHandler[Any, Any]":
     """Return a call whose request is small: it is read as bytes, so that a large one is never parsed."""
 
     async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:

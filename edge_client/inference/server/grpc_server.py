@@ -137,7 +137,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def add_to_server(
-    servicer: InferenceServicer, server: grpc.aio.Server, more: Mapping[str, grpc.RpcMethodHandler]
+    servicer: InferenceServicer, server: grpc.aio.Server, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 ) -> None:
     """Let a server answer the protocol's calls, and those of the extensions."""
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -55,7 +56,7 @@ class StreamServicer:
         self._stall_s = stall_s
         self._open: Counter[str] = Counter()
 
-    def handlers(self) -> Mapping[str, grpc.RpcMethodHandler]:
+    def handlers(self) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
         """Return the call by its name."""
         return {"ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream)}
 

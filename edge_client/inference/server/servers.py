@@ -102,7 +102,8 @@ class InferenceServers:
             ]
         )
         more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
-        add_to_server(InferenceServicer(self._service), server, more)
+        servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
+        add_to_server(servicer, server, more)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self.set_ready(self._service.is_ready)
