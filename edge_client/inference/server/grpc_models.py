@@ -1,5 +1,6 @@
 """Over gRPC: a model's configuration and statistics, and the model repository, as Triton's clients ask for them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -9,11 +10,14 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
 from edge_client.inference import errors
-from edge_client.inference.server.grpc_server import Context, abort, receive
+from edge_client.inference.server.grpc_server import Context, abort
 from edge_client.inference.server.model_config import model_config, model_statistics
 from edge_client.inference.server.model_control import ModelControl
 from edge_client.inference.server.service import InferenceService
 from edge_client.inference.server.sizes import SMALL
+
+_RECEIVE_S = 20.0
+"""Seconds that a request may take to come."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 ControlMessage = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
@@ -72,7 +76,7 @@ def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]
 
     async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
         try:
-            content = await receive(messages)
+            content = await _receive(messages)
             if len(content) > SMALL:
                 raise errors.BadRequestError(f"the request has {len(content)} bytes; {SMALL} are the limit")
             try:
@@ -84,6 +88,16 @@ def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]
             await abort(context, error)
 
     return grpc.stream_unary_rpc_method_handler(call)
+
+
+async def _receive(messages: AsyncIterator[bytes]) -> bytes:
+    try:
+        async with asyncio.timeout(_RECEIVE_S):
+            return await anext(messages)
+    except StopAsyncIteration:
+        raise errors.BadRequestError("the request has no message") from None
+    except TimeoutError:
+        raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
 
 
 def _check_repository(name: str) -> None:

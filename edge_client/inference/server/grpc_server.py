@@ -116,7 +116,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         service = self._service
         try:
             with service.metrics.request("grpc"), service.memory.request(client_of_peer(context.peer())) as memory:
-                content = await receive(messages)
+                content = await _receive(messages)
                 memory.take(len(content), "the request")
 
                 def read() -> tuple[InferRequest, bool]:
@@ -146,14 +146,7 @@ def add_to_server(
     server.add_registered_method_handlers(SERVICE_NAME, handlers)  # type: ignore[attr-defined]
 
 
-async def receive(messages: AsyncIterator[bytes]) -> bytes:
-    """Return the message of a call with one.
-
-    Raises:
-        DeadlineError: it does not come in time.
-        BadRequestError: there is none.
-
-    """
+async def _receive(messages: AsyncIterator[bytes]) -> bytes:
     try:
         async with asyncio.timeout(_RECEIVE_S):
             return await anext(messages)
