@@ -186,7 +186,7 @@ def test_recognize_takes_an_image_file(server, http, kind):
         (b"no image", {"Content-Type": "image/png"}, "is not an image that can be read"),
         (image_file(0)[:70], {}, "the image"),
         (b"x", {"Content-Type": "multipart/form-data; boundary=x"}, "curl --data-binary @FILE"),
-        (b"x", {"Content-Encoding": "gzip"}, "the body is not gzip"),
+        (b"no gzip", {"Content-Encoding": "gzip"}, "the body is not gzip"),
     ],
 )
 def test_recognize_says_what_is_wrong_with_a_file(server, http, content, headers, message):
