@@ -59,6 +59,7 @@ class Daemon:
 
     Raises:
         StoreError: the model store is in use or cannot be used.
+        RepositoryError: the model repository cannot be used.
 
     """
 
@@ -345,7 +346,7 @@ async def run_daemon(config: DaemonConfig) -> None:
     """Run the daemon of a configuration until it is told to stop.
 
     Raises:
-        ArtefactError, StoreError, TaskError, OSError: it cannot start; the text says why.
+        ArtefactError, RepositoryError, StoreError, TaskError, OSError: it cannot start; the text says why.
 
     """
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
