@@ -1,8 +1,7 @@
 """The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -24,6 +23,7 @@ from edge_client.inference.server.protocol import (
     RequestedOutput,
 )
 from edge_client.inference.server.service import InferenceService
+from edge_client.inference.server.shared_timeout import SharedTimeout
 from edge_client.inference.server.sizes import message_bytes
 from edge_client.tasks import SampleError, TaskError
 
@@ -73,6 +73,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, service: InferenceService) -> None:
         self._service = service
+        self._receiving = SharedTimeout(_RECEIVE_S)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -106,17 +107,18 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(  # type: ignore[override]  # see `add_to_server`
-        self, messages: AsyncIterator[bytes], context: Context
+        self, messages: object, context: Context
     ) -> bytes:
         """Answer a request.
 
         To the client it is a call with one message. It is read here, as bytes: so that there is a time limit, and that
-        memory is counted before anything is made of it.
+        memory is counted before anything is made of it. It is read from the context, since an iterator that is left
+        before its end is a task more for the event loop.
         """
         service = self._service
         try:
             with service.metrics.request("grpc"), service.memory.request(client_of_peer(context.peer())) as memory:
-                content = await _receive(messages)
+                content = await self._receive(context)
                 memory.take(len(content), "the request")
 
                 def read() -> tuple[InferRequest, bool]:
@@ -135,6 +137,17 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             log.exception("a request failed")
             await abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
 
+    async def _receive(self, context: Context) -> bytes:
+        """Return the message of a call."""
+        try:
+            with self._receiving.limit():
+                message = await context.read()
+        except TimeoutError:
+            raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
+        if not isinstance(message, bytes):
+            raise errors.BadRequestError("the request has no message")
+        return message
+
 
 def add_to_server(
     servicer: InferenceServicer, server: grpc.aio.Server, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
@@ -144,16 +157,6 @@ def add_to_server(
     handlers = {"ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.ModelInfer), **more}
     # It takes the place of the one that was added above; grpc-stubs lack the method, which the generated code calls.
     server.add_registered_method_handlers(SERVICE_NAME, handlers)  # type: ignore[attr-defined]
-
-
-async def _receive(messages: AsyncIterator[bytes]) -> bytes:
-    try:
-        async with asyncio.timeout(_RECEIVE_S):
-            return await anext(messages)
-    except StopAsyncIteration:
-        raise errors.BadRequestError("the request has no message") from None
-    except TimeoutError:
-        raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
 
 
 def parse(content: bytes) -> pb.ModelInferRequest:

@@ -1,11 +1,10 @@
 """The Open Inference Protocol v2 over REST, `POST /recognize`, metrics, and the page that documents them."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from http import HTTPStatus
 from importlib import metadata
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from edge_client.inference import errors
+from edge_client.inference.server.disconnection import Watch
 from edge_client.inference.server.model_control import ModelControl
 from edge_client.inference.server.rest_body import answer_of, client_of, read_body
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
@@ -24,8 +24,6 @@ from edge_client.inference.server.rest_models import models_router
 from edge_client.inference.server.rest_v1 import v1_router
 from edge_client.inference.server.service import InferenceService
 from edge_client.tasks import SampleError, TaskError
-
-T = TypeVar("T")
 
 _STATUS = {
     errors.BadRequestError: HTTPStatus.BAD_REQUEST,
@@ -45,7 +43,6 @@ _HEADERS = {
 _CLIENT_CLOSED_REQUEST = 499
 """nginx' status, which nobody reads."""
 _LONGEST_ERROR = 1000
-_PATIENCE_S = 0.05
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
 _FILE_BODY = {
@@ -103,7 +100,7 @@ def make_app(service: InferenceService, control: ModelControl | None = None) -> 
     for kind in (SampleError, TaskError, errors.RequestError, ClientDisconnect, HTTPException, Exception):
         app.add_exception_handler(kind, _explain)
     app.include_router(models_router(service, control or ModelControl(service)))
-    app.include_router(v1_router(service, _unless_disconnected))
+    app.include_router(v1_router(service))
     _add_health(app, service)
     _add_metadata(app, service)
     _add_inference(app, service)
@@ -148,7 +145,8 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             body = await read_body(request, service, memory)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
             parsed = await service.aside(len(body), lambda: read_request(model, version, body, json_length, memory))
-            response = await _unless_disconnected(request, service.infer(parsed.request, memory))
+            with Watch(request):
+                response = await service.infer(parsed.request, memory)
             content, length = await service.aside(response.text_bytes, lambda: write_response(response, parsed))
         if length is None:
             return await answer_of(request, service, content, "application/json", {})
@@ -179,7 +177,8 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
                     "the body is a form; send the file itself, as `curl --data-binary @FILE` does"
                 )
             body = await read_body(request, service, memory)
-            prediction, serving = await _unless_disconnected(request, service.recognize(body, timeout_s))
+            with Watch(request):
+                prediction, serving = await service.recognize(body, timeout_s)
         best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         info = serving.recognizer.info
         return Recognition(
@@ -191,30 +190,6 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             step=info.step,
             digest=info.digest,
         )
-
-
-async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
-    """Wait for an answer; give it up when the client goes away."""
-    waiting = asyncio.ensure_future(answer)
-    gone: asyncio.Task[None] | None = None
-    try:
-        # Most answers come before it would be worth the while to look after the client.
-        await asyncio.wait((waiting,), timeout=_PATIENCE_S)
-        if not waiting.done():
-            gone = asyncio.create_task(_disconnected(request.receive))
-            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnect
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        if gone is not None:
-            gone.cancel()
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _explain(_: Request, error: Exception) -> Response:

@@ -8,7 +8,6 @@ both outputs.
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -20,14 +19,13 @@ from pydantic_core import from_json
 
 from edge_client.inference.errors import BadRequestError
 from edge_client.inference.server.datatypes import NUMPY_TYPES, OF_TORCH, from_values
+from edge_client.inference.server.disconnection import Watch
 from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.protocol import InferRequest, InferResponse, InputTensor
 from edge_client.inference.server.rest_body import answer_of, client_of, read_body
 from edge_client.inference.server.rest_json import describe
 from edge_client.inference.server.service import ENCODED, LABEL, PROBABILITIES, RAW, InferenceService
 from edge_client.inference.server.sizes import json_bytes
-
-Waiting = Callable[[Request, Awaitable[InferResponse]], Awaitable[InferResponse]]
 
 
 class PredictMessage(BaseModel):
@@ -39,14 +37,8 @@ class PredictMessage(BaseModel):
     """Samples: numbers in nested lists, texts, or {"b64": "..."}, all of one kind."""
 
 
-def v1_router(service: InferenceService, unless_disconnected: Waiting) -> APIRouter:
-    """Return the routes of the protocol.
-
-    Args:
-        service: answers.
-        unless_disconnected: waits for an answer as long as its client does.
-
-    """
+def v1_router(service: InferenceService) -> APIRouter:
+    """Return the routes of the protocol."""
     router = APIRouter()
 
     @router.get("/v1/models", tags=["v1"], summary="Names of the models")
@@ -63,7 +55,8 @@ def v1_router(service: InferenceService, unless_disconnected: Waiting) -> APIRou
         with service.metrics.request("v1"), service.memory.request(client_of(request)) as memory:
             body = await read_body(request, service, memory)
             asked = await service.aside(len(body), lambda: _read(service, model, body, memory))
-            response = await unless_disconnected(request, service.infer(asked, memory))
+            with Watch(request):
+                response = await service.infer(asked, memory)
             content = await service.aside(response.text_bytes, lambda: _write(response))
         return await answer_of(request, service, content, "application/json", {})
 

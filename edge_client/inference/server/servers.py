@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from edge_client.inference.server.grpc_models import ModelsServicer
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
 from edge_client.inference.server.grpc_stream import StreamServicer
+from edge_client.inference.server.method_table import MethodTable
 from edge_client.inference.server.model_control import LoadingRules, ModelControl
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
@@ -101,6 +102,7 @@ class InferenceServers:
                 *_OPTIONS,
             ]
         )
+        MethodTable(server)
         more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
         servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
         add_to_server(servicer, server, more)
