@@ -7,10 +7,10 @@ the event loop. Every request writes them, so that they are plain numbers.
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 
-class Duration(NamedTuple):
+@dataclass(frozen=True)
+class Duration:
     """How often something was done, and what time it took in all."""
 
     count: int

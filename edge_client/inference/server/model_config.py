@@ -3,6 +3,7 @@
 Source: the extensions of model configuration and of statistics (triton-inference-server, docs/protocol).
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from edge_client.inference.errors import UnknownModelError
@@ -82,7 +83,7 @@ def _entry(name: str, version: int, statistics: Statistics) -> dict[str, Any]:
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,
         "inference_stats": {
-            **{kind: duration._asdict() for kind, duration in statistics.durations().items()},
+            **{kind: asdict(duration) for kind, duration in statistics.durations().items()},
             "cache_hit": _NOTHING,
             "cache_miss": _NOTHING,
         },
