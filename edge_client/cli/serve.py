@@ -58,7 +58,8 @@ def serve(
 
     allowed = tuple(allow_task or ())
     try:
-        asyncio.run(_serve(model, load, name, host, grpc_port, rest_port, repository, follow=follow))
+        models = None if repository is None else ModelRepository(repository)
+        asyncio.run(_serve(model, load, name, host, grpc_port, rest_port, models, follow=follow))
     except (ArtefactError, RepositoryError, TaskError, OSError) as error:
         fail(str(error))
 
@@ -70,7 +71,7 @@ async def _serve(
     host: str,
     grpc_port: int,
     rest_port: int,
-    repository: Path | None,
+    repository: ModelRepository | None,
     *,
     follow: bool,
 ) -> None:
@@ -78,7 +79,7 @@ async def _serve(
     from edge_client.inference.server.servers import Addresses, InferenceServers
     from edge_client.inference.server.service import InferenceService
 
-    loading = None if repository is None else LoadingRules(ModelRepository(repository), load)
+    loading = None if repository is None else LoadingRules(repository, load)
     file = FollowedFile(model)
     recognizer = load(model)
     service = InferenceService(name or recognizer.info.task)

@@ -23,7 +23,7 @@ from edge_client.inference.errors import DeadlineError, RequestError, TooLargeEr
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.inference.recognizer import Recognizer, ensure_finite, is_finite
-from edge_client.inference.statistics import Run, Statistics
+from edge_client.inference.statistics import Statistics
 from edge_client.tasks import SampleError, TaskError
 
 log = logging.getLogger(__name__)
@@ -289,15 +289,13 @@ class Batcher:
         if not is_finite(probabilities):
             answers = [_checked(Answer(rows, serving)) for rows in parts]
         serving.statistics.note_run(
-            Run(
-                requests=len(batch),
-                samples=raw.shape[0],
-                queue_ns=sum([began_ns - request.ready_ns for request in batch]),
-                decode_ns=sum([request.ready_ns - request.arrived_ns for request in batch]),
-                input_ns=together_ns - began_ns,
-                infer_ns=ran_ns - together_ns,
-                output_ns=time.perf_counter_ns() - ran_ns,
-            )
+            len(batch),
+            raw.shape[0],
+            queue_ns=sum([began_ns - request.ready_ns for request in batch]),
+            decode_ns=sum([request.ready_ns - request.arrived_ns for request in batch]),
+            input_ns=together_ns - began_ns,
+            infer_ns=ran_ns - together_ns,
+            output_ns=time.perf_counter_ns() - ran_ns,
         )
         return answers
 

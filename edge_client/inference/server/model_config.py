@@ -3,14 +3,15 @@
 Source: the extensions of model configuration and of statistics (triton-inference-server, docs/protocol).
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from edge_client.inference.errors import UnknownModelError
 from edge_client.inference.server.protocol import TensorMetadata
 from edge_client.inference.server.service import ENCODED, InferenceService
-from edge_client.inference.statistics import Duration, Statistics
+from edge_client.inference.statistics import Statistics
 
-_NOTHING = Duration()
+_NOTHING = {"count": 0, "ns": 0}
 """There is no cache of answers."""
 
 
@@ -75,8 +76,6 @@ def _tensor(tensor: TensorMetadata) -> dict[str, Any]:
 
 
 def _entry(name: str, version: int, statistics: Statistics) -> dict[str, Any]:
-    kinds = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-    runs = ("compute_input", "compute_infer", "compute_output")
     return {
         "name": name,
         "version": str(version),
@@ -84,16 +83,17 @@ def _entry(name: str, version: int, statistics: Statistics) -> dict[str, Any]:
         "inference_count": statistics.inference_count,
         "execution_count": statistics.execution_count,
         "inference_stats": {
-            **{kind: _duration(getattr(statistics, kind)) for kind in kinds},
-            "cache_hit": _duration(_NOTHING),
-            "cache_miss": _duration(_NOTHING),
+            **{kind: asdict(duration) for kind, duration in statistics.durations().items()},
+            "cache_hit": _NOTHING,
+            "cache_miss": _NOTHING,
         },
         "batch_stats": [
-            {"batch_size": size, **{kind: _duration(getattr(batch, kind)) for kind in runs}}
+            {
+                "batch_size": size,
+                "compute_input": {"count": batch.runs, "ns": batch.input_ns},
+                "compute_infer": {"count": batch.runs, "ns": batch.infer_ns},
+                "compute_output": {"count": batch.runs, "ns": batch.output_ns},
+            }
             for size, batch in sorted(statistics.batches.copy().items())  # the model's thread may add one
         ],
     }
-
-
-def _duration(duration: Duration) -> dict[str, int]:
-    return {"count": duration.count, "ns": duration.ns}
