@@ -15,6 +15,7 @@ from edgenewton.common.tables import properties
 from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.environment import SOCKET_VARIABLE
 from edge_client.inference import ArtefactError
+from edge_client.inference.repository import RepositoryError
 from edge_client.inference.store import StoreError
 from edge_client.tasks import TaskError
 
@@ -49,7 +50,7 @@ def daemon(
     set_up_log(settings.log)
     try:
         asyncio.run(run_daemon(settings))
-    except (ArtefactError, StoreError, TaskError, OSError) as error:
+    except (ArtefactError, RepositoryError, StoreError, TaskError, OSError) as error:
         fail(str(error))
 
 

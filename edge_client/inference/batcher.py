@@ -23,6 +23,7 @@ from edge_client.inference.errors import DeadlineError, RequestError, TooLargeEr
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.inference.recognizer import Recognizer, ensure_finite, is_finite
+from edge_client.inference.statistics import Statistics
 from edge_client.tasks import SampleError, TaskError
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ QUIET_TURNS = 8
 about as many from the connection to here."""
 LINGER_S = 0.01
 """It waits no longer than that."""
+_STOPS = "the server stops"
 _FADING = 0.9
 """Weight of the past in how long a run takes."""
 _OUTLIER = 4.0
@@ -48,6 +50,7 @@ class Serving:
 
     version: int
     recognizer: Recognizer
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 class Answer(NamedTuple):
@@ -70,6 +73,10 @@ class BatchReport:
 class _Request(Waiting):
     timeout_s: float = field(kw_only=True)
     answer: "asyncio.Future[Answer]" = field(kw_only=True)
+    arrived_ns: int = field(kw_only=True)
+    """On the clock `time.perf_counter_ns`, as the next one."""
+    ready_ns: int = 0
+    """When its samples were decoded."""
 
 
 class Batcher:
@@ -112,7 +119,8 @@ class Batcher:
         """Turns of the event loop that the start is put off, if it is and no more requests come."""
         self._lingers_until = 0.0
         """Point in time until which it may be."""
-        self._is_draining = False
+        self._draining = ""
+        """Why no more requests are taken; empty while they are."""
         self._unanswered: dict[_Request, None] = {}
         """In the order in which they came."""
         self._alarm: asyncio.TimerHandle | None = None
@@ -134,15 +142,21 @@ class Batcher:
             TaskError: the task's own code failed.
 
         """
-        if self._is_draining:
-            raise UnavailableError("the server stops")
+        if self._draining:
+            raise UnavailableError(self._draining)
         if self.serving is None:
             raise UnavailableError("there is no model yet; train one, or put one into the model store")
         if samples > self.queue.max_batch:
             raise TooLargeError(f"the request has {samples} samples; {self.queue.max_batch} are the limit")
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        request = _Request(samples, deadline_s, timeout_s=timeout_s, answer=loop.create_future())
+        request = _Request(
+            samples,
+            deadline_s,
+            timeout_s=timeout_s,
+            answer=loop.create_future(),
+            arrived_ns=time.perf_counter_ns(),
+        )
         self.queue.add(request)
         self._idle.clear()
         self._unanswered[request] = None
@@ -160,24 +174,31 @@ class Batcher:
             self.queue.discard(request)  # it was cancelled, is too late, or cannot be decoded
             self._note_idle()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take no more requests, and answer those that wait; what is left after `timeout_s` is refused."""
-        self._is_draining = True
+    async def drain(self, timeout_s: float, reason: str = _STOPS) -> None:
+        """Take no more requests, and answer those that wait; what is left after `timeout_s` is refused.
+
+        Args:
+            timeout_s: seconds that they may take.
+            reason: what those are told who come later.
+
+        """
+        self._draining = reason
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             for request in self.queue.clear():
-                self._fail(request, UnavailableError("the server stops"))
+                self._fail(request, UnavailableError(self._draining or _STOPS))
         self._model_thread.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _take_in(self, request: _Request, raw: Tensor) -> None:
         request.raw = raw
+        request.ready_ns = time.perf_counter_ns()
         self._schedule()
 
     def _note_decoded(self, request: _Request, decoding: "asyncio.Future[Tensor]") -> None:
         if decoding.cancelled():
-            self._fail(request, UnavailableError("the server stops"))
+            self._fail(request, UnavailableError(self._draining or _STOPS))
         elif (error := decoding.exception()) is not None:
             if not isinstance(error, SampleError):
                 log.error("samples of a request could not be decoded", exc_info=error)
@@ -254,17 +275,29 @@ class Batcher:
             return _described(error)
 
     def _answers(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         given = [request.raw for request in batch if request.raw is not None]
         raw = given[0] if len(given) == 1 else torch.cat(given)
+        together_ns = time.perf_counter_ns()
         probabilities = serving.recognizer.probabilities(raw)
-        seconds = time.perf_counter() - began
+        ran_ns = time.perf_counter_ns()
+        seconds = (ran_ns - began_ns) / 1e9
         self._note_seconds(serving, seconds)
         self._on_batch(BatchReport(len(batch), raw.shape[0], seconds))
         parts = probabilities.split_with_sizes([request.samples for request in batch])
-        if is_finite(probabilities):
-            return [Answer(rows, serving) for rows in parts]
-        return [_checked(Answer(rows, serving)) for rows in parts]
+        answers: list[Answer | Exception] = [Answer(rows, serving) for rows in parts]
+        if not is_finite(probabilities):
+            answers = [_checked(Answer(rows, serving)) for rows in parts]
+        serving.statistics.note_run(
+            len(batch),
+            raw.shape[0],
+            queue_ns=sum([began_ns - request.ready_ns for request in batch]),
+            decode_ns=sum([request.ready_ns - request.arrived_ns for request in batch]),
+            input_ns=together_ns - began_ns,
+            infer_ns=ran_ns - together_ns,
+            output_ns=time.perf_counter_ns() - ran_ns,
+        )
+        return answers
 
     def _note_seconds(self, serving: Serving, seconds: float) -> None:
         if self._measured is not serving:
@@ -276,7 +309,7 @@ class Batcher:
     def _hand_back(
         self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[list[Answer | Exception]]"
     ) -> None:
-        stopped: list[Answer | Exception] = [UnavailableError("the server stops")] * len(batch)
+        stopped: list[Answer | Exception] = [UnavailableError(self._draining or _STOPS)] * len(batch)
         with contextlib.suppress(RuntimeError):  # the event loop was closed while the model ran
             loop.call_soon_threadsafe(self._finish, batch, stopped if done.cancelled() else done.result())
 
