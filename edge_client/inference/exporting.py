@@ -93,6 +93,8 @@ def _cause(error: BaseException) -> str:
     """Return what an exception was raised for at first, as a line: the first paragraph of its text."""
     while (earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = earlier
+    if type(error).__name__ == "GuardOnDataDependentSymNode":  # its own text is of the exporter's variables
+        return "what is computed depends on a sample's numbers (an `if`, a shape), which a graph cannot say"
     paragraph = _COLOURS.sub("", str(error)).strip().partition("\n\n")[0]
     text = " ".join(paragraph.split()).rstrip(".: ") or "no reason was given"
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"
@@ -107,7 +109,11 @@ def _quiet() -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(_nothing)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),  # torch.export prints graphs that it gives up
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
