@@ -25,7 +25,7 @@ from edge_client.inference import Artefact
 from edge_client.inference.engine import EngineName, TorchEngine, make_engine
 from edge_client.tasks import Partition, Samples, Task
 
-TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
+RTOL, ATOL = 1e-3, 1e-5
 """Of the probabilities of an exported model, beside torch's."""
 
 Inputs = Mapping[str, Tensor]
@@ -148,7 +148,7 @@ def largest_difference(name: str, case: Case, engine: EngineName) -> float:
 
     Raises:
         ArtefactError: it cannot be exported; the text says why.
-        AssertionError: they differ by more than `TOLERANCE`.
+        AssertionError: they differ by more than `RTOL` and `ATOL`.
 
     """
     task = ZooTask(name, case)
@@ -157,6 +157,6 @@ def largest_difference(name: str, case: Case, engine: EngineName) -> float:
     difference = 0.0
     for rows in (task.rows(1), task.rows(2)[:1]):
         found, expected = exported(rows), original(rows)
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
         difference = max(difference, float((found - expected).abs().max()))
     return difference
