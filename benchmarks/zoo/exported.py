@@ -22,7 +22,8 @@ from benchmarks.zoo.batches import (
 )
 from benchmarks.zoo.case import SAMPLES, Batch, Case, own_loss
 from edge_client.inference import Artefact
-from edge_client.inference.engine import EngineName, TorchEngine, make_engine
+from edge_client.inference.engine import TorchEngine, make_engine
+from edge_client.inference.engine_name import EngineName
 from edge_client.tasks import Partition, Samples, Task
 
 RTOL, ATOL = 1e-3, 1e-5
