@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 FORWARD, INFO = "forward", "edgenewton"
 
 # What `executorch.runtime` wraps; that module imports the whole exporter, which takes seconds and 140 MB.
-_RUNTIME = "executorch.extension.pybindings._C"
+RUNTIME = "executorch.extension.pybindings._C"
 _CPUINFO = b"[cpuinfo_utils.cpp:"
 
 
@@ -66,7 +66,7 @@ def check_executorch(device: str) -> None:
         raise ArtefactError(str(error)) from None
     if kind not in ("cpu", AUTO):
         raise ArtefactError(f"device {device!r}: ExecuTorch runs models on the CPU here; choose cpu, or another engine")
-    import_executorch(_RUNTIME)
+    import_executorch(RUNTIME)
 
 
 def read_executorch(path: Path) -> bytes:
@@ -109,7 +109,7 @@ class ExecutorchEngine:
 
     def __init__(self, content: bytes, device: str = "cpu") -> None:
         check_executorch(device)
-        runtime = import_executorch(_RUNTIME)
+        runtime = import_executorch(RUNTIME)
         _set_threads(runtime)
         self._content = content  # the program reads its weights from there
         try:

@@ -100,7 +100,11 @@ def _export(module: nn.Module, example: Tensor, input_name: str, output_name: st
         verbose=False,
     )
     assert program is not None  # dynamo=True gives one
-    return program.model_proto
+    model = program.model_proto
+    (given,) = model.graph.input
+    if not given.type.tensor_type.shape.dim[0].dim_param:
+        raise ValueError(f"its graph is for batches of {len(example)} alone, because it computes with their size")
+    return model
 
 
 def _assemble(classifier: Any, artefact: Artefact, task: Task, *, is_quantised: bool = False) -> bytes:

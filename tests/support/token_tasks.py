@@ -95,3 +95,20 @@ class Fails(Declared):
 
     def preprocess(self, raw: Tensor) -> Tensor:
         raise KeyError("no such table")
+
+
+class Sorted(Tokens):
+    """Its kernel is one that ExecuTorch lacks; so is the size of its batch a constant of the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        return outputs.sort(1).values * (1 / len(x))
+
+
+class Sorts(Declared):
+    """Its model sorts."""
+
+    name = "sorts"
+
+    def model(self) -> nn.Module:
+        return Sorted()
