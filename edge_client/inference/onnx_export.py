@@ -14,7 +14,7 @@ from edgenewton.common.files import write_atomically
 from torch import Tensor, nn
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.exporting import ensure_runs, example_inputs, example_samples, exporting
+from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
 from edge_client.inference.onnx_overflow import keep_overflows, refuse_overflows
@@ -89,22 +89,15 @@ def _export_classifier(artefact: Artefact, task: Task) -> Any:
 def _export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> Any:
     """Return a module of one input and one output as an ONNX ModelProto with a dynamic batch."""
     import_onnx("onnxscript")
-    batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
-        module.eval(),
-        (example,),
+        batch_graph(module.eval(), example),
         input_names=[input_name],
         output_names=[output_name],
-        dynamic_shapes=({0: batch},),
         dynamo=True,
         verbose=False,
     )
     assert program is not None  # dynamo=True gives one
-    model = program.model_proto
-    (given,) = model.graph.input
-    if not given.type.tensor_type.shape.dim[0].dim_param:
-        raise ValueError(f"its graph is for batches of {len(example)} alone, because it computes with their size")
-    return model
+    return program.model_proto
 
 
 def _assemble(classifier: Any, artefact: Artefact, task: Task, *, is_quantised: bool = False) -> bytes:

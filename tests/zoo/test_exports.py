@@ -14,7 +14,7 @@ REASONS = {
     "Mixtral": "No ONNX function found",
     "EnCodec": "what is computed depends on a sample's numbers",
     "Time Series Transformer": "what is computed depends on a sample's numbers",
-    "TabNet": "its graph is for batches of 2 alone",
+    "TabNet": "its graph is for batches of one size alone",
 }
 
 
