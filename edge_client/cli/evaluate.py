@@ -13,6 +13,7 @@ from edgenewton.common.tables import Column, Table
 from edge_client.cli.recognise import AllowTask, Device, Engine, Model
 from edge_client.devices import choose_device, to_device
 from edge_client.inference import Artefact, ArtefactError, Recognizer
+from edge_client.inference.engine_name import EXPORTED
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
 from edge_client.inference.pipeline import build_classifier
 from edge_client.inference.recognizer import ensure_finite
@@ -91,7 +92,7 @@ def _table(confusion: Confusion) -> Table:
 
 
 def _evaluate_held_out(model: Path, engine: str | None, device: str, allow: Collection[str]) -> Confusion:
-    if model.suffix == ".onnx" or engine not in (None, "torch"):
+    if model.suffix in EXPORTED or engine not in (None, "torch"):
         fail("the held-out samples are those of training, for the engine torch; give a folder of files", code=2)
     artefact = Artefact.load(model)
     task = load_foreign_task(artefact.task, allow)

@@ -1,4 +1,4 @@
-"""`edge-client export`: a model for recognition, as an artefact or in ONNX."""
+"""`edge-client export`: a model for recognition, as an artefact, in ONNX or for ExecuTorch."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.files import write_atomically
 
 from edge_client.cli.model_file import check_output, save
 from edge_client.cli.recognise import AllowTask
@@ -23,6 +24,10 @@ class Format(StrEnum):
 
     ARTEFACT = "artefact"
     ONNX = "onnx"
+    EXECUTORCH = "executorch"
+
+
+_NAMES = {Format.ARTEFACT: "model.pt", Format.ONNX: "model.onnx", Format.EXECUTORCH: "model.pte"}
 
 
 def export(
@@ -30,10 +35,15 @@ def export(
         Path, typer.Argument(help="A model (.pt), or a checkpoint that the ServerApp wrote (round-N.safetensors).")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where to write the model; model.pt or model.onnx unless given.")
+        Path | None,
+        typer.Option(help="Where to write the model; model.pt, model.onnx or model.pte unless given."),
     ] = None,
     kind: Annotated[
-        Format, typer.Option("--format", help="An artefact of EdgeNewton, or ONNX (extra edgenewton[onnx]).")
+        Format,
+        typer.Option(
+            "--format",
+            help="An artefact of EdgeNewton, ONNX (extra edgenewton[onnx]) or ExecuTorch (edgenewton[executorch]).",
+        ),
     ] = Format.ARTEFACT,
     int8: Annotated[
         bool,
@@ -42,10 +52,10 @@ def export(
     allow_task: AllowTask = None,
     as_json: Json = False,
 ) -> None:
-    """Make a model for recognition out of a checkpoint of training, or an ONNX file out of a model."""
+    """Make a model for recognition out of a checkpoint of training, or a file for ONNX or ExecuTorch out of a model."""
     if int8 and kind is not Format.ONNX:
         fail("--int8 goes with --format onnx", code=2)
-    output = output or Path("model.onnx" if kind is Format.ONNX else "model.pt")
+    output = output or Path(_NAMES[kind])
     check_output(output)
     quantised = None
     allow = allow_task or ()
@@ -56,6 +66,8 @@ def export(
             build_classifier(artefact, load_foreign_task(artefact.task, allow))  # it may lack personal layers
         if kind is Format.ONNX:
             quantised = _export_onnx(artefact, load_foreign_task(artefact.task, allow), output, int8)
+        elif kind is Format.EXECUTORCH:
+            _export_executorch(artefact, load_foreign_task(artefact.task, allow), output)
         else:
             save(artefact, output)
     except (ArtefactError, TaskError) as error:
@@ -90,3 +102,11 @@ def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> "Q
         content = quantised.content if quantised is not None else to_onnx(artefact, task)
     save_onnx(content, output)
     return quantised
+
+
+def _export_executorch(artefact: Artefact, task: Task, output: Path) -> None:
+    from edge_client.inference.executorch_export import to_executorch
+
+    with err.status("exporting"):
+        content = to_executorch(artefact, task)
+    write_atomically(output, content)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.engine import Engine, make_engine
-from edge_client.inference.engine_name import EngineName
+from edge_client.inference.engine import Engine, load_exported, make_engine
+from edge_client.inference.engine_name import EXPORTED, EngineName
 from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import shape_text
@@ -59,7 +59,8 @@ class Recognizer:
 
         Args:
             artefact: the model.
-            engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+            engine: what runs it: "torch", "export" (the graph that `torch.export` makes), "onnx" (ONNX Runtime) or
+                "executorch".
             device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
                 CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
             allow: import paths of tasks whose code may be run, besides those of this package and of installed entry
@@ -82,11 +83,12 @@ class Recognizer:
         device: str = "cpu",
         allow: Collection[str] = (),
     ) -> Self:
-        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
+        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx, .pte).
 
         Args:
             path: the file.
-            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
+            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime, and a
+                .pte file in ExecuTorch.
             device: the hardware that the model runs on: see `of`.
             allow: import paths of tasks whose code may be run: see `of`.
 
@@ -97,20 +99,19 @@ class Recognizer:
         """
         path = Path(path)
         try:
-            if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine, device, allow)
+            if path.suffix in EXPORTED:
+                return cls._load_exported(path, engine, device, allow)
             return cls.of(Artefact.load(path), engine or "torch", device, allow)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
-        from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
-
-        if engine not in (None, "onnx"):
-            raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
-        loaded = OnnxEngine(read_onnx(path), device)
+    def _load_exported(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
+        name, title = EXPORTED[path.suffix]
+        if engine not in (None, name):
+            raise ArtefactError(f"{path} is {title}; engine {engine!r} cannot run it")
+        loaded = load_exported(name, path, device)
         try:
             return cls(loaded.info, loaded, load_foreign_task(loaded.info.task, allow))
         except TaskError as error:  # arrays can be recognised without the task's code
@@ -118,7 +119,7 @@ class Recognizer:
 
     @property
     def engine(self) -> str:
-        """What runs the model: "torch", "export" or "onnx"."""
+        """What runs the model: one of `ENGINES`."""
         return self._engine.name
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:
