@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.engine import Engine, make_engine
-from edge_client.inference.engine_name import EngineName
+from edge_client.inference.engine import Engine, load_exported, make_engine
+from edge_client.inference.engine_name import EXPORTED, EngineName
 from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import shape_text
 from edge_client.tasks import SampleError, Task, TaskError, load_foreign_task
+
+_OF_NUMPY = frozenset((torch.float16, torch.float32, torch.float64))
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Recognizer:
 
         Args:
             artefact: the model.
-            engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+            engine: what runs it: "torch", "export" (the graph that `torch.export` makes), "onnx" (ONNX Runtime) or
+                "executorch".
             device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
                 CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
             allow: import paths of tasks whose code may be run, besides those of this package and of installed entry
@@ -80,11 +83,12 @@ class Recognizer:
         device: str = "cpu",
         allow: Collection[str] = (),
     ) -> Self:
-        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
+        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx, .pte).
 
         Args:
             path: the file.
-            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
+            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime, and a
+                .pte file in ExecuTorch.
             device: the hardware that the model runs on: see `of`.
             allow: import paths of tasks whose code may be run: see `of`.
 
@@ -95,20 +99,19 @@ class Recognizer:
         """
         path = Path(path)
         try:
-            if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine, device, allow)
+            if path.suffix in EXPORTED:
+                return cls._load_exported(path, engine, device, allow)
             return cls.of(Artefact.load(path), engine or "torch", device, allow)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
-        from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
-
-        if engine not in (None, "onnx"):
-            raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
-        loaded = OnnxEngine(read_onnx(path), device)
+    def _load_exported(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
+        name, title = EXPORTED[path.suffix]
+        if engine not in (None, name):
+            raise ArtefactError(f"{path} is {title}; engine {engine!r} cannot run it")
+        loaded = load_exported(name, path, device)
         try:
             return cls(loaded.info, loaded, load_foreign_task(loaded.info.task, allow))
         except TaskError as error:  # arrays can be recognised without the task's code
@@ -116,7 +119,7 @@ class Recognizer:
 
     @property
     def engine(self) -> str:
-        """What runs the model: "torch", "export" or "onnx"."""
+        """What runs the model: one of `ENGINES`."""
         return self._engine.name
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:
@@ -188,7 +191,7 @@ class Recognizer:
         """
         with self._running("the model"):
             probabilities = self._engine(raw)
-        expected = (len(raw), len(self.info.labels))
+        expected = (raw.shape[0], len(self.info.labels))
         if probabilities.shape != expected:
             raise TaskError(
                 f"the model of task {self.info.task!r} gave {shape_text(probabilities.shape)} outputs; "
@@ -253,9 +256,16 @@ def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None
     )
 
 
+def is_finite(rows: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity."""
+    if rows.dtype in _OF_NUMPY and rows.is_cpu:
+        return bool(np.isfinite(rows.detach().numpy()).all())  # for small tensors in a fifth of torch's time
+    return bool(rows.isfinite().all())
+
+
 def _first_not_finite(rows: Tensor) -> int | None:
     """Return the place of the first row, of `[n, ...]`, that holds NaN or infinity."""
-    finite = rows.isfinite()
-    if finite.all():
+    if is_finite(rows):
         return None
+    finite = rows.isfinite()
     return int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])

@@ -3,6 +3,8 @@
 import importlib
 from collections.abc import Collection
 
+from edgenewton.common.suggestions import suggestion
+
 from edge_client.tasks.allowed import TaskNotAllowedError, check_allowed
 from edge_client.tasks.data import DataError
 from edge_client.tasks.task import Data, Partition, PartitionKind, SampleError, Samples, Task, TaskError
@@ -76,6 +78,7 @@ def load_task(name: str) -> Task:
     if not (module_name and attribute):
         raise TaskError(
             f"task {name!r} is unknown; known are {', '.join(TASKS)}, and import paths like 'package.module:Class'"
+            f"{suggestion(name, TASKS)}"
         )
     try:
         module = importlib.import_module(module_name)

@@ -8,7 +8,11 @@ from edgenewton.common.http_server import HttpServer
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from edge_client.inference.server.grpc_models import ModelsServicer
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
+from edge_client.inference.server.grpc_stream import StreamServicer
+from edge_client.inference.server.method_table import MethodTable
+from edge_client.inference.server.model_control import LoadingRules, ModelControl
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
 
@@ -40,10 +44,18 @@ class Addresses:
 
 
 class InferenceServers:
-    """Serves a service over gRPC and REST. Use it on a running event loop."""
+    """Serves a service over gRPC and REST. Use it on a running event loop.
 
-    def __init__(self, service: InferenceService, addresses: Addresses) -> None:
+    Args:
+        service: answers.
+        addresses: where the servers listen.
+        loading: which models clients may load and unload; None for none.
+
+    """
+
+    def __init__(self, service: InferenceService, addresses: Addresses, loading: LoadingRules | None = None) -> None:
         self._service = service
+        self._control = ModelControl(service, loading)
         self._addresses = addresses
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         self._grpc: grpc.aio.Server | None = None
@@ -90,7 +102,10 @@ class InferenceServers:
                 *_OPTIONS,
             ]
         )
-        add_to_server(InferenceServicer(self._service), server)
+        MethodTable(server)
+        more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
+        servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
+        add_to_server(servicer, server, more)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self.set_ready(self._service.is_ready)
@@ -106,6 +121,8 @@ class InferenceServers:
     async def _start_rest(self, port: int) -> None:
         limits = self._service.limits
         http_limits = HttpLimits(limits.max_connections, limits.max_connections_per_client)
-        self._rest = HttpServer(make_app(self._service), self._addresses.host, port, purpose="REST", limits=http_limits)
+        self._rest = HttpServer(
+            make_app(self._service, self._control), self._addresses.host, port, purpose="REST", limits=http_limits
+        )
         await self._rest.start()
         self.rest_port = self._rest.port

@@ -1,0 +1,20 @@
+"""The help of `edge-client train`, with all settings."""
+
+import click
+from edgenewton.common.command_line import Command
+
+
+class TrainCommand(Command):
+    """The subcommand, whose help lists the settings by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write options, and the settings that `--config` takes."""
+        super().format_options(ctx, formatter)
+        # It brings torch, which takes seconds.
+        from edge_client.training.settings_help import settings_by_section
+
+        formatter.write_paragraph()
+        formatter.write_text("Settings, as -c NAME=VALUE, with their defaults:")
+        for section, settings in settings_by_section().items():
+            with formatter.section(section.capitalize()):
+                formatter.write_dl([(f"{setting.name}={setting.default}", setting.text) for setting in settings])
