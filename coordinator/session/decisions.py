@@ -114,7 +114,10 @@ class StepCommitted:
             evaluation=evaluation,
             seconds=now - (step.began_at if step.began_at is not None else now),
             batches=step.batches,
-            counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging, *step.late})},
+            counted_slices={
+                device: step.counted(device)
+                for device in sorted({*left_out, *lagging, *step.late, *(step.contributions if step.is_lost else ())})
+            },
             cadence=cadence,
             alignment=alignment,
         )

@@ -90,6 +90,8 @@ class Step:
         self.agreement = agreement
         self.totals: Totals | None = None
         """What all contributions say together, if they were masked, once the step is combined."""
+        self.is_lost = False
+        """Whether nothing of it counts."""
         self.unlike: dict[str, str] = {}
         """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
         self._aggregator = aggregator
@@ -200,6 +202,12 @@ class Step:
         self._completed_at.setdefault(device, now)
         sent = self._sent_by.get(device, set())
         self.agreement.answer(device, contribution.batches, contribution.hyperparameters, sent)
+
+    def lose(self, tensors: int) -> None:
+        """Let nothing of the step count: its contributions, masked, cannot be had."""
+        self.is_lost = True
+        self.totals = Totals(0, 0.0, None, np.zeros(tensors))
+        self._counted.clear()
 
     def withdraw(self, device: str) -> None:
         """Take back that a device has completed its contribution; of its slices those stay in that are added up."""

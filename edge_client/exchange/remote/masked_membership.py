@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edge_client.exchange.errors import Cause, ExchangeError
 from edge_client.exchange.interface import Pace, TensorKey
+from edge_client.exchange.remote.assembly import AssembledStep
 from edge_client.exchange.remote.masking import Masking, ReadyMasks
 from edge_client.exchange.remote.membership import GrpcMembership
 
@@ -197,11 +198,16 @@ class MaskedMembership(GrpcMembership):
     def _settle(self, step: int, counted: int | None) -> None:
         contribution, self._contribution = self._contribution, None
         if contribution is not None and contribution.step == step:
-            self._memory.settle(contribution, has_counted=counted is None or counted > 0)
+            has_counted = counted is None or counted > 0 or self._masking.has_revealed(step)
+            self._memory.settle(contribution, has_counted=has_counted)
 
     def _forget_unsent(self) -> None:
         self._memory.forget()
         self._contribution = None
+
+    def _check_complete(self, step: AssembledStep) -> None:
+        if step.commit is not None and step.commit.devices:
+            super()._check_complete(step)  # else nobody's contribution could be had
 
     def _begun(self, what: str) -> MaskedContribution:
         if self._contribution is None or self._contribution.end is not None:

@@ -21,6 +21,7 @@ class Unmasking:
         circle: the devices that might have taken part.
         announced: the step keys of those that mask.
         contributed: those whose vectors are in the sum.
+        told: digest of what the devices were told: see `StepMasks.take`.
 
     """
 
@@ -31,8 +32,9 @@ class Unmasking:
         circle: Collection[str],
         announced: Mapping[str, StepKeys],
         contributed: Collection[str],
+        told: bytes = b"",
     ) -> None:
-        self._session, self._step = session, step
+        self._session, self._step, self._told = session, step, told
         self._announced, self.contributed = announced, frozenset(contributed)
         self._numbers = share_numbers(circle)
         graph = Graph(circle, step)
@@ -113,7 +115,7 @@ class Unmasking:
             secrets[device] = self._secret_of(device, combiners[numbers], {n: self._shares[device][n] for n in numbers})
         for device in self._wanted - self.contributed:
             for other in self._neighbours[device] & self.contributed:
-                purpose = pair_purpose(self._session, self._step, device, other)
+                purpose = pair_purpose(self._session, self._step, device, other, self._told)
                 try:
                     self._pair_keys[device, other] = agree(secrets[device], self._announced[other].public, purpose)
                 except KeyAgreementError as error:

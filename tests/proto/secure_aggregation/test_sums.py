@@ -183,7 +183,7 @@ def test_no_mask_is_used_twice():
     fleet.masks["d000"].mask(0, np.zeros(1, np.uint8), 8)
     with pytest.raises(RuntimeError, match="vector 0 of step 7 was masked already"):
         fleet.masks["d000"].mask(0, np.ones(1, np.uint8), 8)
-    with pytest.raises(SecureAggregationError, match="other devices for step 7"):
+    with pytest.raises(SecureAggregationError, match="something else of step 7 than"):
         fleet.masks["d000"].take(fleet.names[:2], {})
 
 
