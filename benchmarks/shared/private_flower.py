@@ -64,10 +64,13 @@ class PrivateFlower:
     Args:
         folder: where its log `superlink.log` stays.
         supernodes: so many processes, each a node of the deployment engine; 0 for the simulation engine.
+        installs_dependencies: whether Flower makes an environment for each run, and installs into it what the app's
+            pyproject.toml names, as it does unless it is told not to.
 
     """
 
-    def __init__(self, folder: Path, supernodes: int = 0) -> None:
+    def __init__(self, folder: Path, supernodes: int = 0, *, installs_dependencies: bool = False) -> None:
+        self._installs_dependencies = installs_dependencies
         self.log_path = folder.resolve() / "superlink.log"
         self.port = free_port()
         self.supernodes = supernodes
@@ -157,7 +160,7 @@ class PrivateFlower:
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "0" if self._installs_dependencies else "1",
             "PYTHONUNBUFFERED": "1",  # or the log of `flwr run` would come when the run is over
             # Ray puts Unix sockets below it, whose paths may have 107 characters.
             "RAY_TMPDIR": str(root),
@@ -200,9 +203,9 @@ class PrivateFlower:
 
 
 @contextlib.contextmanager
-def private_flower(folder: Path) -> Iterator[PrivateFlower]:
+def private_flower(folder: Path, *, installs_dependencies: bool = False) -> Iterator[PrivateFlower]:
     """Run a Flower of its own for the length of a `with` block; its log stays in `folder`."""
-    flower = PrivateFlower(folder)
+    flower = PrivateFlower(folder, installs_dependencies=installs_dependencies)
     try:
         flower.start()
         yield flower
