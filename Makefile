@@ -1,12 +1,12 @@
 BIN := .venv/bin
-PACKAGES := edge_client coordinator proto benchmarks tests
+PACKAGES := edge_client coordinator proto benchmarks tests examples
 BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo
 # A benchmark's module below benchmarks/, where it is not its name
 MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-docker check format proto bench docs clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ check: setup ## style, types, who imports whom, and generated code
 format: setup ## repair the style
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
+
+docs: setup ## build the documentation as a site, with the API reference, in build/site
+	.ci/docs
 
 proto: setup ## generate the code of the messages anew
 	.ci/generate-protos

@@ -45,13 +45,13 @@ def _filled_in(name: ProjectName, *, flower: bool) -> dict[str, str]:
     """Return the text of each file by its place."""
     root = files("edge_client.scaffold") / "files"
     templates = _templates(root / "common")
-    parts = {"flower_settings": "", "flower_readme": "", "extra": ""}
+    parts = {"flower_settings": "", "flower_readme": "", "extras": "[recognition,training]"}
     if flower:
         templates |= _templates(root / "flower")
         parts = {
             "flower_settings": "\n" + templates.pop("settings.toml"),
             "flower_readme": "\n" + templates.pop("readme.md"),
-            "extra": "[flower]",
+            "extras": "[recognition,simulation,training]",
         }
     known = {
         "name": name.text,
