@@ -126,7 +126,7 @@ def test_a_home_inside_the_new_folder_is_warned_of(tmp_path, monkeypatch):
         ("../valves", "'valves' would do"),
         ("---", "'worn-bearings' would do"),
         ("v" * 33, "has 33 characters; a name has at most 32"),
-        ("class", "'class' is a word of Python; choose another, such as class-app"),
+        ("class", "'class' is a word of Python; choose another name, such as class-app"),
         ("JSON", "'json' is a word of Python"),
         ("edge-client", "a package 'edge_client' is there already"),
         ("there", "there exists already; choose another name, or remove it"),
