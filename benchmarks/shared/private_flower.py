@@ -21,6 +21,9 @@ RAY_DID_NOT_START = "ray/_private/node.py"
 """In the log of a run on the simulation engine that is worth another: the traceback goes through where Ray starts its
 processes. It waits 15 or 30 s for each, a constant, and on a busy machine they now and then abort or take longer. No
 client has run then."""
+INSTALLS_NOTHING = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+"""Environment variable; "1" unless it is set. Else Flower makes an environment for each run, and installs into it what
+the app's pyproject.toml names."""
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 15.0
 
@@ -64,13 +67,10 @@ class PrivateFlower:
     Args:
         folder: where its log `superlink.log` stays.
         supernodes: so many processes, each a node of the deployment engine; 0 for the simulation engine.
-        installs_dependencies: whether Flower makes an environment for each run, and installs into it what the app's
-            pyproject.toml names, as it does unless it is told not to.
 
     """
 
-    def __init__(self, folder: Path, supernodes: int = 0, *, installs_dependencies: bool = False) -> None:
-        self._installs_dependencies = installs_dependencies
+    def __init__(self, folder: Path, supernodes: int = 0) -> None:
         self.log_path = folder.resolve() / "superlink.log"
         self.port = free_port()
         self.supernodes = supernodes
@@ -160,7 +160,7 @@ class PrivateFlower:
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "0" if self._installs_dependencies else "1",
+            INSTALLS_NOTHING: os.environ.get(INSTALLS_NOTHING, "1"),
             "PYTHONUNBUFFERED": "1",  # or the log of `flwr run` would come when the run is over
             # Ray puts Unix sockets below it, whose paths may have 107 characters.
             "RAY_TMPDIR": str(root),
@@ -203,9 +203,9 @@ class PrivateFlower:
 
 
 @contextlib.contextmanager
-def private_flower(folder: Path, *, installs_dependencies: bool = False) -> Iterator[PrivateFlower]:
+def private_flower(folder: Path) -> Iterator[PrivateFlower]:
     """Run a Flower of its own for the length of a `with` block; its log stays in `folder`."""
-    flower = PrivateFlower(folder, installs_dependencies=installs_dependencies)
+    flower = PrivateFlower(folder)
     try:
         flower.start()
         yield flower

@@ -6,17 +6,17 @@ import subprocess
 
 import pytest
 
-from benchmarks.shared.private_flower import RAY_DID_NOT_START, flower_command, private_flower
+from benchmarks.shared.private_flower import INSTALLS_NOTHING, RAY_DID_NOT_START, flower_command, private_flower
 
 pytestmark = pytest.mark.flower
 
 NAME = "worn-bearings"
 
 
-def test_a_new_app_runs_as_it_is(tmp_path):
+def test_a_new_app_runs_as_it_is(tmp_path, monkeypatch):
     subprocess.run([flower_command("edge-client"), "new", NAME, "--flower"], cwd=tmp_path, check=True)
-    # As Flower does by itself: it makes an environment for the run, and installs into it what pyproject.toml names.
-    with private_flower(tmp_path / "flower", installs_dependencies=True) as flower:
+    monkeypatch.setenv(INSTALLS_NOTHING, "0")  # as Flower does by itself
+    with private_flower(tmp_path / "flower") as flower:
         for _ in range(2):
             process = flower.run({"output": tmp_path / "run"}, 2, app=tmp_path / NAME)
             output, _ = process.communicate(timeout=170)
