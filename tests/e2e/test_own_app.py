@@ -13,13 +13,14 @@ pytestmark = pytest.mark.flower
 NAME = "worn-bearings"
 
 
+@pytest.mark.timeout(900)
 def test_a_new_app_runs_as_it_is(tmp_path, monkeypatch):
     subprocess.run([flower_command("edge-client"), "new", NAME, "--flower"], cwd=tmp_path, check=True)
     monkeypatch.setenv(INSTALLS_NOTHING, "0")  # as Flower does by itself
     with private_flower(tmp_path / "flower") as flower:
         for _ in range(2):
             process = flower.run({"output": tmp_path / "run"}, 2, app=tmp_path / NAME)
-            output, _ = process.communicate(timeout=170)
+            output, _ = process.communicate(timeout=420)
             if RAY_DID_NOT_START not in output:
                 break
     output = re.sub(r"\x1b\[\d+m", "", output)
