@@ -19,7 +19,8 @@ def test_a_new_app_runs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv(INSTALLS_NOTHING, "0")  # as Flower does by itself
     with private_flower(tmp_path / "flower") as flower:
         for _ in range(2):
-            process = flower.run({"output": tmp_path / "run"}, 2, app=tmp_path / NAME)
+            patient = {"output": tmp_path / "run", "join-deadline-s": 300.0}  # on a busy machine actors start slowly
+            process = flower.run(patient, 2, app=tmp_path / NAME)
             output, _ = process.communicate(timeout=420)
             if RAY_DID_NOT_START not in output:
                 break
