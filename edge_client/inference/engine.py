@@ -1,14 +1,17 @@
 """Engines: what runs a model. Each turns decoded samples into probabilities, and all agree."""
 
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.devices import CPU, choose_device, to_device
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
 from edge_client.inference.engine_name import ENGINES, EngineName
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Task
 
@@ -20,8 +23,8 @@ class Engine(Protocol):
     def name(self) -> str:
         """One of `ENGINES`."""
 
-    def __call__(self, raw: Tensor) -> Tensor:
-        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Return probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
 
 
 class TorchEngine:
@@ -35,10 +38,10 @@ class TorchEngine:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
 
 
 class ExportEngine:
@@ -59,10 +62,15 @@ class ExportEngine:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
+
+
+def _on_host(probabilities: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = probabilities.cpu().numpy()
+    return array
 
 
 def _graph(module: nn.Module, example: Tensor) -> nn.Module:
