@@ -154,7 +154,10 @@ def next_batch(task: Task, batches: Iterator[Any], number: int, what: str) -> Sa
     except StopIteration:
         return None
     except Exception as error:  # so does a loader's worker
-        raise DataError(f"{place} could not be loaded: {_describe(error)}") from error
+        # What a worker itself raises comes with its name; the pipe to one that was killed breaks anyhow.
+        is_pipe = isinstance(error, ConnectionError | EOFError) and "DataLoader worker" not in str(error)
+        reason = "; a worker of the data loader was killed, or died" if is_pipe else ""
+        raise DataError(f"{place} could not be loaded: {_describe(error)}{reason}") from error
     return _checked(task, batch, place)
 
 

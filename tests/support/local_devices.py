@@ -150,6 +150,19 @@ class Session:
         for number, state in enumerate(states):
             self.device(number, trained=model(seed=8), state=state, **options)
 
+    def let_in(self, late, last, by=2):
+        """Let a device join while the others, which have trained `last` batches, go on; return how many they have then.
+
+        A state is handed in between two exchanges, so they must not stop before the device has one.
+        """
+        others = [device for device in self.devices if device is not late]
+        joined = self.pool.submit(late.optimizer.join)
+        while not joined.done() and last < 1000:
+            last += by
+            self.all(lambda device, last=last: device.train(last), others)
+        joined.result(30)
+        return last
+
     def all(self, act, devices=None):
         """Let the devices do something at once; return what they did."""
         return list(self.pool.map(act, self.devices if devices is None else devices))

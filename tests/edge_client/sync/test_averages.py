@@ -95,12 +95,7 @@ def test_whoever_comes_late_has_the_average_of_the_others():
             session.device(number)
         session.all(lambda device: device.train(4))
         late = session.device(2, trained=model(seed=9))
-        joined = session.pool.submit(late.optimizer.join)
-        last = 4
-        while not joined.done() and last < 1000:  # a snapshot is taken between two steps: they go on until it has one
-            last += 2
-            session.all(lambda device, last=last: device.train(last), session.devices[:2])
-        joined.result(30)
+        last = session.let_in(late, 4)
         session.all(lambda device: device.train(last + 4))
         assert len(averages(session.devices)) == 1
         assert {device.optimizer._average.count for device in session.devices} == {last + 4}

@@ -233,12 +233,7 @@ def test_a_device_that_comes_late_becomes_identical(scope):
             session.device(number, scope=SCOPES[scope])
         session.all(lambda device: device.train(4))
         late = session.device(2, trained=model(seed=9), scope=SCOPES[scope])
-        joined = session.pool.submit(late.optimizer.join)
-        last = 4
-        while not joined.done() and last < 1000:  # a snapshot is taken between two steps: they go on until it has one
-            last += 2
-            session.all(lambda device, last=last: device.train(last), session.devices[:2])
-        joined.result(30)
+        last = session.let_in(late, 4)
         late.seen = []
         for device in session.devices[:2]:
             device.seen = []
@@ -595,20 +590,18 @@ def test_a_device_that_comes_late_writes_in_the_form_of_the_others():
             session.device(number, every=None, trained=wide_model())
         session.all(lambda device: device.train(6))
         late = session.device(2, every=None, trained=wide_model())
-        joined = session.pool.submit(late.optimizer.join)
-        session.all(lambda device: device.train(8), session.devices[:2])
-        joined.result(30)
+        last = session.let_in(late, 6)
         assert (late.plan._choice.form, late.plan._choice.batches(is_behind=False)) == (SPARSE1, 2)
         for device in session.devices:
             device.seen = []
         sent, _ = seen_forms(late)
         has_come = session.first_slice_of("d2")
-        trained = session.pool.submit(late.train, 14)
+        trained = session.pool.submit(late.train, last + 6)
         assert has_come.wait(30)  # from now on it is waited for
-        session.all(lambda device: device.train(14), session.devices[:2])
+        session.all(lambda device: device.train(last + 6), session.devices[:2])
         trained.result(30)
-        assert sent == {step: {SPARSE1} for step in (8, 10, 12)}
-        late.seen = [seen for seen in late.seen if seen[0] > 8]  # it may have gone on from before that step
+        assert sent == {step: {SPARSE1} for step in (last, last + 2, last + 4)}
+        late.seen = [seen for seen in late.seen if seen[0] > last]  # it may have gone on from before that step
         assert_equal(session.devices, rounds=3)
 
 

@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+from itertools import cycle
 
 import pytest
 import torch
@@ -370,12 +371,9 @@ def test_a_device_that_comes_late_becomes_identical(scope):
         others = devices_of(session, 2, scope=SCOPES[scope])
         session.all(lambda device: device.train(4))
         late = session.device(2, trained=model(seed=9), scope=SCOPES[scope], overlap=True)
-        joined = session.pool.submit(late.optimizer.join)
-        session.all(lambda device: device.train(8), others)
-        joined.result(WAIT_S)
+        last = session.let_in(late, 4)
         late.seen = []
-        last = 16
-        session.all(lambda device: device.train(last))
+        session.all(lambda device: device.train(last + 8))
         session.all(end)
         of_late = dict(late.seen)
         assert of_late
@@ -506,8 +504,8 @@ class Alternating:
     """Chooses other numbers of batches and other forms all the time."""
 
     def __init__(self):
-        self.choices = iter([3, 1, 4, 2] * 20)
-        self.forms = iter([*Form] * 40)
+        self.choices = cycle([3, 1, 4, 2])
+        self.forms = cycle(Form)
 
     def choose(self, batches, paces, waited_s, form=None):
         assert {pace.form for pace in paces.values()} == {form}
@@ -523,16 +521,14 @@ def test_what_the_session_chooses_is_for_the_round_that_nobody_has_begun():
         # With the result of the round from 5, its exchange was measured first; it comes when that from 10 is over.
         assert [step for step, _ in others[0].seen] == [0, 5, 10, 15, 18]
         late = session.device(2, trained=model(seed=9), every=None, overlap=True)
-        joined = session.pool.submit(late.optimizer.join)
-        session.all(lambda device: device.train(32), others)
-        joined.result(WAIT_S)
-        session.all(lambda device: device.train(44))
+        last = session.let_in(late, 22, by=5)
+        session.all(lambda device: device.train(last + 12))
         states = session.all(Device.state)
         for device in session.devices:
             device.exchange.close("restarted")
         session.devices = []
         for number, state in enumerate(states):
             session.device(number, every=None, overlap=True, state=state)
-        session.all(lambda device: device.train(60))
+        session.all(lambda device: device.train(last + 28))
         session.all(end)
         assert len(digests(session.devices)) == 1

@@ -225,7 +225,10 @@ def test_a_worker_that_dies_is_named(give):
 
 def test_a_worker_that_is_killed_is_named(give):
     give(DataLoader(Sensor(samples(40), fails_at=17, is_killed=True), batch_size=8, num_workers=1))
-    with pytest.raises(DataError, match=r"of task 'own-data'.* (DataLoader worker \(pid|Connection reset)"):
+    with pytest.raises(
+        DataError,
+        match=r"of task 'own-data'.* (DataLoader worker \(pid|ancdata|a worker of the data loader was killed)",
+    ):
         Trainer(SETTINGS).train(4)
 
 
