@@ -31,7 +31,8 @@ def daemon(
     ] = False,
 ) -> None:
     """Run the daemon of this device: serve recognition, and train when Flower's ClientApp asks, until SIGTERM."""
-    from edge_client.daemon.config import ConfigError, load_config
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
 
     try:
         settings = load_config(config)
@@ -103,7 +104,8 @@ def _socket(socket: Path | None, config: Path) -> Path:
         return socket
     if os.environ.get(SOCKET_VARIABLE):
         return Path(os.environ[SOCKET_VARIABLE])
-    from edge_client.daemon.config import ConfigError, load_config
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
 
     try:
         return load_config(config).socket_path

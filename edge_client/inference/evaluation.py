@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from edgenewton.common.extras import needing
 from numpy.typing import NDArray
 
 from edge_client.inference.recognizer import Recognizer, ensure_finite
@@ -72,10 +73,11 @@ def save_confusion(confusion: Confusion, path: Path, title: str) -> None:
         OSError: the picture cannot be written.
 
     """
-    import matplotlib as mpl
+    with needing("a picture of the confusion", "tasks"):
+        import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
 
     count = len(confusion.labels)
     side = min(2.0 + 0.55 * count, 16.0)

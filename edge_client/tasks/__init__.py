@@ -2,7 +2,10 @@
 
 import importlib
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+from edgenewton.common.extras import MissingExtraError, needing
 
 from edge_client.tasks.allowed import TaskNotAllowedError, check_foreign_task
 from edge_client.tasks.errors import SampleError, TaskError
@@ -75,7 +78,8 @@ def load_task(name: str) -> "Task":
         TaskError: there is no such task, or it cannot be used; the text says what is missing.
 
     """
-    from edge_client.tasks.task import Task
+    with needing("a task", "training"):
+        from edge_client.tasks.task import Task
 
     module_name, _, attribute = TASKS.get(name, name).partition(":")
     if not (module_name and attribute):
@@ -83,7 +87,10 @@ def load_task(name: str) -> "Task":
             f"task {name!r} is unknown; known are {', '.join(TASKS)}, and import paths like 'package.module:Class'"
         )
     try:
-        module = importlib.import_module(module_name)
+        with needing(f"task {name!r}", "tasks") if name in TASKS else nullcontext():
+            module = importlib.import_module(module_name)
+    except MissingExtraError as error:
+        raise TaskError(str(error)) from None
     except Exception as error:  # a user's module runs here, and may raise anything
         raise TaskError(f"task {name!r}: module {module_name!r} cannot be imported: {_describe(error)}") from error
     if not hasattr(module, attribute):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from edgenewton.common.extras import needing
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -112,8 +113,9 @@ class _Part(NamedTuple):
 def _split() -> tuple[_Part, _Part]:
     """Return what is trained on and what is held out: the same for every device and every seed."""
     # Importing scikit-learn takes most of a second, which `edge-client predict` need not wait for.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with needing("the data of task 'digits'", "tasks"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     data: Any = load_digits()
     targets = data.target.astype(np.int64)
