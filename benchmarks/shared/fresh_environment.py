@@ -30,11 +30,16 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def install(wheel: Path, extras: str, folder: Path) -> Path:
+def install(wheel: Path, extras: str, folder: Path, *, is_compiled: bool = True) -> Path:
     """Install the wheel with extras, such as "recognition,images", into a fresh environment; return its programs.
 
-    Everything comes in the versions of constraints.txt, and compiled, as pip leaves it; of the environment there is
-    nothing else, not even pip.
+    Everything comes in the versions of constraints.txt; in the environment there is nothing else, not even pip.
+
+    Args:
+        wheel: what `build_wheel` made.
+        extras: with commas between them; empty for none.
+        folder: where the environment is to be.
+        is_compiled: whether all files are compiled, as pip leaves them, or those that are used, when they are.
 
     Raises:
         InstallError: it cannot be installed.
@@ -46,7 +51,8 @@ def install(wheel: Path, extras: str, folder: Path) -> Path:
     options = installer["uv_options"](installer["pip_settings"](listed), os.environ.get("TORCH_BACKEND"))
     what = f"edgenewton[{extras}] @ {wheel.as_uri()}" if extras else str(wheel)
     uv = str(Path(sys.executable).with_name("uv"))
-    command = [uv, "pip", "install", "--quiet", "--compile-bytecode", f"--python={folder / 'bin' / 'python'}"]
+    command = [uv, "pip", "install", "--quiet", f"--python={folder / 'bin' / 'python'}"]
+    command += ["--compile-bytecode"] if is_compiled else []
     _run([*command, f"--constraint={PROJECT / 'constraints.txt'}", *options, what])
     return folder / "bin"
 

@@ -64,7 +64,9 @@ def installed(wheel, tmp_path_factory):
         if name not in made:
             root = tmp_path_factory.mktemp(f"installed-{len(made)}")
             (root / "empty").mkdir()
-            made[name] = Installation(install(wheel, name, root / "environment"), root / "empty")
+            made[name] = Installation(
+                install(wheel, name, root / "environment", is_compiled=name == "recognition"), root / "empty"
+            )
         return made[name]
 
     return of

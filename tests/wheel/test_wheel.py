@@ -29,10 +29,14 @@ def models(whole):
     printed = whole.ok("edge-client", "train", "-c", "steps=40", "--output", "model.pt")
     assert "40 steps" in printed
     whole.ok("edge-client", "export", "model.pt", "--format", "onnx", "--output", "model.onnx")
-    whole.ok(
-        "python", "-c", "from edge_client.tasks.digits import DigitsTask; DigitsTask().save_sample(3, 'digit.png')"
-    )
+    save_sample(whole, "digits:DigitsTask", "digit.png")
     return whole
+
+
+def save_sample(installation, task, name):
+    module, _, kind = task.partition(":")
+    code = f"import pathlib; from edge_client.tasks.{module} import {kind}; {kind}().save_sample(3, pathlib.Path({name!r}))"
+    installation.ok("python", "-c", code)
 
 
 def predicted(installation, model, *options):
@@ -77,11 +81,7 @@ def test_recognition_alone_needs_no_pytorch(installed, models):
     sizes = sizes_mb(small.programs)
     assert not {"torch", "flwr", "grpcio", "pillow"} & sizes.keys()
     assert sum(sizes.values()) < 200
-    models.ok(
-        "python",
-        "-c",
-        "from edge_client.tasks.motion import MotionTask; MotionTask().save_sample(0, 'motion.csv')",
-    )
+    save_sample(models, "motion:MotionTask", "motion.csv")
     models.ok("edge-client", "train", "-c", "task=motion", "-c", "steps=20", "--output", "motion.pt")
     models.ok("edge-client", "export", "motion.pt", "--format", "onnx", "--output", "motion.onnx")
     for name in ("motion.onnx", "motion.csv", "model.onnx", "digit.png", "model.pt"):
