@@ -64,9 +64,8 @@ def installed(wheel, tmp_path_factory):
         if name not in made:
             root = tmp_path_factory.mktemp(f"installed-{len(made)}")
             (root / "empty").mkdir()
-            made[name] = Installation(
-                install(wheel, name, root / "environment", is_compiled=name == "recognition"), root / "empty"
-            )
+            programs = install(wheel, name, root / "environment", is_compiled=name == "recognition")
+            made[name] = Installation(programs, root / "empty")
         return made[name]
 
     return of

@@ -35,8 +35,8 @@ def models(whole):
 
 def save_sample(installation, task, name):
     module, _, kind = task.partition(":")
-    code = f"import pathlib; from edge_client.tasks.{module} import {kind}; {kind}().save_sample(3, pathlib.Path({name!r}))"
-    installation.ok("python", "-c", code)
+    make = f"from edge_client.tasks.{module} import {kind}; from pathlib import Path"
+    installation.ok("python", "-c", f"{make}; {kind}().save_sample(3, Path({name!r}))")
 
 
 def predicted(installation, model, *options):
