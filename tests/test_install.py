@@ -31,11 +31,11 @@ def expand(names):
 def test_packages_come_from_where_pip_would_take_them():
     options = INSTALLER["uv_options"](INSTALLER["pip_settings"](LISTED), None)
     assert options == [
+        "--extra-index-url=file:///a/simple",
+        "--extra-index-url=file:///b/simple",
         "--find-links=/opt/wheels",
         "--find-links=/srv/wheels",
         "--constraint=/etc/versions.txt",
-        "--extra-index-url=file:///a/simple",
-        "--extra-index-url=file:///b/simple",
         "--index-strategy=unsafe-best-match",
     ]
 
