@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ class Start(NamedTuple):
 
     seconds: float
     """From the command to the first answer, which is right."""
+    cpu_s: float
+    """Processor time until then: what `seconds` is on a machine that does nothing else, about."""
     rss_mb: float
     """Most memory that the process had, after the requests, MB (10^6 bytes)."""
 
@@ -41,14 +44,14 @@ def start_server(programs: Path, model: Path, sample: Path, label: str) -> Start
     )
     try:
         answer = _first_answer(server, port, content, began + _START_DEADLINE_S)
-        seconds = time.perf_counter() - began
+        seconds, cpu_s = time.perf_counter() - began, _cpu_s(server.pid)
         if answer != label:
             raise RuntimeError(f"the server answered {answer!r}, not {label!r}")
         for _ in range(REQUESTS):
             _ask(port, content)
         status = Path(f"/proc/{server.pid}/status").read_text()
         (peak_kib,) = re.findall(r"VmHWM:\s*(\d+) kB", status)
-        return Start(seconds, int(peak_kib) * 1024 / 1e6)
+        return Start(seconds, cpu_s, int(peak_kib) * 1024 / 1e6)
     finally:
         server.terminate()
         server.wait(30)
@@ -66,6 +69,11 @@ def _first_answer(server: "subprocess.Popen[bytes]", port: int, content: bytes, 
         except OSError:
             time.sleep(0.005)
     raise RuntimeError(f"the server does not answer; it ended with {server.poll()}")
+
+
+def _cpu_s(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime; proc(5)
 
 
 def _ask(port: int, content: bytes) -> str:

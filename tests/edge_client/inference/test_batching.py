@@ -121,7 +121,7 @@ def test_requests_that_come_while_the_model_is_busy_run_together():
             model.go_on.release()
         for number, task in enumerate([first, *others]):
             answer = await task
-            assert answer.probabilities.ravel().tolist() == [number]
+            assert set(answer.probabilities.ravel()) == {number}
         assert [len(task.result().probabilities) for task in others] == [1, 2, 2]
         assert model.runs == [1, 3, 2]  # 1 + 2 fill a batch of 4 but for one place, and the request of 2 does not fit
         await batcher.drain(30)
