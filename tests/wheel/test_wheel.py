@@ -219,6 +219,7 @@ def test_an_own_app_runs_in_flower(models, tmp_path):
         'serverapp = "own_app.server_app:app"\nclientapp = "own_app.client_app:app"\n\n' + settings
     )
     chosen = {"task": "own_app.task:OwnTask", "devices": 2, "steps": 10, "rounds": 1, "output": tmp_path / "run"}
+    chosen |= {"join-deadline-s": 240.0, "step-deadline-s": 120.0}  # the first start compiles what it imports
     permission = {"EDGENEWTON_ALLOW_TASK": "own_app.task:OwnTask"}
     with private_flower(tmp_path / "flower", models.programs, models.environment() | permission) as flower:
         for _ in range(2):
