@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from edgenewton.common.console import fail, out
+from edgenewton.common.extras import needing
 from rich.table import Table
 
-from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.environment import SOCKET_VARIABLE
-from edge_client.inference import ArtefactError
-from edge_client.inference.store import StoreError
-from edge_client.tasks import TaskError
 
 if TYPE_CHECKING:
     from edgenewton.v1 import device_pb2 as pb
@@ -34,6 +31,9 @@ def daemon(
     ] = False,
 ) -> None:
     """Run the daemon of this device: serve recognition, and train when Flower's ClientApp asks, until SIGTERM."""
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         settings = load_config(config)
     except ConfigError as error:
@@ -42,8 +42,12 @@ def daemon(
         out.print(f"{config} is right; with the environment it says:")
         out.print_json(settings.model_dump_json())
         return
-    from edge_client.daemon.daemon import run_daemon
-    from edge_client.daemon.logs import set_up_log
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.daemon import run_daemon
+        from edge_client.daemon.logs import set_up_log
+        from edge_client.inference.errors import ArtefactError
+        from edge_client.inference.store import StoreError
+        from edge_client.tasks.errors import TaskError
 
     set_up_log(settings.log)
     try:
@@ -58,7 +62,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what the daemon of this device does; exit with 1 if it does not answer."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         with DaemonClient(_socket(socket, config)) as client:
@@ -80,7 +85,8 @@ def promote(
     config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Let a model serve on the daemon of this device, without a pause."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         content = model.read_bytes()
@@ -98,6 +104,9 @@ def _socket(socket: Path | None, config: Path) -> Path:
         return socket
     if os.environ.get(SOCKET_VARIABLE):
         return Path(os.environ[SOCKET_VARIABLE])
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         return load_config(config).socket_path
     except ConfigError as error:

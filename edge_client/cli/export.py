@@ -2,17 +2,21 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from edgenewton.common.console import fail, out
+from edgenewton.common.extras import needing
 from edgenewton.common.files import write_atomically
 
 from edge_client.cli.model_file import check_output, save
 from edge_client.cli.recognise import AllowTask
-from edge_client.inference import Artefact, ArtefactError
-from edge_client.inference.pipeline import build_classifier
-from edge_client.tasks import Task, TaskError, load_foreign_task
+from edge_client.inference.errors import ArtefactError
+from edge_client.tasks.errors import TaskError
+
+if TYPE_CHECKING:
+    from edge_client.inference import Artefact
+    from edge_client.tasks import Task
 
 
 class Format(StrEnum):
@@ -53,6 +57,10 @@ def export(
     output = output or Path(_NAMES[kind])
     check_output(output)
     allow = allow_task or ()
+    with needing("to export a model", "training"):
+        from edge_client.inference.artefact import Artefact
+        from edge_client.inference.pipeline import build_classifier
+        from edge_client.tasks import load_foreign_task
     try:
         is_checkpoint = source.suffix == ".safetensors"
         artefact = Artefact.from_checkpoint(source, allow) if is_checkpoint else Artefact.load(source)
@@ -71,7 +79,7 @@ def export(
     out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
 
 
-def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> None:
+def _export_onnx(artefact: "Artefact", task: "Task", output: Path, int8: bool) -> None:
     from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
 
     with out.status("exporting"):
@@ -85,7 +93,7 @@ def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> No
         )
 
 
-def _export_executorch(artefact: Artefact, task: Task, output: Path) -> None:
+def _export_executorch(artefact: "Artefact", task: "Task", output: Path) -> None:
     from edge_client.inference.executorch_export import to_executorch
 
     with out.status("exporting"):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgenewton.common.extras import needing
 from edgenewton.common.verify_command import Files, Json, verify_files
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ def _report_on_model(path: Path, data: bytes) -> "FileReport | None":
     """Return what a model file is that has a digest of its own: of an earlier release, or in ONNX."""
     from edgenewton.common.file_report import FileReport, Verdict
 
-    # They bring torch, which takes seconds.
     if path.suffix == ".onnx":
         from edge_client.inference import ArtefactError
         from edge_client.inference.onnx_engine import read_onnx
@@ -36,7 +36,8 @@ def _report_on_model(path: Path, data: bytes) -> "FileReport | None":
 
 
 def _report_on_torch_file(path: Path) -> "FileReport | None":
-    import torch
+    with needing("to verify a model of an earlier release", "training"):
+        import torch
     from edgenewton.common.file_report import FileReport, Verdict
 
     from edge_client.inference import Artefact, ArtefactError

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
-from edge_client.inference.recognizer import Recognizer, ensure_finite
-from edge_client.tasks import SampleError, TaskError
+from edge_client.inference.recognizer import Probabilities, Recognizer, ensure_finite
+from edge_client.tasks.errors import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Serving:
 class Answer(NamedTuple):
     """Probabilities `[n, labels]`, all of one version."""
 
-    probabilities: Tensor
+    probabilities: Probabilities
     serving: Serving
 
 
@@ -107,7 +107,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def submit(self, raw: Tensor | Callable[[], Tensor], samples: int, timeout_s: float) -> Answer:
+    async def submit(self, raw: NDArray[Any] | Callable[[], NDArray[Any]], samples: int, timeout_s: float) -> Answer:
         """Wait for the answer to a request.
 
         Args:
@@ -134,7 +134,7 @@ class Batcher:
         self._idle.clear()
         expiry = loop.call_at(deadline_s, self._expire, request, timeout_s)
         try:
-            if isinstance(raw, Tensor):
+            if isinstance(raw, np.ndarray):
                 self._take_in(request, raw)
             else:
                 decoding = loop.run_in_executor(self._decoders, raw)
@@ -156,11 +156,11 @@ class Batcher:
         self._model_thread.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _take_in(self, request: _Request, raw: Tensor) -> None:
+    def _take_in(self, request: _Request, raw: NDArray[Any]) -> None:
         request.raw = raw
         self._schedule()
 
-    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[Tensor]") -> None:
+    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[NDArray[Any]]") -> None:
         if decoding.cancelled():
             self._fail(request, UnavailableError("the server stops"))
         elif (error := decoding.exception()) is not None:
@@ -233,14 +233,17 @@ class Batcher:
     def _answers(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
         began = time.perf_counter()
         given = [request.raw for request in batch if request.raw is not None]
-        raw = given[0] if len(given) == 1 else torch.cat(given)
+        raw = given[0] if len(given) == 1 else np.concatenate(given)
         probabilities = serving.recognizer.probabilities(raw)
         seconds = time.perf_counter() - began
         past = self._typical_s if math.isfinite(self._typical_s) else seconds
         self._typical_s = _FADING * past + (1 - _FADING) * seconds
         self._on_batch(BatchReport(len(batch), len(raw), seconds))
-        parts = probabilities.split_with_sizes([request.samples for request in batch])
-        if probabilities.isfinite().all():
+        ends = np.cumsum([request.samples for request in batch])
+        if ends[-1] != len(probabilities):
+            raise RequestError(f"the model gave {len(probabilities)} rows for {ends[-1]} samples")
+        parts = np.split(probabilities, ends[:-1])
+        if np.isfinite(probabilities).all():
             return [Answer(rows, serving) for rows in parts]
         return [_checked(Answer(rows, serving)) for rows in parts]
 

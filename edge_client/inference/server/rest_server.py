@@ -20,7 +20,7 @@ from edge_client.inference import errors
 from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
 from edge_client.inference.server.service import InferenceService
-from edge_client.tasks import SampleError, TaskError
+from edge_client.tasks.errors import SampleError, TaskError
 
 T = TypeVar("T")
 

@@ -10,6 +10,8 @@ from rich.text import Text
 from typer.core import TyperCommand
 from typer.models import CommandFunctionType
 
+from edgenewton.common.extras import MissingExtraError
+
 UNLIMITED = 1_000_000
 """Columns where there is no terminal: nothing is folded or cut."""
 
@@ -49,6 +51,12 @@ def warn(message: str) -> None:
 
 
 class _Command(TyperCommand):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MissingExtraError as error:
+            fail(str(error))
+
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help(ctx, formatter)
         # Typer escapes these brackets for its drawn help, in the plain one, too.
