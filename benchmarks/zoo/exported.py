@@ -53,7 +53,7 @@ def _reconstruction(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _of_graphs(model: nn.Module, inputs: Inputs) -> Tensor:
-    count = len(inputs["x"])
+    count = inputs["x"].shape[0]  # len() would be a constant of the graph
     edges = inputs["edges"] + NODES * torch.arange(count)[:, None, None]
     outputs: Tensor = model(inputs["x"].flatten(0, 1), edges.transpose(0, 1).flatten(1))
     return outputs.view(count, NODES, CLASSES).mean(1)

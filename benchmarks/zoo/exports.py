@@ -73,12 +73,12 @@ def main(
         raise typer.BadParameter(f"{engine!r} is unknown; known are {', '.join(ENGINES)}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    results: dict[str, Found] = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
-    for name in ENGINES:
-        if engine in ("", name):
-            results[name] = export_all(name, [only] if only else list(CASES))
+    chosen = [name for name in ENGINES if engine in ("", name)]
+    found = {name: export_all(name, [only] if only else list(CASES)) for name in chosen}
     if only:
         return
+    results: dict[str, Found] = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
+    results |= found
     print(json.dumps(headline(results), indent=1))
     packages = {package: version_of(package) for package in ("onnxruntime", "executorch", "transformers")}
     figures = {"tolerance": {"rtol": RTOL, "atol": ATOL}, "packages": packages, "results": results}

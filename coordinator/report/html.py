@@ -13,6 +13,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from coordinator.report.names import shorten
 from coordinator.report.plots import plots
 from coordinator.report.run import Run
 
@@ -27,6 +28,7 @@ def render(run: Run) -> str:
     environment.filters |= {"bytes": as_bytes, "when": as_time, "duration": as_duration, "percent": as_percent}
     template = environment.from_string((resources.files(__package__) / "report.html").read_text())
     accuracies = run.accuracies
+    incidents = run.incidents[-MAX_INCIDENTS:]
     return template.render(
         run=run,
         plots={title: Markup(svg) for title, svg in plots(run).items()},
@@ -34,7 +36,8 @@ def render(run: Run) -> str:
         best=_best(run),
         loss=next((step.loss for step in reversed(run.steps) if step.loss is not None), None),
         devices=sorted(run.devices.values(), key=lambda device: device.device),
-        incidents=run.incidents[-MAX_INCIDENTS:],
+        short=shorten({*run.devices, *(incident.device for incident in incidents)}),
+        incidents=incidents,
         hidden=max(0, len(run.incidents) - MAX_INCIDENTS),
         model=list(_summarise(run.tensors)),
         versions={

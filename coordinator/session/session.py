@@ -55,6 +55,7 @@ from coordinator.session.roster import Roster
 from coordinator.session.sample_limit import SampleLimit
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
+from coordinator.session.wait import Wait, wait_in_step, wait_to_begin
 from coordinator.session.weighing import Verdict, Weighing, refused_as_ahead
 
 
@@ -323,6 +324,16 @@ class Session:
                 self._finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")
             self._restart_if_none_has_the_state()
             self._end_if_done(now)
+
+    @property
+    def wait(self) -> Wait | None:
+        """For whom it waits; None if for nobody."""
+        if self.phase is Phase.GATHERING:
+            return wait_to_begin(self._gathering)
+        if self.phase is not Phase.TRAINING:
+            return None
+        missing_since = self._quorum.missing_since
+        return wait_in_step(self.members, self.step, self.settings.required, missing_since, self._active_at)
 
     # ------------------------------------------------------------------ inner workings
 

@@ -110,6 +110,11 @@ class Step:
         return set(self._sent_by)
 
     @property
+    def completed_at(self) -> float | None:
+        """When the first of the contributions that are complete was so; None if none is."""
+        return min(self._completed_at.values(), default=None)
+
+    @property
     def late(self) -> Collection[str]:
         """Devices of which a slice came after its result had left; those that it sent then are not in the results."""
         return self._is_late

@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 FORWARD, INFO = "forward", "edgenewton"
 
 # What `executorch.runtime` wraps; that module imports the whole exporter, which takes seconds and 140 MB.
-_RUNTIME = "executorch.extension.pybindings._C"
+RUNTIME = "executorch.extension.pybindings._C"
 _CPUINFO = b"[cpuinfo_utils.cpp:"
 
 _threads: list[int] = []
@@ -69,7 +69,7 @@ def check_executorch(device: str) -> None:
         raise ArtefactError(str(error)) from None
     if kind not in ("cpu", AUTO):
         raise ArtefactError(f"device {device!r}: ExecuTorch runs models on the CPU here; choose cpu, or another engine")
-    import_executorch(_RUNTIME)
+    import_executorch(RUNTIME)
 
 
 def read_executorch(path: Path) -> bytes:
@@ -112,7 +112,7 @@ class ExecutorchEngine:
 
     def __init__(self, content: bytes, device: str = "cpu", threads: int | None = None) -> None:
         check_executorch(device)
-        runtime = import_executorch(_RUNTIME)
+        runtime = import_executorch(RUNTIME)
 
         import torch
 

@@ -3,13 +3,15 @@
 Layers run in XNNPACK where it has them, and else in ExecuTorch's own kernels.
 """
 
+from typing import Any
+
 import torch
 from edgenewton.common.sealed_file import Kind, seal_behind
 from torch import nn
 from torch.export import ExportedProgram
 
 from edge_client.inference.artefact import Artefact
-from edge_client.inference.executorch_engine import FORMAT_VERSION, FORWARD, INFO, import_executorch
+from edge_client.inference.executorch_engine import FORMAT_VERSION, FORWARD, INFO, RUNTIME, import_executorch
 from edge_client.inference.exporting import ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
@@ -43,8 +45,19 @@ def to_executorch(artefact: Artefact, task: Task) -> bytes:
                 INFO: ModelInfo.of(artefact, task).to_json(format_version=FORMAT_VERSION, torch=torch.__version__)
             },
         )
-        content = lowered.to_executorch().buffer
+        made = lowered.to_executorch()
+        _ensure_kernels(made)
+        content = made.buffer
     return seal_behind(content, Kind.EXECUTORCH_MODEL)
+
+
+def _ensure_kernels(made: Any) -> None:
+    """Check that the runtime has what a program calls, which its exporter does not."""
+    known = set(import_executorch(RUNTIME)._get_operator_names())
+    called = [operator for plan in made.executorch_program.execution_plan for operator in plan.operators]
+    names = {f"{operator.name}.{operator.overload}".rstrip(".") for operator in called}
+    if missing := sorted(names - known):
+        raise ValueError(f"the runtime has no kernel for {', '.join(missing)}")
 
 
 def _keep_overflows(program: ExportedProgram) -> bool:

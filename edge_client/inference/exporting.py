@@ -80,6 +80,28 @@ def ensure_runs(task: Task, classifier: nn.Module, inputs: Tensor) -> None:
     raise ArtefactError(f"the model of task {task.name!r} fails at inputs of {kind}: {_cause(error)}{way_out}")
 
 
+def batch_graph(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Return the graph of a module of one input, for any size of batch.
+
+    Args:
+        module: in evaluation mode.
+        example: two inputs, `[2, ...]`, because a batch of one would be taken for a constant.
+
+    Raises:
+        Exception: of many kinds, whatever torch raises.
+
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        # It reads the code, which is slower, and has a number for `len(inputs)` that is no constant.
+        try:
+            return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=True)
+        except Exception:
+            raise error from None
+
+
 def _failure(module: nn.Module, inputs: Tensor) -> Exception | None:
     try:
         with torch.no_grad():
@@ -95,6 +117,8 @@ def _cause(error: BaseException) -> str:
         error = earlier
     if type(error).__name__ == "GuardOnDataDependentSymNode":  # its own text is of the exporter's variables
         return "what is computed depends on a sample's numbers (an `if`, a shape), which a graph cannot say"
+    if "Constraints violated (batch)" in str(error):
+        return "the number of samples is a constant in it, so that its graph is for batches of one size alone"
     paragraph = _COLOURS.sub("", str(error)).strip().partition("\n\n")[0]
     text = " ".join(paragraph.split()).rstrip(".: ") or "no reason was given"
     return f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edge_client.inference.artefact import Artefact
 from edge_client.inference.errors import ArtefactError
-from edge_client.inference.exporting import ensure_runs, example_inputs, example_samples, exporting
+from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
 from edge_client.inference.onnx_overflow import keep_overflows, refuse_overflows
@@ -90,13 +90,10 @@ def _export_classifier(artefact: Artefact, task: Task) -> Any:
 def _export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> Any:
     """Return a module of one input and one output as an ONNX ModelProto with a dynamic batch."""
     import_onnx("onnxscript")
-    batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
-        module.eval(),
-        (example,),
+        batch_graph(module.eval(), example),
         input_names=[input_name],
         output_names=[output_name],
-        dynamic_shapes=({0: batch},),
         dynamo=True,
         verbose=False,
     )

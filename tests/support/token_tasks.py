@@ -95,3 +95,52 @@ class Fails(Declared):
 
     def preprocess(self, raw: Tensor) -> Tensor:
         raise KeyError("no such table")
+
+
+class Counting(Tokens):
+    """It asks for the size of the batch by `len`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(len(x), -1)
+
+
+class Counts(Declared):
+    """Its model does so."""
+
+    name = "counts"
+
+    def model(self) -> nn.Module:
+        return Counting()
+
+
+class Pairing(Tokens):
+    """It tells batches of two from others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = super().forward(x)
+        return outputs.roll(1, 0) if x.shape[0] == 2 else outputs
+
+
+class Pairs(Declared):
+    """Its model does so."""
+
+    name = "pairs"
+
+    def model(self) -> nn.Module:
+        return Pairing()
+
+
+class Sorted(Tokens):
+    """It needs a kernel that ExecuTorch lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sort(1).values
+
+
+class Sorts(Declared):
+    """Its model sorts."""
+
+    name = "sorts"
+
+    def model(self) -> nn.Module:
+        return Sorted()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import token_tasks
 import torch
-from engines import EVERY_ENGINE
-from token_tasks import Branches, Bytes, Declared, Fails, Narrow, Rounded, Undeclared
+from engines import EVERY_ENGINE, needs_executorch
+from token_tasks import Branches, Bytes, Counts, Declared, Fails, Narrow, Pairs, Rounded, Sorts, Undeclared
 from typer.testing import CliRunner
 
 from edge_client.cli import app
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.inference.engine import TorchEngine, make_engine
-from edge_client.inference.onnx_export import to_int8_onnx
+from edge_client.inference.onnx_export import to_int8_onnx, to_onnx
 
 EXPORTS = [param for param in EVERY_ENGINE if param.values != ("torch",)]
 NAMES = {"export": "a graph", "onnx": "ONNX", "executorch": "ExecuTorch"}
@@ -24,7 +24,7 @@ def artefact(task):
     return Artefact.of(task, f"token_tasks:{type(task).__name__}", task.model(), 0)
 
 
-@pytest.mark.parametrize("kind", [Declared, Narrow, Bytes, Rounded])
+@pytest.mark.parametrize("kind", [Declared, Narrow, Bytes, Rounded, Counts])
 @pytest.mark.parametrize("engine", EXPORTS)
 def test_models_of_whole_numbers_are_exported(engine, kind):
     gc.collect()  # see test_engines.py
@@ -65,6 +65,19 @@ def test_what_cannot_be_exported_is_said_in_a_line(engine, capfd):
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_for_one_size_of_batch_alone_is_no_file():
+    with pytest.raises(ArtefactError, match=r"'pairs' cannot be exported to ONNX: the number of samples is a constant"):
+        to_onnx(artefact(Pairs()), Pairs())
+
+
+@needs_executorch
+def test_a_program_whose_kernel_the_runtime_lacks_is_no_file():
+    with pytest.raises(
+        ArtefactError, match=r"'sorts' .* ExecuTorch: ValueError: the runtime has no kernel for aten::so"
+    ):
+        make_engine("executorch", artefact(Sorts()), Sorts())
 
 
 def test_the_command_says_so_without_a_traceback(tmp_path):
