@@ -74,7 +74,7 @@ def main(
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     chosen = [name for name in ENGINES if engine in ("", name)]
-    found = {name: export_all(name, [only] if only else list(CASES)) for name in chosen}
+    found: dict[str, Found] = {name: export_all(name, [only] if only else list(CASES)) for name in chosen}
     if only:
         return
     results: dict[str, Found] = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {}
