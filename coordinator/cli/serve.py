@@ -17,6 +17,7 @@ from coordinator.cli.access import (
     AllowLabelOption,
     AllowOption,
     AuditOption,
+    ConnectionsOption,
     MessageBytesOption,
     MessageRateOption,
     ServerTlsOption,
@@ -129,6 +130,7 @@ def serve(
     max_messages_per_s: MessageRateOption = _LIMITS.messages_per_s,
     max_streams: StreamsOption = _LIMITS.streams,
     max_message_bytes: MessageBytesOption = _LIMITS.message_bytes,
+    max_connections: ConnectionsOption = _LIMITS.connections,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
@@ -192,7 +194,7 @@ def serve(
             fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
     if page_host != "127.0.0.1" and page_port is None:
         fail("--page-host needs --page-port, the port of the page", code=2)
-    limits = make_limits(max_messages_per_s, max_streams, max_message_bytes)
+    limits = make_limits(max_messages_per_s, max_streams, max_message_bytes, max_connections)
     if max_message_bytes < 2 * frame_bytes:
         fail(f"--max-message-bytes must be at least twice --frame-bytes, {2 * frame_bytes}", code=2)
     secured = read_server_tls(tls)
