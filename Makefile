@@ -6,7 +6,7 @@ MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-wheel test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-wheel test-executorch test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ test-zoo: setup ## train models that other people wrote, and compare with plain 
 
 test-tasks: setup ## train the tasks on data of packages, those that are fetched (one minute; make fetch gets them)
 	$(BIN)/python -m pytest -m tasks tests/edge_client/tasks $(ARGS)
+
+test-executorch: setup ## test exports to ExecuTorch, with that extra installed (41 MB are fetched; two minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[executorch]'
+	$(BIN)/python -m pytest -k executorch tests/edge_client/inference $(ARGS)
 
 test-wheel: setup ## build the wheel, install it into fresh environments and use it there (three minutes)
 	$(BIN)/python -m pytest -m wheel tests/wheel $(ARGS)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from edge_client.cli.recognise import AllowTask, Device, Engine, Model
 from edge_client.inference import ArtefactError, Recognizer
+from edge_client.inference.engine_name import EXPORTED
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
 from edge_client.inference.recognizer import ensure_finite
 from edge_client.tasks.errors import SampleError, TaskError
@@ -64,7 +65,7 @@ def evaluate(
 
 
 def _evaluate_held_out(model: Path, engine: str | None, device: str, allow: Collection[str]) -> Confusion:
-    if model.suffix == ".onnx" or engine not in (None, "torch"):
+    if model.suffix in EXPORTED or engine not in (None, "torch"):
         fail("the held-out samples are those of training, for the engine torch; give a folder of files", code=2)
     with needing("to try a model on its task's held-out samples", "training"):
         import torch

@@ -1,4 +1,4 @@
-"""`edge-client export`: a model for recognition, as an artefact or in ONNX."""
+"""`edge-client export`: a model for recognition, as an artefact, in ONNX or for ExecuTorch."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from edgenewton.common.console import fail, out
 from edgenewton.common.extras import needing
+from edgenewton.common.files import write_atomically
 
 from edge_client.cli.model_file import check_output, save
 from edge_client.cli.recognise import AllowTask
@@ -23,6 +24,10 @@ class Format(StrEnum):
 
     ARTEFACT = "artefact"
     ONNX = "onnx"
+    EXECUTORCH = "executorch"
+
+
+_NAMES = {Format.ARTEFACT: "model.pt", Format.ONNX: "model.onnx", Format.EXECUTORCH: "model.pte"}
 
 
 def export(
@@ -30,10 +35,15 @@ def export(
         Path, typer.Argument(help="A model (.pt), or a checkpoint that the ServerApp wrote (round-N.safetensors).")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Where to write the model; model.pt or model.onnx unless given.")
+        Path | None,
+        typer.Option(help="Where to write the model; model.pt, model.onnx or model.pte unless given."),
     ] = None,
     kind: Annotated[
-        Format, typer.Option("--format", help="An artefact of EdgeNewton, or ONNX (extra edgenewton[onnx]).")
+        Format,
+        typer.Option(
+            "--format",
+            help="An artefact of EdgeNewton, ONNX (extra edgenewton[onnx]) or ExecuTorch (edgenewton[executorch]).",
+        ),
     ] = Format.ARTEFACT,
     int8: Annotated[
         bool,
@@ -41,10 +51,10 @@ def export(
     ] = False,
     allow_task: AllowTask = None,
 ) -> None:
-    """Make a model for recognition out of a checkpoint of training, or an ONNX file out of a model."""
+    """Make a model for recognition out of a checkpoint of training, or a file for ONNX or ExecuTorch out of a model."""
     if int8 and kind is not Format.ONNX:
         fail("--int8 goes with --format onnx", code=2)
-    output = output or Path("model.onnx" if kind is Format.ONNX else "model.pt")
+    output = output or Path(_NAMES[kind])
     check_output(output)
     allow = allow_task or ()
     with needing("to export a model", "training"):
@@ -58,6 +68,8 @@ def export(
             build_classifier(artefact, load_foreign_task(artefact.task, allow))  # it may lack personal layers
         if kind is Format.ONNX:
             _export_onnx(artefact, load_foreign_task(artefact.task, allow), output, int8)
+        elif kind is Format.EXECUTORCH:
+            _export_executorch(artefact, load_foreign_task(artefact.task, allow), output)
         else:
             save(artefact, output)
     except (ArtefactError, TaskError) as error:
@@ -79,3 +91,11 @@ def _export_onnx(artefact: "Artefact", task: "Task", output: Path, int8: bool) -
             f"accuracy on {quantised.samples} held-out samples: {quantised.accuracy:.1%} in int8, "
             f"{quantised.float_accuracy:.1%} in float32"
         )
+
+
+def _export_executorch(artefact: "Artefact", task: "Task", output: Path) -> None:
+    from edge_client.inference.executorch_export import to_executorch
+
+    with out.status("exporting"):
+        content = to_executorch(artefact, task)
+    write_atomically(output, content)

@@ -13,9 +13,10 @@ from edge_client.inference import ArtefactError, Recognizer
 from edge_client.inference.engine_name import EngineName
 from edge_client.tasks.errors import SampleError, TaskError
 
-Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx).")]
+Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx, .pte).")]
 Engine = Annotated[
-    EngineName | None, typer.Option(help="What runs the model; torch for .pt files and ONNX Runtime for .onnx files.")
+    EngineName | None,
+    typer.Option(help="What runs the model; torch for .pt, ONNX Runtime for .onnx and ExecuTorch for .pte files."),
 ]
 AllowTask = Annotated[
     list[str] | None,

@@ -28,6 +28,8 @@ def _report_on_model(path: Path, data: bytes) -> "FileReport | None":
         except ArtefactError as error:
             return FileReport(path, Verdict.DAMAGED, "a model in ONNX", _without_path(error, path))
         return FileReport(path, Verdict.WHOLE, "a model in ONNX")
+    if path.suffix == ".pte":
+        return FileReport(path, Verdict.DAMAGED, "a model for ExecuTorch", "its digest is not at its end")
     if data.startswith(b"PK"):
         return _report_on_torch_file(path)
     return None

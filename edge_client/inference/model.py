@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.inference.errors import ArtefactError
+
 if TYPE_CHECKING:
     from edge_client.inference.artefact import Artefact
     from edge_client.tasks import Task
@@ -56,6 +58,29 @@ class ModelInfo:
     def to_json(self, **more: object) -> str:
         """Return it as JSON, with more entries."""
         return json.dumps(asdict(self) | more)
+
+    @classmethod
+    def from_json(cls, text: str, newest: int) -> Self:
+        """Return what `to_json` wrote with an entry `format_version`.
+
+        Args:
+            text: the JSON.
+            newest: format version that this release reads.
+
+        Raises:
+            ArtefactError: it is of a newer release, or not such JSON.
+
+        """
+        try:
+            content = json.loads(text)
+            version = content["format_version"]
+            if version > newest:
+                raise ArtefactError(
+                    f"the model has format version {version}; this release reads up to {newest}: install a newer one"
+                )
+            return cls.from_mapping(content)
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise ArtefactError("the model's metadata do not say what it recognises") from None
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> Self:

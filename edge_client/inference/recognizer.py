@@ -14,7 +14,7 @@ import numpy as np
 from edgenewton.common.extras import needing
 from numpy.typing import NDArray
 
-from edge_client.inference.engine_name import EngineName
+from edge_client.inference.engine_name import EXPORTED, EngineName
 from edge_client.inference.errors import ArtefactError, NotFiniteError
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.shapes import shape_text
@@ -68,7 +68,8 @@ class Recognizer:
 
         Args:
             artefact: the model.
-            engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+            engine: what runs it: "torch", "export" (the graph that `torch.export` makes), "onnx" (ONNX Runtime) or
+                "executorch".
             device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
                 CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
             allow: import paths of tasks whose code may be run, besides those of this package and of installed entry
@@ -95,11 +96,12 @@ class Recognizer:
         allow: Collection[str] = (),
         threads: int | None = None,
     ) -> Self:
-        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
+        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx, .pte).
 
         Args:
             path: the file.
-            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
+            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime, and a
+                .pte file in ExecuTorch.
             device: the hardware that the model runs on: see `of`.
             allow: import paths of tasks whose code may be run: see `of`.
             threads: that the model may use; as torch, or ONNX Runtime without it, would have it unless given.
@@ -112,8 +114,8 @@ class Recognizer:
         """
         path = Path(path)
         try:
-            if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine, device, allow, threads)
+            if path.suffix in EXPORTED:
+                return cls._load_exported(path, engine, device, allow, threads)
             with needing("a model as an artefact (.pt)", "training"):
                 import torch
 
@@ -126,14 +128,15 @@ class Recognizer:
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(
+    def _load_exported(
         cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str], threads: int | None
     ) -> Self:
-        from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
+        from edge_client.inference.exported import load_exported
 
-        if engine not in (None, "onnx"):
-            raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
-        loaded = OnnxEngine(read_onnx(path), device, threads)
+        name, title = EXPORTED[path.suffix]
+        if engine not in (None, name):
+            raise ArtefactError(f"{path} is {title}; engine {engine!r} cannot run it")
+        loaded = load_exported(name, path, device, threads)
         try:
             return cls(loaded.info, loaded, load_foreign_decoder(loaded.info.task, allow))
         except TaskError as error:  # arrays can be recognised without the task's code
@@ -141,7 +144,7 @@ class Recognizer:
 
     @property
     def engine(self) -> str:
-        """What runs the model: "torch", "export" or "onnx"."""
+        """What runs the model: one of `ENGINES`."""
         return self._engine.name
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:

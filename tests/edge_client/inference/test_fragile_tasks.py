@@ -9,13 +9,13 @@ import fragile_task
 import numpy as np
 import onnx
 import pytest
+from engines import EVERY_ENGINE
 from fragile_task import FourNumbers, Fragile, Pooled, Squared, WrongOutputs
 from typer.testing import CliRunner
 
 from edge_client import Recognizer
 from edge_client.cli import app
 from edge_client.inference import Artefact
-from edge_client.inference.engine import ENGINES
 from edge_client.inference.errors import NotFiniteError
 from edge_client.inference.onnx_export import to_int8_onnx
 from edge_client.tasks import SampleError, TaskError
@@ -36,7 +36,7 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [FourNumbers, Pooled])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 def test_an_overflow_has_no_label(engine, kind, files):
     recognizer = Recognizer.of(artefact(kind), engine, allow=[f"fragile_task:{kind.__name__}"])
     with pytest.raises(NotFiniteError, match=r"^sample 2 of 2: the model's output 'probabilities' is not finite"):
