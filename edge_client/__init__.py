@@ -56,6 +56,10 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     # Imported when asked for: an application that only recognises needs neither gRPC nor the optimizer.
+    if name == "__version__":
+        from edgenewton.common.version import version
+
+        return version()
     if name in _MODULES:
         with needing(f"edge_client.{name}", "training"):
             return getattr(importlib.import_module(_MODULES[name]), name)

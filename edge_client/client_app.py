@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgenewton.common.tls import TlsFiles
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -25,6 +25,9 @@ from safetensors.numpy import save as dump_arrays
 from edge_client.daemon.client import DaemonClient
 from edge_client.daemon.environment import ALLOW_VARIABLE, SOCKET_VARIABLE, TLS_VARIABLE
 from edge_client.training.work import DataRequest, TrainRequest, Worker, WorkError
+
+if TYPE_CHECKING:
+    from edge_client.training.publishing import Publishing
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +76,38 @@ def _worker(context: Context) -> Iterator[Worker]:
     if not socket:
         from edge_client.training.own_process import OwnProcess
 
+        publishing = _publishing(context)
         tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
         allowed = str(context.node_config.get("allow-tasks", os.environ.get(ALLOW_VARIABLE, "")))
         files = TlsFiles.parse(tls) if tls else None
-        yield OwnProcess(_NodeState(context.state), files, allowed.split())
+        yield OwnProcess(_NodeState(context.state), files, allowed.split(), publishing)
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon
+
+
+def _publishing(context: Context) -> "Publishing | None":
+    """Return who takes the model while this process trains it: a file, if the node's config names one."""
+    from edge_client.inference import Artefact
+    from edge_client.training.publishing import Publishing, TrainedModel
+
+    path = str(context.node_config.get("publish", ""))
+    every = context.node_config.get("publish-every", 0)
+    if not isinstance(every, int) or every < 0:
+        raise WorkError(
+            f"the node's config has publish-every={every!r}: it is a number of steps, or 0 for the end alone"
+        )
+    if not path:
+        if every:
+            raise WorkError("the node's config has publish-every, but no file to publish to: add publish='model.pt'")
+        return None
+
+    def publish(model: TrainedModel) -> None:
+        task, name = model.trainer.task, model.trainer.settings.task
+        labels, input_shape = tuple(task.labels), tuple(task.input_shape)
+        Artefact(name, labels, input_shape, model.step, model.weights).save(Path(path))
+
+    return Publishing(publish, every)
 
 
 @app.query()

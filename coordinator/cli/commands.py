@@ -1,6 +1,6 @@
 """The subcommands of `edge-coordinator`."""
 
-from edgenewton.common.console import CommandLine
+from edgenewton.common.command_line import CommandLine
 
 from coordinator.cli.ca import app as ca
 from coordinator.cli.files import files

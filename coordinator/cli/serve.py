@@ -9,7 +9,8 @@ from typing import Annotated, Protocol, get_args
 
 import typer
 from edgenewton.common.addresses import is_loopback
-from edgenewton.common.console import err, fail, warn
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import err, fail, print_json, warn
 from edgenewton.v1.codecs import CODEC_NUMBERS
 from pydantic import ValidationError
 
@@ -145,6 +146,7 @@ def serve(
         Path | None, typer.Option(help="Folder that gets TensorBoard event files; needs the extra 'tensorboard'.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when the session is over.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
 
@@ -211,7 +213,7 @@ def serve(
     except RecordError as error:
         fail(str(error))
     if resume and not resumed and not on_demand:
-        err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
+        err.print(f"{record} has no session to go on with; beginning a new one")
     page = (page_host, page_port) if page_port is not None else None
     name = None if on_demand else session
     serving = _serve(
@@ -223,6 +225,7 @@ def serve(
         page=page,
         tensorboard=tensorboard,
         once=once,
+        as_json=as_json,
         record=book,
         resumed=[known.told(**{name: value for name, value in beginning.items() if value}) for known in resumed],
     )
@@ -250,6 +253,7 @@ async def _serve(
     page: tuple[str, int] | None,
     tensorboard: Path | None,
     once: bool,
+    as_json: bool,
     record: Record | None,
     resumed: list[SessionRecord],
 ) -> Phase | None:
@@ -274,10 +278,15 @@ async def _serve(
         await server.start()
     except (OSError, ValueError, RecordError, TensorBoardError) as error:
         fail(str(error))
-    for companion in companions:
-        if isinstance(companion, DashboardServer):
-            typer.echo(f"page and metrics are at {companion.url}/")
-    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
+    urls = [f"{companion.url}/" for companion in companions if isinstance(companion, DashboardServer)]
+    if as_json:
+        at = None if session is None else session.step.number
+        told = {"address": server.address, "page": urls[0] if urls else None, "session": name, "step": at}
+        print_json(told, is_line=True)
+    else:
+        for url in urls:
+            typer.echo(f"page and metrics are at {url}")
+        typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

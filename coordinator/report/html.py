@@ -7,7 +7,6 @@ from importlib import resources
 from importlib.metadata import version
 from itertools import groupby
 
-from edgenewton.common.progress import Best, better
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1.tensor_spec import TensorSpec
 from jinja2 import Environment, StrictUndefined
@@ -33,8 +32,8 @@ def render(run: Run) -> str:
         run=run,
         plots={title: Markup(svg) for title, svg in plots(run).items()},
         accuracy=accuracies[-1][1] if accuracies else None,
-        best=_best(run),
-        loss=next((step.loss for step in reversed(run.steps) if step.loss is not None), None),
+        best=run.best_of_all,
+        loss=run.last_loss,
         devices=sorted(run.devices.values(), key=lambda device: device.device),
         short=shorten({*run.devices, *(incident.device for incident in incidents)}),
         incidents=incidents,
@@ -48,14 +47,6 @@ def render(run: Run) -> str:
         },
         now=time.time(),
     )
-
-
-def _best(run: Run) -> Best | None:
-    """Return the best accuracy, also of a step that is not kept, or of a round's evaluation."""
-    best = run.best
-    for step, accuracy in run.accuracies:
-        best = better(best, step, accuracy)
-    return best
 
 
 def as_bytes(count: float) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from edgenewton.common.console import fail, out
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import err, fail, out, print_json
 from edgenewton.common.extras import needing
 from edgenewton.common.files import write_atomically
 
@@ -16,6 +17,7 @@ from edge_client.tasks.errors import TaskError
 
 if TYPE_CHECKING:
     from edge_client.inference import Artefact
+    from edge_client.inference.onnx_export import QuantisedModel
     from edge_client.tasks import Task
 
 
@@ -50,12 +52,14 @@ def export(
         typer.Option("--int8", help="With ONNX: quantise to int8 after training, and print both models' accuracy."),
     ] = False,
     allow_task: AllowTask = None,
+    as_json: Json = False,
 ) -> None:
     """Make a model for recognition out of a checkpoint of training, or a file for ONNX or ExecuTorch out of a model."""
     if int8 and kind is not Format.ONNX:
         fail("--int8 goes with --format onnx", code=2)
     output = output or Path(_NAMES[kind])
     check_output(output)
+    quantised = None
     allow = allow_task or ()
     with needing("to export a model", "training"):
         from edge_client.inference.artefact import Artefact
@@ -67,7 +71,7 @@ def export(
         if is_checkpoint:
             build_classifier(artefact, load_foreign_task(artefact.task, allow))  # it may lack personal layers
         if kind is Format.ONNX:
-            _export_onnx(artefact, load_foreign_task(artefact.task, allow), output, int8)
+            quantised = _export_onnx(artefact, load_foreign_task(artefact.task, allow), output, int8)
         elif kind is Format.EXECUTORCH:
             _export_executorch(artefact, load_foreign_task(artefact.task, allow), output)
         else:
@@ -76,26 +80,39 @@ def export(
         fail(str(error))
     except OSError as error:
         fail(f"{output} cannot be written: {error.strerror or error}")
-    out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
-
-
-def _export_onnx(artefact: "Artefact", task: "Task", output: Path, int8: bool) -> None:
-    from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
-
-    with out.status("exporting"):
-        quantised = to_int8_onnx(artefact, task) if int8 else None
-        content = quantised.content if quantised is not None else to_onnx(artefact, task)
-    save_onnx(content, output)
+    if as_json:
+        told = {"task": artefact.task, "step": artefact.step, "output": output, "bytes": output.stat().st_size}
+        print_json(told | (_figures(quantised) if quantised is not None else {}))
+        return
     if quantised is not None:
         out.print(
             f"accuracy on {quantised.samples} held-out samples: {quantised.accuracy:.1%} in int8, "
             f"{quantised.float_accuracy:.1%} in float32"
         )
+    out.print(f"model of task {artefact.task!r} after {artefact.step} steps saved as {output}")
+
+
+def _figures(quantised: "QuantisedModel") -> dict[str, object]:
+    return {
+        "samples": quantised.samples,
+        "int8_accuracy": quantised.accuracy,
+        "float32_accuracy": quantised.float_accuracy,
+    }
+
+
+def _export_onnx(artefact: "Artefact", task: "Task", output: Path, int8: bool) -> "QuantisedModel | None":
+    from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
+
+    with err.status("exporting"):
+        quantised = to_int8_onnx(artefact, task) if int8 else None
+        content = quantised.content if quantised is not None else to_onnx(artefact, task)
+    save_onnx(content, output)
+    return quantised
 
 
 def _export_executorch(artefact: "Artefact", task: "Task", output: Path) -> None:
     from edge_client.inference.executorch_export import to_executorch
 
-    with out.status("exporting"):
+    with err.status("exporting"):
         content = to_executorch(artefact, task)
     write_atomically(output, content)

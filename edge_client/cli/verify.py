@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgenewton.common.command_line import Json
 from edgenewton.common.extras import needing
-from edgenewton.common.verify_command import Files, Json, verify_files
+from edgenewton.common.verify_command import Files, verify_files
 
 if TYPE_CHECKING:
     from edgenewton.common.file_report import FileReport

@@ -23,6 +23,10 @@ class UnknownModelError(RequestError):
     """There is no such model, or no such version of it."""
 
 
+class NotAllowedError(RequestError):
+    """The operator does not let clients do this."""
+
+
 class TooLargeError(RequestError):
     """The request has more bytes or samples than one may have."""
 

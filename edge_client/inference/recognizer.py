@@ -216,7 +216,7 @@ class Recognizer:
         """
         with self._running("the model"):
             probabilities = self._engine(raw)
-        expected = (len(raw), len(self.info.labels))
+        expected = (raw.shape[0], len(self.info.labels))
         if probabilities.shape != expected:
             raise TaskError(
                 f"the model of task {self.info.task!r} gave {shape_text(probabilities.shape)} outputs; "
@@ -281,12 +281,16 @@ def ensure_finite(probabilities: NDArray[Any], samples: Sequence[object] = ()) -
     )
 
 
+def is_finite(rows: NDArray[Any]) -> bool:
+    """Return whether an array holds neither NaN nor infinity."""
+    return bool(np.isfinite(rows).all())
+
+
 def _first_not_finite(rows: NDArray[Any]) -> int | None:
     """Return the place of the first row, of `[n, ...]`, that holds NaN or infinity."""
-    finite = np.isfinite(rows)
-    if finite.all():
+    if is_finite(rows):
         return None
-    return int(np.argmin(finite.reshape(len(rows), -1).all(axis=1)))
+    return int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
 
 
 def _array_of(decoded: Any) -> NDArray[Any] | None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from edgenewton.common.extras import MissingExtraError, needing
+from edgenewton.common.suggestions import suggestion
 
 from edge_client.tasks.allowed import TaskNotAllowedError, check_foreign_task
 from edge_client.tasks.errors import SampleError, TaskError
@@ -85,6 +86,7 @@ def load_task(name: str) -> "Task":
     if not (module_name and attribute):
         raise TaskError(
             f"task {name!r} is unknown; known are {', '.join(TASKS)}, and import paths like 'package.module:Class'"
+            f"{suggestion(name, TASKS)}"
         )
     try:
         with needing(f"task {name!r}", "tasks") if name in TASKS else nullcontext():

@@ -125,7 +125,11 @@ class GradientExchange:
         """Take the place: see `Exchange.join`."""
         place = self._place
         if self._membership is not None:
-            raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
+            raise ExchangeError(
+                f"device {place.device!r} has its place in {place.session!r} already; for another optimizer "
+                "close this exchange, and connect another one",
+                Cause.INVALID,
+            )
         frozen = replica.frozen_sketch()
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,

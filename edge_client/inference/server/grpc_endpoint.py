@@ -4,7 +4,11 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from edge_client.inference.server.grpc_models import ModelsServicer
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
+from edge_client.inference.server.grpc_stream import StreamServicer
+from edge_client.inference.server.method_table import MethodTable
+from edge_client.inference.server.model_control import ModelControl
 from edge_client.inference.server.service import InferenceService
 
 _OPTIONS = [
@@ -30,14 +34,16 @@ class GrpcEndpoint:
 
     Args:
         service: what is served.
+        control: loads and unloads models.
         host: address to listen on.
         port: port to listen on; 0 takes a free one, which `port` tells after `start`.
 
     """
 
-    def __init__(self, service: InferenceService, host: str, port: int) -> None:
+    def __init__(self, service: InferenceService, control: ModelControl, host: str, port: int) -> None:
         self.port = port
         self._service = service
+        self._control = control
         self._host = host
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         self._server: grpc.aio.Server | None = None
@@ -60,7 +66,10 @@ class GrpcEndpoint:
                 *_OPTIONS,
             ]
         )
-        add_to_server(InferenceServicer(self._service), server)
+        MethodTable(server)
+        more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
+        servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
+        add_to_server(servicer, server, more)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self.set_ready(self._service.is_ready)

@@ -7,6 +7,7 @@ from edgenewton.common.extras import needing
 from edgenewton.common.http_protocol import HttpLimits
 from edgenewton.common.http_server import HttpServer
 
+from edge_client.inference.server.model_control import LoadingRules, ModelControl
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
 
@@ -24,10 +25,18 @@ class Addresses:
 
 
 class InferenceServers:
-    """Serves a service over gRPC and REST. Use it on a running event loop."""
+    """Serves a service over gRPC and REST. Use it on a running event loop.
 
-    def __init__(self, service: InferenceService, addresses: Addresses) -> None:
+    Args:
+        service: answers.
+        addresses: where the servers listen.
+        loading: which models clients may load and unload; None for none.
+
+    """
+
+    def __init__(self, service: InferenceService, addresses: Addresses, loading: LoadingRules | None = None) -> None:
         self._service = service
+        self._control = ModelControl(service, loading)
         self._addresses = addresses
         self._grpc: GrpcEndpoint | None = None
         self._rest: HttpServer | None = None
@@ -45,7 +54,7 @@ class InferenceServers:
         if self._addresses.grpc_port is not None:
             with needing("serving over gRPC", "grpc"):
                 from edge_client.inference.server.grpc_endpoint import GrpcEndpoint
-            self._grpc = GrpcEndpoint(self._service, self._addresses.host, self._addresses.grpc_port)
+            self._grpc = GrpcEndpoint(self._service, self._control, self._addresses.host, self._addresses.grpc_port)
             await self._grpc.start()
             self.grpc_port = self._grpc.port
         if self._addresses.rest_port is not None:
@@ -68,6 +77,8 @@ class InferenceServers:
     async def _start_rest(self, port: int) -> None:
         limits = self._service.limits
         http_limits = HttpLimits(limits.max_connections, limits.max_connections_per_client)
-        self._rest = HttpServer(make_app(self._service), self._addresses.host, port, purpose="REST", limits=http_limits)
+        self._rest = HttpServer(
+            make_app(self._service, self._control), self._addresses.host, port, purpose="REST", limits=http_limits
+        )
         await self._rest.start()
         self.rest_port = self._rest.port

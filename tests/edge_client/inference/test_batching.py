@@ -17,7 +17,7 @@ from edge_client.inference.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edge_client.inference.linger import PROBE_EVERY
+from edge_client.inference.linger import PROBE_EVERY, SURE_AFTER
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.tasks import SampleError
 
@@ -267,7 +267,7 @@ def test_a_request_that_the_model_fails_at_fails_alone(quick_s, caplog):
             return probabilities
 
     async def scenario():
-        model, batcher = UnluckyModel(), Batcher(8, 8, quick_s=quick_s, quiet_s=0.01)
+        model, batcher = UnluckyModel(), Batcher(8, 8, quick_s=quick_s)
         batcher.serving = Serving(1, model)
         await ask(batcher, 0)
         tasks = [ask(batcher, number) for number in (1, 13, 2)]
@@ -313,9 +313,9 @@ def test_a_model_that_answers_too_little_fails_its_requests():
     asyncio.run(scenario())
 
 
-def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
+def test_a_quick_model_waits_while_the_event_loop_brings_requests_and_not_for_a_lone_client():
     async def scenario():
-        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_s=0.3)
+        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_turns=20)
         batcher.serving = Serving(1, model)
 
         async def ask_apart(count):
@@ -326,36 +326,68 @@ def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
             return tasks
 
         await ask(batcher, 0)  # the first run shows that the model is quick
-        for _ in range(PROBE_EVERY - 2):  # a lone client waits for nobody
+        tasks = await ask_apart(6)  # together they take more turns than one alone would wait
+        assert not any(task.done() for task in tasks)
+        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2, 3, 4, 5]
+        for _ in range(SURE_AFTER):  # whoever stays alone waits until it is quiet,
+            (task,) = await ask_apart(1)
+            assert not task.done()
+            await task
+        (probing,) = await ask_apart(1)
+        assert not probing.done()
+        await probing
+        for _ in range(PROBE_EVERY - 1):  # and then no more, but in a run that probes
             (task,) = await ask_apart(1)
             assert task.done()
-        tasks = await ask_apart(4)  # the run that probes waits until no more come
+        tasks = await ask_apart(2)
         assert not any(task.done() for task in tasks)
-        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2, 3]
-        tasks = await ask_apart(1)  # so the next waits for two,
-        assert not tasks[0].done()
-        tasks += await ask_apart(1)  # and no longer
-        assert all(task.done() for task in tasks)
-        (task,) = await ask_apart(1)  # whoever stays alone waits until it is quiet,
-        assert not task.done()
+        await asyncio.gather(*tasks)
+        (task,) = await ask_apart(1)
+        assert not task.done()  # for it is not alone any more
         await task
-        (task,) = await ask_apart(1)  # and then no more
-        assert task.done()
-        assert model.runs[PROBE_EVERY - 1 :] == [4, 2, 1, 1]
+        assert model.runs == [1, 6, *[1] * (SURE_AFTER + PROBE_EVERY), 2, 1]
         await batcher.drain(30)
 
     asyncio.run(scenario())
 
 
-def test_a_quick_model_that_waits_for_more_runs_when_its_batch_is_full():
+def test_a_quick_model_that_waits_for_more_runs_when_its_batch_is_full_or_its_time_is_over():
     async def scenario():
-        model, batcher = QuickModel(), Batcher(4, 64, quick_s=60.0, quiet_s=60.0)
+        model, batcher = QuickModel(), Batcher(4, 64, quick_s=60.0, quiet_turns=10**9)
         batcher.serving = Serving(1, model)
-        for _ in range(PROBE_EVERY - 1):
-            await ask(batcher, 0)
+        await ask(batcher, 0)
         tasks = [ask(batcher, number, 2) for number in range(2)]
-        await asyncio.wait_for(asyncio.gather(*tasks), 30)
-        assert model.runs[-1] == 4
+        await settle()
+        assert all(task.done() for task in tasks)
+        await asyncio.wait_for(ask(batcher, 0), 30)
+        assert model.runs == [1, 4, 1]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_others_held_up_leaves_a_quick_model_quick():
+    class Model(QuickModel):
+        def probabilities(self, raw):
+            self.thread = threading.current_thread()
+            return super().probabilities(raw)
+
+    async def scenario():
+        model, batcher = Model(), Batcher(4, 64, quick_s=60.0)
+        batcher.serving = Serving(1, model)
+
+        async def runs_on_the_event_loop():
+            await ask(batcher, 0)
+            return model.thread is threading.current_thread()
+
+        assert [await runs_on_the_event_loop() for _ in range(2)] == [False, True]  # nothing is known of the first
+        batcher._note_seconds(batcher.serving, 1e6)  # as if the system had run others meanwhile
+        assert await runs_on_the_event_loop()
+        for _ in range(100):
+            batcher._note_seconds(batcher.serving, 1e6)
+        assert not await runs_on_the_event_loop()
+        batcher.serving = Serving(2, model)
+        assert [await runs_on_the_event_loop() for _ in range(2)] == [False, True]
         await batcher.drain(30)
 
     asyncio.run(scenario())
