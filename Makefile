@@ -47,15 +47,19 @@ test-docker: setup ## the same on a fleet of containers, for real (ten minutes; 
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
 check: setup ## style, types, who imports whom, and generated code
-	$(BIN)/ruff check $(PACKAGES)
-	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/ruff check $(PACKAGES) examples
+	$(BIN)/ruff format --check $(PACKAGES) examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	.ci/check-protos
 
 format: setup ## repair the style
-	$(BIN)/ruff check --fix $(PACKAGES)
-	$(BIN)/ruff format $(PACKAGES)
+	$(BIN)/ruff check --fix $(PACKAGES) examples
+	$(BIN)/ruff format $(PACKAGES) examples
+
+.PHONY: docs
+docs: setup ## build the documentation as a site, with the API reference, in build/site
+	.ci/docs
 
 proto: setup ## generate the code of the messages anew
 	.ci/generate-protos

@@ -21,6 +21,9 @@ RAY_DID_NOT_START = "ray/_private/node.py"
 """In the log of a run on the simulation engine that is worth another: the traceback goes through where Ray starts its
 processes. It waits 15 or 30 s for each, a constant, and on a busy machine they now and then abort or take longer. No
 client has run then."""
+INSTALLS_NOTHING = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+"""Environment variable; "1" unless it is set. Else Flower makes an environment for each run, and installs into it what
+the app's pyproject.toml names."""
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 15.0
 
@@ -163,7 +166,7 @@ class PrivateFlower:
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            INSTALLS_NOTHING: os.environ.get(INSTALLS_NOTHING, "1"),
             "PYTHONUNBUFFERED": "1",  # or the log of `flwr run` would come when the run is over
             # Ray puts Unix sockets below it, whose paths may have 107 characters.
             "RAY_TMPDIR": str(root),
