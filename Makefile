@@ -1,12 +1,12 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
-BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo
+BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo install
 # A benchmark's module below benchmarks/, where it is not its name
 MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-executorch test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-wheel test-executorch test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test-tasks: setup ## train the tasks on data of packages, those that are fetched
 test-executorch: setup ## test exports to ExecuTorch, with that extra installed (41 MB are fetched; two minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[executorch]'
 	$(BIN)/python -m pytest -k executorch tests/edge_client/inference $(ARGS)
+
+test-wheel: setup ## build the wheel, install it into fresh environments and use it there (three minutes)
+	$(BIN)/python -m pytest -m wheel tests/wheel $(ARGS)
 
 fetch: setup ## get the data of all tasks, from packages of Debian and Python (140 MB; one to two minutes)
 	$(BIN)/edge-client fetch all $(ARGS)
