@@ -71,6 +71,8 @@ class Progress:
         self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
         """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
         self.step = self._new_step(settings.first_step)
+        self._expected_batches = 1
+        """Of the step that is on: as the session chose, or as many as in the one before."""
         self._lost = 0
         """Steps in a row of which nothing counted."""
         self._waited_s: Mapping[str, float] = {}
@@ -118,7 +120,7 @@ class Progress:
         """Go on to the next step with nothing of the one that is on: its masks cannot be taken out any more."""
         state, number = self._state, self.step.number
         log.warning("session %r: step %d is lost; too few devices mask in it, or unmask its sum", state.name, number)
-        self.step.lose(len(state.admission.fingerprint))
+        self.step.lose(len(state.admission.fingerprint), self._expected_batches)
         self._lost += 1
         lost = self._lost
         self._commit(now)
@@ -251,6 +253,7 @@ class Progress:
         for difference in differing:
             self._heal(difference, step.number)
         self._lost = 0
+        self._expected_batches = step.batches if cadence is None else cadence.batches
         if step.contributions:
             self._agreed = step.agreement.agreed
         self.step = self._new_step(step.number + step.batches)

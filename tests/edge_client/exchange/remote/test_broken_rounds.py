@@ -5,11 +5,13 @@ from contextlib import closing
 
 import pytest
 import torch
-from test_secure_aggregation import assert_identical, flat, model_of, run, samples_of, silent, until
+from edgenewton.v1 import exchange_pb2 as pb
+from test_secure_aggregation import PLANS, assert_identical, flat, model_of, run, samples_of, silent, until
 from torch import nn
 
 from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
+from coordinator.session.decisions import StepCommitted
 from coordinator.session.masked_round import MaskingPhase
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
@@ -21,9 +23,9 @@ def coordinator():
         yield embedded
 
 
-def train(address, device, model, steps=6, act=lambda optimizer, step: None):
+def train(address, device, model, steps=6, act=lambda optimizer, step: None, plan=EveryBatch):
     with GradientExchange.connect(address, session="s", device=f"d{device}", reconnect_deadline_s=20) as exchange:
-        optimizer = NewtonOptimizer(model, lr=0.05, sync=EveryBatch(exchange))
+        optimizer = NewtonOptimizer(model, lr=0.05, sync=plan(exchange))
         while optimizer.current_step < steps:
             step = optimizer.current_step
             act(optimizer, step)
@@ -76,17 +78,9 @@ def test_a_connection_that_breaks_at_any_point_of_a_round_changes_nothing(coordi
 def test_a_step_whose_sum_cannot_be_unmasked_is_lost_and_not_begun_anew(coordinator):
     """Begun anew it could be in two sums. Two of three do not reveal."""
     acts = {d: silent(d)[d] for d in range(2)}
-    committed = []
-
-    def kept(decision):
-        if getattr(decision, "counted_slices", None) is not None:
-            committed.append(decision)
-
     coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=1, secure_aggregation=True))
-    room = coordinator.directory.find("s")
-    announce = room._announce
+    committed = commits_of(coordinator)
     models = [model_of() for _ in range(3)]
-    room._announce = lambda decision: (kept(decision), announce(decision))
     with ThreadPoolExecutor(3) as pool:
         futures = [
             pool.submit(train, coordinator.address, d, models[d], 6, acts.get(d, lambda o, s: None)) for d in range(3)
@@ -95,6 +89,47 @@ def test_a_step_whose_sum_cannot_be_unmasked_is_lost_and_not_begun_anew(coordina
     lost = [each.step for each in committed if not each.devices]
     assert lost == [3]
     assert [each.step for each in committed[:6]] == [0, 1, 2, 3, 4, 5]
+
+
+def declining(optimizer, step):
+    """As a device that has revealed in step 4, or contributed in another circle, before the coordinator went down."""
+    if step == 2:
+        masking = optimizer._sync._membership._masking
+        answer = masking.answer
+
+        def answered(frame):
+            if frame.HasField("keys_wanted") and frame.step == 4:
+                return pb.Frame(step=4, step_keys=pb.StepKeys())
+            return answer(frame)
+
+        masking.answer = answered
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_step_in_which_too_few_may_mask_again_is_lost_at_once(coordinator, plan):
+    coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=60, secure_aggregation=True))
+    committed = commits_of(coordinator)
+    models = [model_of() for _ in range(3)]
+    acts = [declining, declining, lambda optimizer, step: None]
+    with ThreadPoolExecutor(3) as pool:
+        states = pool.map(lambda d: train(coordinator.address, d, models[d], 12, acts[d], PLANS[plan]), range(3))
+        assert_identical(list(states))
+    assert [each.step for each in committed if not each.devices] == [4]
+    assert len({each.batches for each in committed if each.step < 10}) == 1
+
+
+def commits_of(coordinator):
+    """Return a list of the steps that commit from now on."""
+    room, committed = coordinator.directory.find("s"), []
+    announce = room._announce
+
+    def kept(decision):
+        if isinstance(decision, StepCommitted):
+            committed.append(decision)
+        announce(decision)
+
+    room._announce = kept
+    return committed
 
 
 def test_a_device_that_is_started_again_in_a_round_delays_nobody(coordinator):
