@@ -81,10 +81,16 @@ def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
 
 
 def test_a_run_whose_devices_mask_what_they_send(flower, tmp_path):
-    settings = {"secure-aggregation": True, "steps": 8, "batch-size": 16, "cadence": "local-steps", "output": tmp_path}
+    settings = {
+        "secure-aggregation": True,
+        "devices": 2,
+        "steps": 8,
+        "batch-size": 16,
+        "cadence": "local-steps",
+        "output": tmp_path,
+    }
     code, output = run(flower, settings, devices=2)
     assert code == 0, output
-    print(output)
     assert read_run(tmp_path).settings["secure_aggregation"]
     history = json.loads((tmp_path / "history.json").read_text())
     assert 0 < history["rounds"][-1]["evaluate"]["accuracy"] <= 1
