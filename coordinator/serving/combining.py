@@ -76,9 +76,11 @@ class Combining:
         except Exception as error:
             outcome = error
         self._running = None
-        self._done(outcome)
-        if not self.is_running:
-            self._settle()
+        try:
+            self._done(outcome)
+        finally:  # whatever goes wrong, nobody waits for ever
+            if not self.is_running:
+                self._settle()
 
     def _settle(self) -> None:
         self._running = None

@@ -374,8 +374,12 @@ class Room:
         if isinstance(outcome, Exception):
             self.fail(outcome)
             return
-        self.session.combined(outcome, now)
-        self._carry_out()
+        try:
+            self.session.combined(outcome, now)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self._carry_out()
 
     def _send(self, decision: d.Decision) -> None:
         match decision:

@@ -190,6 +190,26 @@ async def test_a_rule_that_fails_ends_the_session_and_blames_no_device(gate):
 
 
 @in_a_loop
+async def test_a_step_that_cannot_be_committed_ends_the_session_and_nobody_waits_for_ever(gate, monkeypatch):
+    room = median_room(quorum=2, step_deadline_s=5)
+    outboxes = enter(room, "a", "b", "c")
+    send_all(room, *outboxes[:2])
+    room.tick(6.0)
+    await gate.wait_until_begun()
+    late = asyncio.create_task(room.take(outboxes[2], frame(room, outboxes[2], 0, 1.0)))
+    await asyncio.sleep(0)
+
+    def fails(*_):
+        raise KeyError("c")
+
+    monkeypatch.setattr(room.session, "combined", fails)
+    gate.open.set()
+    assert not await asyncio.wait_for(late, LIMIT_S)
+    text = "session 's' aborted: the coordinator failed in step 0: 'c'"
+    assert [outbox.end for outbox in outboxes] == [(Status.ABORTED, text)] * 3
+
+
+@in_a_loop
 async def test_whoever_waited_longer_than_its_lease_keeps_its_place(gate, monkeypatch):
     room = median_room(quorum=2, step_deadline_s=5)
     outboxes = enter(room, "a", "b", "c")
