@@ -18,6 +18,13 @@ log = logging.getLogger(__name__)
 
 LARGE_ELEMENTS = 200_000
 """Elements that take a rule about a millisecond; fewer are combined at once."""
+SLICE_ELEMENTS = 800
+"""So many elements take as long as one device's slice of few."""
+
+
+def is_large(closing: StepClosing) -> bool:
+    """Whether a step may take so long to combine that other sessions should not wait for it."""
+    return closing.elements + SLICE_ELEMENTS * closing.slices > LARGE_ELEMENTS
 
 
 class Combining:

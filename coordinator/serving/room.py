@@ -14,8 +14,7 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SENT_FRAME, Layout, Slice, check_values, parse_frame
 
-from coordinator.serving.combining import LARGE_ELEMENTS as LARGE_COMBINED
-from coordinator.serving.combining import Combining
+from coordinator.serving.combining import Combining, is_large
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.outboxes import Outbox, Outboxes
@@ -356,7 +355,7 @@ class Room:
             self._combine(closing)
 
     def _combine(self, closing: d.StepClosing) -> None:
-        if closing.elements > LARGE_COMBINED:
+        if is_large(closing):
             self._combining.begin(closing)
             return
         try:
