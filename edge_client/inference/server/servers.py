@@ -16,7 +16,8 @@ from edge_client.inference.server.model_control import LoadingRules, ModelContro
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
 
-_OPTIONS = [
+SERVER_OPTIONS = [
+    ("grpc.http2.bdp_probe", 0),  # else what nobody has asked for comes in as fast as the link allows
     ("grpc.max_concurrent_streams", 128),  # of one connection; a client lets more wait
     ("grpc.max_metadata_size", 16 << 10),  # a request's headers, in bytes; beyond it they may be refused,
     ("grpc.absolute_max_metadata_size", 32 << 10),  # beyond this one they are
@@ -99,10 +100,10 @@ class InferenceServers:
                 # A port in use is an error, not a second server behind the same address.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_allowed_incoming_connections", limits.max_connections),
-                *_OPTIONS,
+                *SERVER_OPTIONS,
             ]
         )
-        MethodTable(server)
+        MethodTable(server, self._service.reception)
         more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
         servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
         add_to_server(servicer, server, more)
