@@ -115,7 +115,9 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     dtype = numpy_type(name, datatype)
     try:
         given = array_of(values)
-    except (ValueError, OverflowError, TypeError):
+    except TypeError:
+        raise BadRequestError(f"input {name!r}: the data are not {datatype}") from None
+    except (ValueError, OverflowError):
         raise BadRequestError(f"input {name!r}: the data are not numbers in rows of equal length") from None
     if given.size != count:
         raise BadRequestError(f"input {name!r}: shape {list(shape)} has {count} elements, the data {given.size}")
