@@ -9,7 +9,7 @@ from edgenewton.common.reception import Reception
 from half_sent import half_send
 
 from edge_client.inference.server import method_table
-from edge_client.inference.server.grpc_endpoint import SERVER_OPTIONS
+from edge_client.inference.server.grpc_limits import SERVER_OPTIONS
 from edge_client.inference.server.method_table import MethodTable
 
 MB = 1_000_000
