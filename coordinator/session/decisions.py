@@ -47,6 +47,8 @@ class StepClosing:
     combine: Callable[[], StepOutcome]
     elements: int
     """That it has to look at."""
+    slices: int
+    """That they are in, each device's counted."""
 
 
 @dataclass(frozen=True)

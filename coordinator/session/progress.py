@@ -185,8 +185,8 @@ class Progress:
         elif is_closing:
             slices = self.step.close(active)
             job = partial(self._rule.combine, slices, set(self.step.contributions), self._state.admission.fingerprint)
-            elements = sum(len(held.values) for of_slice in slices.values() for held in of_slice)
-            self._state.decide(StepClosing(self.step.number, job, elements))
+            sizes = [len(held.values) for of_slice in slices.values() for held in of_slice]
+            self._state.decide(StepClosing(self.step.number, job, sum(sizes), len(sizes)))
 
     def _close_masked(self, masking: MaskedSteps, active: list[str], now: float) -> None:
         """Ask for what unmasks the sum, once; close the step when it is there."""
