@@ -195,8 +195,8 @@ class Progress:
         if masking.is_unmasked:
             slices = self.step.close(active)
             job = partial(masking.combine, slices, dict(self.step.contributions))
-            elements = sum(len(held.values) for of_slice in slices.values() for held in of_slice)
-            self._state.decide(StepClosing(self.step.number, job, elements))
+            sizes = [len(held.values) for of_slice in slices.values() for held in of_slice]
+            self._state.decide(StepClosing(self.step.number, job, sum(sizes), len(sizes)))
 
     def combined(self, outcome: StepOutcome, now: float) -> None:
         """Commit the step that is closed, with what its slices have become."""
