@@ -80,22 +80,6 @@ def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
     assert history["rounds"][-1]["evaluate"]["accuracy"] == pytest.approx(accuracies[-1], abs=0.01)
 
 
-def test_a_run_whose_devices_mask_what_they_send(flower, tmp_path):
-    settings = {
-        "secure-aggregation": True,
-        "devices": 2,
-        "steps": 8,
-        "batch-size": 16,
-        "cadence": "local-steps",
-        "output": tmp_path,
-    }
-    code, output = run(flower, settings, devices=2)
-    assert code == 0, output
-    assert read_run(tmp_path).settings["secure_aggregation"]
-    history = json.loads((tmp_path / "history.json").read_text())
-    assert 0 < history["rounds"][-1]["evaluate"]["accuracy"] <= 1
-
-
 def test_a_wrong_setting_fails_the_run_with_its_name(flower, tmp_path):
     settings = {"curvature": "bfgs", "devices": 1, "steps": 2, "rounds": 1, "output": tmp_path}
     _, output = run(flower, settings, devices=1)
