@@ -41,10 +41,9 @@ def add(into: Integers, values: Integers, bits: int) -> None:
     into &= into.dtype.type((1 << bits) - 1)
 
 
-def subtract(into: Integers, values: Integers, bits: int) -> None:
-    """Subtract integers from others, in place, modulo 2^bits."""
-    np.subtract(into, values, out=into)
-    into &= into.dtype.type((1 << bits) - 1)
+def keep_bits(values: Integers, bits: int) -> None:
+    """Reduce integers modulo 2^bits, in place."""
+    values &= values.dtype.type((1 << bits) - 1)
 
 
 def signed(values: Integers, bits: int) -> npt.NDArray[np.int64]:
