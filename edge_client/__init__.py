@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from edgenewton.common.extras import needing
+
 if TYPE_CHECKING:
     from edge_client.curvature.measured_inputs import MeasuredInputs
     from edge_client.curvature.probe import Probe
@@ -54,6 +56,11 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     # Imported when asked for: an application that only recognises needs neither gRPC nor the optimizer.
+    if name == "__version__":
+        from edgenewton.common.version import version
+
+        return version()
     if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        with needing(f"edge_client.{name}", "training"):
+            return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,7 @@ import typer
 from edgenewton.inference import open_inference_pb2 as pb
 from rich.console import Console
 
+from benchmarks.inference import engines
 from benchmarks.inference.load import Measured, grpc_client, http_client, measure, summary
 from benchmarks.inference.peers.environment import (
     PeerUnavailableError,
@@ -64,8 +65,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the median counts.", min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Seconds of each measurement.", min=0.5)] = 5.0,
     peers: Annotated[Path, typer.Option(help="Where the other servers are installed.")] = Path("runs/peers"),
+    engines_only: Annotated[
+        bool, typer.Option("--engines-only", help="The engines side by side; the other results stay as they are.")
+    ] = False,
 ) -> None:
     """Measure recognition, print a table, and write benchmarks/results/inference.json and docs/inference.png."""
+    if engines_only:
+        engines.main(quick=quick)
+        return
     if quick:
         rounds, seconds = 1, 1.5
     torch.set_num_threads(1)
@@ -95,7 +102,7 @@ def main(
                         missing[peer] = str(error)
                         console.print(f"[yellow]{peer}: {error}[/]")
         measure_training(folder, rounds, 2 * seconds, figures)
-    report(figures, versions, missing, is_quick=quick)
+    report(figures, versions, missing, engines.measure_engines(rounds, seconds), is_quick=quick)
 
 
 # ---------------------------------------------------------------------- what is measured
@@ -121,7 +128,7 @@ def pixels() -> torch.Tensor:
 
 def measure_in_process(folder: Path, seconds: float, figures: Figures) -> None:
     """Call recognizers in this process."""
-    raw = pixels()
+    raw = pixels().numpy()
     for engine, file in (("torch", "model.pt"), ("export", "model.pt"), ("onnx", "model.onnx")):
         recognizer = Recognizer.load(folder / file, "export" if engine == "export" else None)
         record(figures, f"in process, {engine}", time_calls(partial(recognizer.probabilities, raw), seconds))
@@ -320,7 +327,14 @@ def ratio(figures: Figures, peer: str, apis: tuple[str, ...]) -> float | None:
     return round(min(ratios), 2) if ratios else None
 
 
-def report(figures: Figures, versions: dict[str, str], missing: dict[str, str], *, is_quick: bool) -> None:
+def report(
+    figures: Figures,
+    versions: dict[str, str],
+    missing: dict[str, str],
+    side_by_side: dict[str, Any],
+    *,
+    is_quick: bool,
+) -> None:
     """Print the table, and write the results and the plot."""
     overhead = median(figures, "ours, gRPC, 1", "p50_ms") - median(figures, "in process, onnx", "p50_ms")
     quietness = median(figures, "daemon, training", "p99_ms") / median(figures, "daemon, idle", "p99_ms")
@@ -339,6 +353,7 @@ def report(figures: Figures, versions: dict[str, str], missing: dict[str, str], 
         "measured": {name: [asdict(measured) for measured in rounds] for name, rounds in figures.items()},
         "peer_versions": versions,
         "peers_not_measured": missing,
+        "engines": side_by_side,
         "is_quick": is_quick,
     }
     console.print(f"results: {save_results('inference', headline, results, 'onnxruntime', 'fastapi', 'uvicorn')}")

@@ -44,6 +44,7 @@ MessageRateOption = Annotated[
     float, typer.Option("--max-messages-per-s", help="Messages a second of one identity, in the mean.")
 ]
 StreamsOption = Annotated[int, typer.Option("--max-streams", help="Streams of one identity at once.")]
+ConnectionsOption = Annotated[int, typer.Option("--max-connections", help="Connections of all devices together.")]
 MessageBytesOption = Annotated[int, typer.Option("--max-message-bytes", help="Largest message that is taken.")]
 
 
@@ -81,10 +82,12 @@ def make_gate(
         fail(f"--audit: {audit} cannot be written: {error.strerror or error}")
 
 
-def make_limits(messages_per_s: float, streams: int, message_bytes: int) -> IdentityLimits:
+def make_limits(messages_per_s: float, streams: int, message_bytes: int, connections: int) -> IdentityLimits:
     """Return the limits of each identity, or end the command."""
     try:
-        return IdentityLimits(messages_per_s=messages_per_s, streams=streams, message_bytes=message_bytes)
+        return IdentityLimits(
+            messages_per_s=messages_per_s, streams=streams, message_bytes=message_bytes, connections=connections
+        )
     except ValidationError as error:
         problem = error.errors()[0]
         fail(f"--max-{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}", code=2)

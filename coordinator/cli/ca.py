@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from edgenewton.common.console import CommandLine, fail, out
+from edgenewton.common.command_line import CommandLine, Json
+from edgenewton.common.console import fail, out, print_json
 from edgenewton.common.identity import OPERATOR_LABEL, Kind
-from rich.table import Table
+from edgenewton.common.tables import Column, Table
 
 from coordinator.identity.authority import CA_KEY_FILE, DEFAULT_HOSTS, Authority, AuthorityError
 from coordinator.identity.ledger import LedgerError
 
-app = CommandLine("Issue and revoke the certificates of devices, operators and coordinators.")
+app = CommandLine("Issue and revoke the certificates of devices, operators and coordinators.", has_version=False)
 
 Folder = Annotated[
     Path, typer.Option("--ca", help="Folder of the authority.", envvar="EDGENEWTON_CA", show_envvar=True)
@@ -58,6 +59,7 @@ def issue(
         ),
     ] = None,
     days: Annotated[int, typer.Option(help="Days that it counts.", min=1, max=_MAX_DAYS)] = 90,
+    as_json: Json = False,
 ) -> None:
     """Issue a certificate with a new key, or renew it: the one before counts until it expires or is revoked."""
     if host and not server:
@@ -71,7 +73,10 @@ def issue(
         path = Authority(folder).issue(kind, name, lifetime, labels=label or [], hosts=hosts)
     except (AuthorityError, LedgerError) as error:
         fail(str(error))
-    typer.echo(f"issued {path}")
+    if as_json:
+        print_json({"kind": kind.value, "name": name, "path": path, "days": days})
+    else:
+        typer.echo(f"issued {path}")
 
 
 @app.command()
@@ -81,33 +86,53 @@ def revoke(
     keep_latest: Annotated[
         bool, typer.Option("--keep-latest", help="Leave the certificate that was issued last.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Revoke all certificates of a name. A coordinator that reads the list here ends their calls within a second."""
     try:
         entries = Authority(folder).revoke(Kind.DEVICE, name, keep_latest=keep_latest)
     except (AuthorityError, LedgerError) as error:
         fail(str(error))
-    typer.echo(f"revoked device {name}: {', '.join(entry.serial for entry in entries)}")
+    serials = [entry.serial for entry in entries]
+    if as_json:
+        print_json({"name": name, "serials": serials})
+    else:
+        typer.echo(f"revoked device {name}: {', '.join(serials)}")
 
 
 @app.command(name="list")
-def list_(folder: Folder = DEFAULT_FOLDER) -> None:
+def list_(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """List what was issued."""
     try:
         entries = Authority(folder).entries()
     except (AuthorityError, LedgerError) as error:
         fail(str(error))
     now = dt.datetime.now(dt.UTC)
-    table = Table("kind", "name", "labels", "expires (UTC)", "state", "serial")
+    if as_json:
+        print_json(
+            [
+                {
+                    "kind": entry.kind.value,
+                    "name": entry.name,
+                    "labels": entry.labels,
+                    "expires": entry.not_after.isoformat(),
+                    "state": entry.state(now),
+                    "serial": entry.serial,
+                }
+                for entry in entries
+            ]
+        )
+        return
+    table = Table(
+        Column("kind", rank=2),
+        Column("name", is_name=True),
+        Column("labels", rank=1),
+        "expires (UTC)",
+        "state",
+        Column("serial", rank=3),
+    )
     for entry in entries:
         state = entry.state(now)
-        table.add_row(
-            entry.kind.value,
-            entry.name,
-            ", ".join(entry.labels),
-            f"{entry.not_after:%Y-%m-%d %H:%M}",
-            state,
-            entry.serial,
-            style="" if state == "valid" else "dim",
-        )
+        cells = entry.kind.value, entry.name, ", ".join(entry.labels), f"{entry.not_after:%Y-%m-%d %H:%M}", state
+        table.add(*cells, entry.serial, style="" if state == "valid" else "dim")
     out.print(table)

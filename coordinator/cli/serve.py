@@ -9,7 +9,8 @@ from typing import Annotated, Protocol, get_args
 
 import typer
 from edgenewton.common.addresses import is_loopback
-from edgenewton.common.console import err, fail, warn
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import err, fail, print_json, warn
 from edgenewton.v1.codecs import CODEC_NUMBERS
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from coordinator.cli.access import (
     AllowLabelOption,
     AllowOption,
     AuditOption,
+    ConnectionsOption,
     MessageBytesOption,
     MessageRateOption,
     ServerTlsOption,
@@ -136,6 +138,7 @@ def serve(
     max_messages_per_s: MessageRateOption = _LIMITS.messages_per_s,
     max_streams: StreamsOption = _LIMITS.streams,
     max_message_bytes: MessageBytesOption = _LIMITS.message_bytes,
+    max_connections: ConnectionsOption = _LIMITS.connections,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plaintext on an address that is not loopback.")
     ] = False,
@@ -150,6 +153,7 @@ def serve(
         Path | None, typer.Option(help="Folder that gets TensorBoard event files; needs the extra 'tensorboard'.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when the session is over.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve one session: print where, then synchronise until it is stopped with Ctrl-C or SIGTERM.
 
@@ -201,7 +205,7 @@ def serve(
             fail(f"{option if problem['loc'] else 'settings'}: {problem['msg']}", code=2)
     if page_host != "127.0.0.1" and page_port is None:
         fail("--page-host needs --page-port, the port of the page", code=2)
-    limits = make_limits(max_messages_per_s, max_streams, max_message_bytes)
+    limits = make_limits(max_messages_per_s, max_streams, max_message_bytes, max_connections)
     if max_message_bytes < 2 * frame_bytes:
         fail(f"--max-message-bytes must be at least twice --frame-bytes, {2 * frame_bytes}", code=2)
     secured = read_server_tls(tls)
@@ -218,7 +222,7 @@ def serve(
     except RecordError as error:
         fail(str(error))
     if resume and not resumed and not on_demand:
-        err.print(f"{record} has no session to go on with; beginning a new one", soft_wrap=True)
+        err.print(f"{record} has no session to go on with; beginning a new one")
     page = (page_host, page_port) if page_port is not None else None
     name = None if on_demand else session
     serving = _serve(
@@ -230,6 +234,7 @@ def serve(
         page=page,
         tensorboard=tensorboard,
         once=once,
+        as_json=as_json,
         record=book,
         resumed=[known.told(**{name: value for name, value in beginning.items() if value}) for known in resumed],
     )
@@ -257,6 +262,7 @@ async def _serve(
     page: tuple[str, int] | None,
     tensorboard: Path | None,
     once: bool,
+    as_json: bool,
     record: Record | None,
     resumed: list[SessionRecord],
 ) -> Phase | None:
@@ -281,10 +287,15 @@ async def _serve(
         await server.start()
     except (OSError, ValueError, RecordError, TensorBoardError) as error:
         fail(str(error))
-    for companion in companions:
-        if isinstance(companion, DashboardServer):
-            typer.echo(f"page and metrics are at {companion.url}/")
-    typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
+    urls = [f"{companion.url}/" for companion in companions if isinstance(companion, DashboardServer)]
+    if as_json:
+        at = None if session is None else session.step.number
+        told = {"address": server.address, "page": urls[0] if urls else None, "session": name, "step": at}
+        print_json(told, is_line=True)
+    else:
+        for url in urls:
+            typer.echo(f"page and metrics are at {url}")
+        typer.echo(f"coordinator listens on {server.address}; {_plan(session, is_resumed=bool(resumed))}")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,6 +1,7 @@
 """`edge-coordinator verify`: what a file is, and whether it is whole."""
 
-from edgenewton.common.verify_command import Files, Json, verify_files
+from edgenewton.common.command_line import Json
+from edgenewton.common.verify_command import Files, verify_files
 
 
 def verify(files: Files, as_json: Json = False) -> None:

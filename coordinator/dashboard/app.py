@@ -20,6 +20,7 @@ _ASSETS = {
     "style.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "chart.js": "text/javascript; charset=utf-8",
+    "scale.js": "text/javascript; charset=utf-8",
     "format.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }

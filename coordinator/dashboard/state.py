@@ -1,17 +1,22 @@
 """What the page is told of the sessions, as plain data for JSON."""
 
+import time
 from dataclasses import asdict
 from typing import Any
 
 from edgenewton.common.progress import seconds_left
 
 from coordinator.session.members import Member
+from coordinator.session.session import Session
 from coordinator.telemetry.metrics import WatchedSession
 from coordinator.telemetry.statistics import Curves, DeviceStatistics
+from coordinator.telemetry.waiting import Waiting, silent_s, waiting
 
 MAX_DEVICES = 200
 """So many devices are shown; those with a place come first, then those that were there last."""
 MAX_INCIDENTS = 40
+MAX_AWAITED = 3
+"""So many of the devices that the session waits for are named; the others are counted."""
 CURVES = tuple(Curves.__dataclass_fields__)
 
 State = dict[str, Any]
@@ -29,6 +34,8 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
     session, statistics = room.session, room.chronicle.statistics
     members = session.members
     per_s = statistics.batches_per_s(now)
+    clock = time.monotonic()
+    wait = waiting(session, statistics, now, clock)
     present = sorted((d for d in statistics.devices.values() if d.device in members), key=lambda d: d.device)
     gone = sorted(
         (d for d in statistics.devices.values() if d.device not in members), key=lambda d: (-d.seen_at, d.device)
@@ -50,6 +57,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "run_steps": statistics.run_steps,
         "batches_per_s": per_s,
         "left_s": seconds_left(statistics.done, statistics.run_steps, per_s),
+        "wait": None if wait is None else _wait(wait, now),
         "samples": statistics.samples,
         "loss": statistics.curves.loss.last,
         "accuracy": statistics.curves.accuracy.last,
@@ -67,6 +75,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "gone": len(gone),
         "devices": [
             _device(device, members.get(device.device), statistics.step, now)
+            | _signs(device.device, session, wait, now, clock)
             for device in (*present, *gone)[:MAX_DEVICES]
         ],
         "incidents": [asdict(incident) for incident in reversed(incidents)],
@@ -80,6 +89,28 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
 def _points(curves: Curves, name: str, since: int | None) -> list[tuple[int, float]]:
     curve = getattr(curves, name)
     return list(curve) if since is None else curve.since(since)
+
+
+def _wait(wait: Waiting, now: float) -> State:
+    return {
+        "devices": wait.devices[:MAX_AWAITED],
+        "more": max(0, len(wait.devices) - MAX_AWAITED) + wait.unknown,
+        "since": None if wait.seconds is None else _ago(wait.seconds, now),
+    }
+
+
+def _signs(device: str, session: Session, wait: Waiting | None, now: float, clock: float) -> State:
+    is_awaited = wait is not None and device in wait.devices
+    silence_s = silent_s(session, device, clock)
+    return {
+        "awaited_since": _ago(wait.seconds, now) if is_awaited and wait and wait.seconds is not None else None,
+        "silent_since": _ago(silence_s, now) if silence_s else None,
+    }
+
+
+def _ago(seconds: float, now: float) -> float:
+    """Return when something began; rounded, so that it stays the same as long as it lasts."""
+    return round(now - seconds, 1)
 
 
 def _device(device: DeviceStatistics, member: Member | None, step: int | None, now: float) -> State:

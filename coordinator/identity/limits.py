@@ -32,6 +32,12 @@ class IdentityLimits(BaseModel):
     """Seconds in which a message of a stream that only sends must have been taken."""
     message_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES)] = MAX_MESSAGE_BYTES
     """Largest message; gRPC itself refuses larger ones, in plaintext too."""
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
+    """Connections of all identities together, in plaintext too: gRPC doesn't count them by client."""
+    handshake_s: Annotated[float, Field(gt=0, le=3_600)] = 10.0
+    """Seconds in which a connection must have come to an understanding, with TLS and HTTP/2."""
+    idle_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds after which a connection without calls ends; whoever needs it again opens another."""
 
 
 @dataclass

@@ -7,12 +7,12 @@ from importlib import resources
 from importlib.metadata import version
 from itertools import groupby
 
-from edgenewton.common.progress import Best, better
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1.tensor_spec import TensorSpec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from coordinator.report.names import shorten
 from coordinator.report.plots import plots
 from coordinator.report.run import Run
 
@@ -27,14 +27,16 @@ def render(run: Run) -> str:
     environment.filters |= {"bytes": as_bytes, "when": as_time, "duration": as_duration, "percent": as_percent}
     template = environment.from_string((resources.files(__package__) / "report.html").read_text())
     accuracies = run.accuracies
+    incidents = run.incidents[-MAX_INCIDENTS:]
     return template.render(
         run=run,
         plots={title: Markup(svg) for title, svg in plots(run).items()},
         accuracy=accuracies[-1][1] if accuracies else None,
-        best=_best(run),
-        loss=next((step.loss for step in reversed(run.steps) if step.loss is not None), None),
+        best=run.best_of_all,
+        loss=run.last_loss,
         devices=sorted(run.devices.values(), key=lambda device: device.device),
-        incidents=run.incidents[-MAX_INCIDENTS:],
+        short=shorten({*run.devices, *(incident.device for incident in incidents)}),
+        incidents=incidents,
         hidden=max(0, len(run.incidents) - MAX_INCIDENTS),
         model=list(_summarise(run.tensors)),
         versions={
@@ -45,14 +47,6 @@ def render(run: Run) -> str:
         },
         now=time.time(),
     )
-
-
-def _best(run: Run) -> Best | None:
-    """Return the best accuracy, also of a step that is not kept, or of a round's evaluation."""
-    best = run.best
-    for step, accuracy in run.accuracies:
-        best = better(best, step, accuracy)
-    return best
 
 
 def as_bytes(count: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgenewton.common.files import previous_of
-from edgenewton.common.progress import Best
+from edgenewton.common.progress import Best, better
 from edgenewton.common.sealed_file import DamagedError, Kind, parse_json, read_checked, tensors_metadata
 from edgenewton.v1.tensor_spec import TensorSpec
 
@@ -83,6 +83,19 @@ class Run:
         tried = [(step.step, step.accuracy) for step in self.steps if step.accuracy is not None]
         rounds = [(r.step, r.evaluate["accuracy"]) for r in self.rounds if "accuracy" in r.evaluate]
         return sorted([*tried, *rounds])
+
+    @property
+    def last_loss(self) -> float | None:
+        """The training loss of the last exchange that had one: over the batches of all devices."""
+        return next((step.loss for step in reversed(self.steps) if step.loss is not None), None)
+
+    @property
+    def best_of_all(self) -> Best | None:
+        """The best accuracy, also of a step that is not kept, or of a round's evaluation."""
+        best = self.best
+        for step, accuracy in self.accuracies:
+            best = better(best, step, accuracy)
+        return best
 
 
 def read_run(source: Path, session: str | None = None) -> Run:

@@ -13,8 +13,6 @@ from coordinator.session.members import Standing
 from coordinator.session.refusal import RefusedError, Status
 from coordinator.session.session import Session
 
-_SNAPSHOT_WANTED = pb.Frame(snapshot_wanted=pb.SnapshotWanted()).SerializeToString()
-
 
 class Healing:
     """Asks members for snapshots and hands them on.
@@ -37,14 +35,16 @@ class Healing:
             if not members.lost:
                 self._broker.drop()
             return
-        if self._usable() is not None or self._broker.is_waiting(now, self._session.settings.lease_s):
+        is_served = all(self._usable(device) is not None for device in members.standing(Standing.HEALING))
+        if is_served or self._broker.is_waiting(now, self._session.settings.lease_s):
             return
         donors = [name for name in members.standing(Standing.ACTIVE) if members[name].is_connected]
         if donors:
             # One that was asked and did not answer is asked again only if there is no other.
             donor = next((name for name in donors if name != self._broker.last), donors[0])
             self._broker.ask(donor, now)
-            self._outboxes.send(donor, _SNAPSHOT_WANTED)
+            wanted = pb.SnapshotWanted(readers=self.readers())
+            self._outboxes.send(donor, pb.Frame(snapshot_wanted=wanted).SerializeToString())
 
     def wants_state_of(self, device: str, now: float) -> bool:
         """Ask a member for its state before it goes, if nobody else has it and somebody may need it; return whether."""
@@ -54,6 +54,14 @@ class Healing:
         if is_wanted:
             self._broker.ask(device, now)
         return is_wanted
+
+    def readers(self) -> list[pb.ChannelKey]:
+        """Return with which keys a state is to be sealed: of those who need one; none without secure aggregation."""
+        if self._session.masking is None:
+            return []
+        members = self._session.members
+        keys = (members[device].joining.channel_key for device in members.standing(Standing.HEALING))
+        return [key for key in keys if key is not None]
 
     async def donate(self, device: str, chunks: AsyncIterator[pb.SnapshotChunk]) -> int:
         """Take a member's state in; return its size.
@@ -107,12 +115,13 @@ class Healing:
         """Let those who wait learn that the session is over."""
         self._broker.wake()
 
-    def _usable(self) -> HeldSnapshot | None:
-        """Return the snapshot at hand, if the log can carry a device from there to the present."""
+    def _usable(self, device: str | None = None) -> HeldSnapshot | None:
+        """Return the snapshot at hand, if the log can carry a device from there to the present, and it can read it."""
         snapshot = self._broker.snapshot
         if snapshot is None or self._outboxes.log.position_of(snapshot.header.step) is None:
             return None
-        return snapshot
+        is_sealed = self._session.masking is not None and device is not None
+        return None if is_sealed and all(key.device != device for key in snapshot.header.keys) else snapshot
 
     async def _await_snapshot(self, device: str) -> HeldSnapshot | None:
         """Return a snapshot that a member can use; None if it needs none any more."""
@@ -123,7 +132,7 @@ class Healing:
             session.check_member(device)
             if session.members[device].standing is not Standing.HEALING:
                 return None
-            snapshot = self._usable()
+            snapshot = self._usable(device)
             if snapshot is not None:
                 return snapshot
             self.find_donor(time.monotonic())

@@ -4,6 +4,7 @@ Everything runs on one event loop, so there are no locks.
 """
 
 import logging
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from edgenewton.secure_aggregation.modular_integers import Integers
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.framing import SENT_FRAME, Layout, Slice, check_values, parse_frame
 
+from coordinator.serving.combining import LARGE_ELEMENTS as LARGE_COMBINED
+from coordinator.serving.combining import Combining
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.masking_mail import MaskingMail
@@ -23,6 +26,7 @@ from coordinator.serving.waiting import Waiting
 from coordinator.session import decisions as d
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.refusal import RefusedError, Status, invalid
+from coordinator.session.robust import StepOutcome
 from coordinator.session.session import Session
 from coordinator.session.step import Values
 from coordinator.telemetry.chronicle import Chronicle
@@ -71,6 +75,11 @@ class Room:
         self._outboxes = outboxes
         self._downlink = downlink
         self._masking_mail = MaskingMail(session.members, outboxes)
+        self._combining = Combining(self._combined)
+        self._closing: d.StepClosing | None = None
+        """Whose combination is to begin."""
+        self._held_up: set[str] = set()
+        """Devices of which a frame waits until a step is combined."""
         self._layout: Layout | None = None
         self._sent_layout: Layout | None = None
         if session.fingerprint:  # it is resumed
@@ -158,9 +167,17 @@ class Room:
         return False
 
     def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
-        """Take a device's place away."""
-        self.session.remove(device, reason, now, status)
-        self._carry_out()
+        """Take a device's place away, once no step is being combined."""
+
+        def act() -> None:
+            self.session.remove(device, reason, now, status)
+            self._carry_out()
+
+        self._combining.do(act)
+
+    async def settled(self) -> None:
+        """Wait until no step is being combined; `join`, `leave` and `take_frame` may be called then."""
+        await self._combining.settled()
 
     # ------------------------------------------------------------------ streams
 
@@ -243,6 +260,16 @@ class Room:
         pieces = [(*each, values) for each, values in zip(slices, decoded, strict=True)]
         return SentFrame(frame, pieces, len(data))
 
+    async def take(self, outbox: Outbox, sent: "SentFrame") -> bool:
+        """Take a frame of a member in, once no step is being combined: see `take_frame`."""
+        if self._combining.is_running and (sent.slices or sent.message.HasField("contribution")):
+            self._held_up.add(outbox.device)
+            try:
+                await self._combining.settled()
+            finally:
+                self._held_up.discard(outbox.device)
+        return self.take_frame(outbox, sent, time.monotonic())
+
     def take_frame(self, outbox: Outbox, sent: "SentFrame", now: float) -> bool:
         """Take a frame of a member in; return False once its stream counts no more, because it has joined again.
 
@@ -290,6 +317,8 @@ class Room:
 
     def tick(self, now: float) -> None:
         """Let the session act on its deadlines, and find somebody to heal those in need."""
+        if self._combining.is_running:
+            return
         try:
             self.session.tick(now)
         except Exception as error:
@@ -319,6 +348,7 @@ class Room:
         """Close all streams; the session stays as it is recorded."""
         for outbox in self._outboxes:
             self._outboxes.close(outbox.device, Status.UNAVAILABLE, reason)
+        self._combining.close()
         self.waiting.wake()
         self.chronicle.close()
 
@@ -349,6 +379,31 @@ class Room:
             self.fail(failure, step)
         elif failure is not None:
             log.error("session %r: its end is not all recorded", self.session.name, exc_info=failure)
+        closing, self._closing = self._closing, None
+        if closing is not None and not self.session.is_over:
+            self._combine(closing)
+
+    def _combine(self, closing: d.StepClosing) -> None:
+        if closing.elements > LARGE_COMBINED:
+            self._combining.begin(closing)
+            return
+        try:
+            outcome = closing.combine()
+        except Exception as error:
+            self.fail(error)
+        else:
+            self._combined(outcome)
+
+    def _combined(self, outcome: StepOutcome | Exception) -> None:
+        """Commit the step that is closing, or end the session if it could not be combined."""
+        now = time.monotonic()
+        for device in self._held_up:  # nothing was read from it meanwhile
+            self.session.members.heard(device, now)
+        if isinstance(outcome, Exception):
+            self.fail(outcome)
+            return
+        self.session.combined(outcome, now)
+        self._carry_out()
 
     def _send(self, decision: d.Decision) -> None:
         match decision:
@@ -366,6 +421,8 @@ class Room:
             case d.StepSet(step):
                 self._downlink.restart(step)
                 self.healing.restart()
+            case d.StepClosing():
+                self._closing = decision
 
     def _tell(self, decision: d.Decision) -> None:
         self._masking_mail.send(decision)
@@ -378,6 +435,7 @@ class Room:
                 self._outboxes.close(device, status, reason)
                 self.healing.forget(device)
             case d.PhaseChanged() if self.session.is_over:
+                self._combining.close()
                 self.chronicle.close()
                 self.healing.end()
         if isinstance(decision, d.DeviceJoined | d.DeviceRemoved | d.ModelChanged | d.PhaseChanged):

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from coordinator.identity.calls import CallGuard
 from coordinator.identity.gate import AccessGate
 from coordinator.identity.limits import IdentityLimits
+from coordinator.serving.connections import connection_options
 from coordinator.serving.control import ControlService
 from coordinator.serving.directory import Directory
 from coordinator.serving.intake import Intake
@@ -45,7 +46,6 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A port in use is an error, not a second coordinator behind the same address.
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     *TRANSPORT_OPTIONS,
 ]
 
@@ -87,7 +87,11 @@ class CoordinatorServer:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in the stubs
         self._server = grpc.aio.server(
             interceptors=[] if self._guard is None else [self._guard],
-            options=[("grpc.max_receive_message_length", limits.message_bytes), *_OPTIONS],
+            options=[
+                ("grpc.max_receive_message_length", limits.message_bytes),
+                *connection_options(limits),
+                *_OPTIONS,
+            ],
         )
         self._watchers: list[asyncio.Task[None]] = []
 

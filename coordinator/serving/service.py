@@ -116,12 +116,13 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
             room = self._directory.get(request.session)
             if room is None:
                 return pb.LeaveReply()
+            await room.settled()
             is_wanted = room.leave(
                 request.device, request.token, time.monotonic(), finished=request.finished, reason=request.reason
             )
         except RefusedError as error:
             await self._refusals.refuse(context, error, request.session, request.device)
-        return pb.LeaveReply(snapshot_wanted=is_wanted)
+        return pb.LeaveReply(snapshot_wanted=is_wanted, readers=room.healing.readers() if is_wanted else ())
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.SessionEvent]:
         try:
@@ -144,6 +145,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         since = time.monotonic()
         while True:
             room = self._room(session)
+            await room.settled()
             self._gate.check_admission(identity, room.session)
             try:
                 return room, room.join(joining, time.monotonic(), identity)
@@ -176,7 +178,7 @@ class GradientExchangeService(exchange_pb2_grpc.GradientExchangeServicer):
         try:
             async for data in frames:
                 frame = await self._intake.work(room.is_large(len(data)), room.read_frame, outbox.device, data)
-                if not room.take_frame(outbox, frame, time.monotonic()):
+                if not await room.take(outbox, frame):
                     return
             # Its connection broke, or it closed its side: it keeps its place for its lease.
             room.close(outbox)

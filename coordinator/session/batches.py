@@ -1,8 +1,11 @@
 """How many batches a device trained between two exchanges: as many as all others."""
 
+from edgenewton.v1 import exchange_pb2 as pb
+from edgenewton.v1.limits import largest
+
 from coordinator.session.refusal import invalid
 
-MAX_BATCHES = 1_000_000
+MAX_BATCHES = int(largest(pb.Contribution, "batches"))
 """Most batches between two exchanges."""
 
 

@@ -1,7 +1,7 @@
 """What a session decides: the caller carries it out, in order."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
@@ -15,6 +15,7 @@ from coordinator.session.cadence import Cadence
 from coordinator.session.masked_round import MaskedRound
 from coordinator.session.members import Member
 from coordinator.session.refusal import Status
+from coordinator.session.robust.step_rule import StepOutcome
 from coordinator.session.step import Contribution, Step
 
 
@@ -36,6 +37,16 @@ class SliceReady:
     values: Float32Array
     form: Form
     """Of moves, where the codec has several: that of the step, in which the devices sent theirs."""
+
+
+@dataclass(frozen=True)
+class StepClosing:
+    """Combine what is in of a step, in any thread, and give the session the outcome; until then it takes nothing in."""
+
+    step: int
+    combine: Callable[[], StepOutcome]
+    elements: int
+    """That it has to look at."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,7 @@ class SharesWanted:
 
 Decision = (
     SliceReady
+    | StepClosing
     | StepCommitted
     | StepSet
     | ModelChanged

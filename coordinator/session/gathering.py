@@ -53,6 +53,11 @@ class Gathering:
             self._since = now
 
     @property
+    def since(self) -> float | None:
+        """When the first device came; None if none has."""
+        return self._since
+
+    @property
     def is_complete(self) -> bool:
         """Whether all have come."""
         return len(self._members) >= self._expected

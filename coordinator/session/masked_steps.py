@@ -13,6 +13,7 @@ from edgenewton.secure_aggregation.contribution_form import (
     scales_by_slice,
     stream_of,
 )
+from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.fixed_point import Float32Array, Scales
 from edgenewton.secure_aggregation.messages import revealed_from_proto, scales_to_bytes, step_keys_from_proto
 from edgenewton.secure_aggregation.modular_integers import Integers, WidthError, unpack
@@ -162,34 +163,42 @@ class MaskedSteps:
 
     def combine(
         self, slices: Mapping[SliceKey, Sequence[Held]], contributions: Mapping[str, Contribution]
-    ) -> tuple[StepOutcome, Totals]:
-        """Return the means of a step, and what all contributions say together.
-
-        Raises:
-            SecureAggregationError: a device gave the others shares of another secret.
-
-        """
+    ) -> StepOutcome:
+        """Return the means of a step with what all contributions say together; or whose fault it is that none are."""
         assert self._round is not None
         assert self.form is not None
-        numbers = [contributions[device].numbers for device in sorted(self._round.contributed)]
-        summed = self._round.sum_of(NUMBERS_STREAM, [n for n in numbers if n is not None], self.form.numbers)
-        totals = Totals.from_vector(summed)
-        devices, outcome = len(numbers), StepOutcome()
-        for piece in all_slices(self.form.layout):
-            held = [each.values for each in slices.get(piece.key, ()) if each.device in self._round.contributed]
+        try:
+            return self._combine(self._round, self.form, slices, contributions)
+        except SecureAggregationError as error:
+            return StepOutcome(fault=(error.device, error.reason))
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _combine(
+        self,
+        of: MaskedRound,
+        form: ContributionForm,
+        slices: Mapping[SliceKey, Sequence[Held]],
+        contributions: Mapping[str, Contribution],
+    ) -> StepOutcome:
+        numbers = [contributions[device].numbers for device in sorted(of.contributed)]
+        summed = of.sum_of(NUMBERS_STREAM, [each for each in numbers if each is not None], form.numbers)
+        outcome = StepOutcome(totals=(totals := Totals.from_vector(summed)))
+        for piece in all_slices(form.layout):
+            held = [each.values for each in slices.get(piece.key, ()) if each.device in of.contributed]
             if not held:
                 continue
-            total = self._round.sum_of(stream_of(piece.key), held, self.form.of(piece))
+            total = of.sum_of(stream_of(piece.key), held, form.of(piece))
             outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32)
             if may_be_rounded(piece.spec.kind) and totals.samples:
                 clipped = totals.clipped[piece.key.tensor] * piece.length / max(1, piece.spec.size)
-                self._scales.setdefault(piece.key, Scales()).update(total, devices, clipped)
-        return outcome, totals
+                self._scales.setdefault(piece.key, Scales()).update(total, len(numbers), clipped)
+        return outcome
 
     def _begin(self, step: Step, members: Roster, fingerprint: tuple[TensorSpec, ...], now: float) -> list[Decision]:
         self._round = self.form = None
         circle = members.standing(Standing.ACTIVE, Standing.LAGGING)
-        if len(members.standing(Standing.ACTIVE)) < self._settings.required or len(circle) < 2:
+        if len(circle) < max(2, self._settings.required):
             return []
         if self._layout is None or self._layout.fingerprint != fingerprint:
             choice = self._settings.codec_choice

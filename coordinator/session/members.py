@@ -9,12 +9,13 @@ from functools import cached_property
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.fingerprint import model_fingerprint
 from edgenewton.v1.framing import SliceKey
+from edgenewton.v1.limits import largest
 from edgenewton.v1.sketch import Sketch
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.refusal import RefusedError, Status, invalid
 
-MAX_SAMPLES = 1 << 20
+MAX_SAMPLES = int(largest(pb.Frame, "samples"))
 """Largest batch that a device may claim; see `edgenewton.v1.framing.MAX_MAGNITUDE`."""
 
 

@@ -2,6 +2,9 @@
 
 from coordinator.session.members import Joining, Member, Standing
 
+MAX_LOST = 10_000
+"""So many devices that have not finished are expected back."""
+
 
 class Roster(dict[str, Member]):
     """The members of a session by their device ids."""
@@ -36,6 +39,13 @@ class Roster(dict[str, Member]):
     def silent(self, lease_s: float, now: float) -> list[str]:
         """Return the members whose lease has ended."""
         return [device for device, member in self.items() if now >= member.heard_at + lease_s]
+
+    def lose(self, device: str, now: float) -> None:
+        """Expect a device back; of too many those are given up that have been missing for longest."""
+        self.lost.pop(device, None)
+        self.lost[device] = now
+        if len(self.lost) > MAX_LOST:
+            del self.lost[next(iter(self.lost))]
 
     def give_up_lost(self, patience_s: float, now: float) -> None:
         """Expect nobody back who has been missing for so long."""

@@ -9,10 +9,8 @@ Every call may leave decisions behind, which the caller takes and carries out in
 A member is ACTIVE, LAGGING or HEALING (see `coordinator.session.members.Standing`); docs/exchange.md has the diagram.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property
 
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.v1 import exchange_pb2 as pb
@@ -21,109 +19,128 @@ from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.admission import Admission
-from coordinator.session.aggregation import AGGREGATORS
-from coordinator.session.agreement import Agreed, Agreement
 from coordinator.session.batches import check_batches
-from coordinator.session.cadence import FIRST, FIRST_FORM, Cadence, CadenceChoice
-from coordinator.session.curvature_check import CurvatureCheck
+from coordinator.session.closing import Closing
 from coordinator.session.decisions import (
     Decision,
     DeviceHealing,
     DeviceJoined,
-    DeviceRecovered,
-    DeviceRemoved,
     DeviceReported,
-    DeviceUnlike,
-    ModelChanged,
     Phase,
-    PhaseChanged,
-    SliceReady,
-    StepCommitted,
-    StepSet,
 )
-from coordinator.session.drift import Difference, WeightComparison
+from coordinator.session.entrance import Entrance
 from coordinator.session.gathering import Gathering
 from coordinator.session.hyperparameters import check_hyperparameters
 from coordinator.session.lateness import Lateness
+from coordinator.session.leaving import Leaving
 from coordinator.session.masked_steps import MaskedSteps
 from coordinator.session.members import Joining, Member, Standing
 from coordinator.session.owner import OwnerLease
-from coordinator.session.quorum import Quorum, goes_on_alone
-from coordinator.session.refusal import RefusedError, Status, UndecidedError, invalid
-from coordinator.session.release import RELEASES
-from coordinator.session.robust import RULES, StepOutcome, StepRule
-from coordinator.session.robust.step_rule import Held
+from coordinator.session.progress import Progress
+from coordinator.session.refusal import RefusedError, Status, invalid
+from coordinator.session.robust import StepOutcome
 from coordinator.session.roster import Roster
-from coordinator.session.sample_limit import SampleLimit
 from coordinator.session.settings import SessionSettings
+from coordinator.session.state import SessionState
 from coordinator.session.step import Contribution, Step, Values
-from coordinator.session.weighing import Verdict, Weighing, refused_as_ahead
+from coordinator.session.wait import Wait, wait_in_step, wait_to_begin
 
 
 class Session:
-    """One model's training: who takes part, which step is on, what is to be sent."""
+    """One model's training: who takes part, which step is on, what is to be sent.
+
+    While a step is closing (`is_closing`) nothing may happen to the session but `combined` and `abort`: all else waits,
+    as it would if the step were combined in no time.
+    """
 
     def __init__(self, name: str, settings: SessionSettings) -> None:
         self.name = name
         self.settings = settings
-        self.phase = Phase.GATHERING
-        self.reason = ""
-        self.members = Roster()
-        self.admission = Admission(name, settings)
-        self._rule = _step_rule(settings)
-        self.masking = MaskedSteps(name, settings) if settings.secure_aggregation else None
-        self._samples = SampleLimit(settings.max_samples)
-        self._curvature = CurvatureCheck()
-        self._unlike: Counter[str] = Counter()
-        """In how many steps a device was unlike the others."""
-        self._agreed = Agreed()
-        """What the devices did alike in the last step."""
-        self.step = self._new_step(settings.first_step)
+        self._state = SessionState(name, settings)
+        lateness = Lateness(settings.step_deadline_s)
+        self.progress = Progress(self._state, lateness)
         self._gathering = Gathering(settings, self.members)
-        self._first_step = self._known_step = settings.first_step
-        """Where the session stands before anybody has come; and the latest step that it ever stood at."""
-        self._lateness = Lateness(settings.step_deadline_s)
-        self._weighing = Weighing(name, settings, self._gathering)
+        self._entrance = Entrance(self._state, self.progress, self._gathering)
+        self._leaving = Leaving(self._state, self.progress, self._entrance)
+        self._closing = Closing(self._state, self.progress, lateness)
         self._owner = OwnerLease(settings.owner_lease_s)
-        self._quorum = Quorum(self.members, settings.required)
-        self._comparison = WeightComparison()
         self._active_at: float | None = None
-        self._left_out: list[str] = []
-        self.batches: int | None = FIRST
-        """Of the step that is on, if the session chooses that; None if only the devices know."""
-        self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
-        """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
-        self._decisions: list[Decision] = []
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        return self._state.phase
+
+    @property
+    def reason(self) -> str:
+        """Why it is there, for a user."""
+        return self._state.reason
 
     @property
     def is_over(self) -> bool:
         """Whether the session has ended or was aborted."""
-        return self.phase in (Phase.ENDED, Phase.ABORTED)
+        return self._state.is_over
+
+    @property
+    def members(self) -> Roster:
+        """The devices that have a place."""
+        return self._state.members
+
+    @property
+    def admission(self) -> Admission:
+        """The session's model and options."""
+        return self._state.admission
 
     @property
     def fingerprint(self) -> tuple[TensorSpec, ...]:
         """The tensors that are exchanged."""
         return self.admission.fingerprint
 
-    @cached_property
-    def _cadence(self) -> CadenceChoice:
-        takes_sparse = self._rule is None or self._rule.takes_sparse
-        return CadenceChoice(self.settings.codec_choice.form_sizes(self.fingerprint) if takes_sparse else {})
+    @property
+    def step(self) -> Step:
+        """The step that is on."""
+        return self.progress.step
+
+    @property
+    def masking(self) -> MaskedSteps | None:
+        """What it does otherwise because its devices mask, if they do."""
+        return self.progress.masking
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the step is closed, and waits for what its slices become."""
+        return self.progress.is_closing and not self.is_over
+
+    @property
+    def batches(self) -> int | None:
+        """Of the step that is on, if the session chooses that; None if only the devices know."""
+        return self.progress.batches
+
+    @property
+    def form(self) -> Form | None:
+        """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
+        return self.progress.form
+
+    @property
+    def wait(self) -> Wait | None:
+        """For whom it waits; None if for nobody."""
+        if self.phase is Phase.GATHERING:
+            return wait_to_begin(self._gathering)
+        if self.phase is not Phase.TRAINING or self.is_closing:
+            return None
+        missing_since = self._state.quorum.missing_since
+        return wait_in_step(self.members, self.step, self.settings.required, missing_since, self._active_at)
 
     def take_decisions(self) -> list[Decision]:
         """Return what is to be carried out since the last call, in order."""
-        decisions, self._decisions = self._decisions, []
-        return decisions
+        return self._state.take_decisions()
 
     # ------------------------------------------------------------------ membership
 
     def restore(self, admission: Admission, step: int, devices: list[str]) -> None:
         """Go on from a record: gather the devices that took part, whose own state decides the step."""
-        self.admission = admission
-        self._first_step = self._known_step = step
-        self.step = self._new_step(step)
-        self._comparison = WeightComparison(is_aged=True)
-        self.batches = self.form = None
+        self._state.admission = admission
+        self.progress.resume_at(step)
         self._gathering.resume(devices)
 
     def join(self, joining: Joining, now: float, replayable_from: int | None = None) -> Member:
@@ -139,36 +156,21 @@ class Session:
             RefusedError: the session is over, no place is left, the id is taken, or the device does not suit.
 
         """
-        self._refuse_if_over()
-        self.admission.check_device(joining, self.members)
-        if self.phase is Phase.GATHERING:
-            self._weigh(joining, now)
-        self.admission.check_model(joining)
-        self.admission.check_places(joining, self.members)
-        if self._known_if_ahead(joining) is not None:
-            self._check_that_it_lost_its_coordinator(joining)
-            joining = replace(joining, next_step=None)  # nobody is to go on from it
-            standing = Standing.HEALING
-        else:
-            standing = self._standing_of(joining, replayable_from)
-        if not self.fingerprint:
-            self.admission.adopt(joining)
-            self._decide(ModelChanged(joining.device))
-        self.admission.admit(joining)
+        joining, standing = self._entrance.admit(joining, replayable_from, now)
         member = Member(joining, standing, now)
         self.members[joining.device] = member
         self.members.lost.pop(joining.device, None)
         self._gathering.begin(now)
         self._active_at = now
-        self._decide(DeviceJoined(member))
+        self._state.decide(DeviceJoined(member))
         if self.masking is not None:
-            self._decisions += self.masking.again(joining.device)
+            self._state.decide(*self.masking.again(joining.device))
         if standing is not Standing.ACTIVE:
             what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
-            self._decide(DeviceHealing(joining.device, self.step.number, what))
+            self._state.decide(DeviceHealing(joining.device, self.step.number, what))
         if self.phase is Phase.GATHERING and self._gathering.is_complete:
             self._begin(f"all {len(self.members)} devices have joined", now)
-        self._watch_quorum(now)
+        self._state.watch_quorum(now)
         return member
 
     def healed(self, device: str, step: int) -> None:
@@ -189,7 +191,7 @@ class Session:
 
         """
         if device not in self.members:
-            self._refuse_if_over()
+            self._state.check_running()
             raise RefusedError(
                 Status.FAILED_PRECONDITION,
                 f"device {device!r} is not in session {self.name!r}; join it first",
@@ -197,18 +199,8 @@ class Session:
 
     def finish(self, device: str, now: float) -> None:
         """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
-        if self.phase is Phase.GATHERING:  # it has done nothing: it leaves like any other
-            self.remove(device, "it left before the first step", now)
-            return
-        if self.members.pop(device, None) is None:
-            return
-        self._decide(DeviceRemoved(device, Status.OK, "finished"))
-        self._quorum.has_finished = True
-        if self._quorum.is_missing:
-            for other in self.step.senders & self.members.keys():
-                self.remove(other, goes_on_alone(other, self.step.number), now, Status.ABORTED)
-        self._end_if_done(now)
-        self._advance(now)
+        self._leaving.finish(device, now)
+        self.advance(now)
 
     def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:
         """Take a device's place away: it left, its lease ended, or it broke the contract.
@@ -216,19 +208,8 @@ class Session:
         The session goes on while its quorum is left, and else waits for devices to come back. Nothing happens if the
         device is no member.
         """
-        if self.members.pop(device, None) is None:
-            return
-        self._decide(DeviceRemoved(device, status, reason))
-        self.members.lost[device] = now
-        if self.phase is Phase.GATHERING and not self.members:
-            if not self.admission.is_recorded:
-                self.admission.forget()
-                self._decide(ModelChanged(None))
-            self._start_anew()
-        if self.phase is Phase.TRAINING:
-            self._left_out.append(device)
-            self._watch_quorum(now, f"device {device!r} left in step {self.step.number}: {reason}")
-            self._advance(now)
+        self._leaving.remove(device, reason, now, status)
+        self.advance(now)
 
     def keep(self, now: float) -> None:
         """Take a sign of life of whoever opened the session."""
@@ -237,7 +218,7 @@ class Session:
     def abort(self, reason: str) -> None:
         """End the session early; every device is told why."""
         if not self.is_over:
-            self._finish(Phase.ABORTED, reason)
+            self._state.finish(Phase.ABORTED, reason)
 
     # ------------------------------------------------------------------ steps
 
@@ -261,18 +242,7 @@ class Session:
 
     def contribute(self, device: str, samples: int | None, key: SliceKey, values: Values) -> None:
         """Take one slice that `wants` wants."""
-        if samples is not None and self.masking is None:
-            member = self.members[device]
-            if samples > member.most_samples:
-                self.step.unlike.setdefault(
-                    device, f"it claims {samples} samples, and counted with {member.most_samples}"
-                )
-                samples = member.most_samples
-            fault = self._curvature.fault(self.fingerprint[key.tensor], key, values)
-            if fault:
-                self.step.unlike.setdefault(device, fault)
-                samples = None  # as if it had skipped its batch: its slice is in, and weighs nothing
-        self.step.add(device, samples, key, values)
+        self.progress.contribute(self.members[device], samples, key, values)
 
     def complete(self, device: str, step: int, contribution: Contribution, now: float) -> None:
         """Take the end of a member's contribution.
@@ -290,14 +260,14 @@ class Session:
         check_batches(device, step, contribution.batches)
         check_hyperparameters(device, step, contribution.hyperparameters)
         self.step.complete(device, contribution, now)
-        outvoted = self._outvoted()
+        outvoted = self._closing.outvoted()
         fault = outvoted.pop(device, None)
         if fault is not None:
             self.step.withdraw(device)
         else:
             member.completed = step
-            self._decide(DeviceReported(device, step, contribution))
-        self._refuse_outvoted(outvoted, now)
+            self._state.decide(DeviceReported(device, step, contribution))
+        self._refuse(outvoted.items(), now)
         if fault is not None:
             raise invalid(device, step, fault)
 
@@ -305,58 +275,65 @@ class Session:
         """Take a device's keys for a step; those that come too late are dropped.
 
         Raises:
-            RefusedError: they are not what the protocol wants, or nobody asked.
+            RefusedError: they are not what the protocol wants, or the session has no secure aggregation.
 
         """
-        self._masked(device, step, lambda masking: masking.take_keys(device, step, message))
+        self._take_masked(device, step, lambda masking: masking.take_keys(device, step, message))
         self.advance(now)
 
     def take_revealed(self, device: str, step: int, message: pb.Revealed, now: float) -> None:
         """Take what a device reveals of a step; what comes too late is dropped.
 
         Raises:
-            RefusedError: it is not what it was asked for.
+            RefusedError: it is not what it was asked for, or the session has no secure aggregation.
 
         """
-        self._masked(device, step, lambda masking: masking.take_revealed(device, step, message))
+        self._take_masked(device, step, lambda masking: masking.take_revealed(device, step, message))
         self.advance(now)
 
     def advance(self, now: float) -> None:
         """Decide what has become ready; call it after the contributions of one frame."""
-        if self.phase is Phase.TRAINING:
-            self._advance(now)
+        self._refuse(self._closing.outvoted().items(), now)
+        self._closing.advance(now)
+
+    def combined(self, outcome: StepOutcome, now: float) -> None:
+        """Commit the step that is closing, with what `StepClosing.combine` returned; nothing if the session is over."""
+        if self.is_closing and outcome.fault is not None:
+            device, reason = outcome.fault
+            self.progress.repeat_step()
+            self._refuse([(device, reason)], now)
+        elif self.is_closing:
+            self.progress.combined(outcome, now)
 
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""
         settings = self.settings
         if not self.is_over and (reason := self._owner.ended(now)) is not None:
-            self._finish(Phase.ABORTED, reason)
-        for device in self.members.silent(settings.lease_s, now):
+            self._state.finish(Phase.ABORTED, reason)
+        silent = self.members.silent(settings.lease_s, now)
+        for device in silent:
             reason = f"device {device!r}: nothing was heard from it for {settings.lease_s:g} s"
-            self.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
+            self._leaving.remove(device, reason, now, Status.DEADLINE_EXCEEDED)
+        if silent:
+            self.advance(now)
+        if self.is_closing:
+            return
         if self.phase is Phase.GATHERING:
-            if self._gathering.is_late(now):
-                self._close_gathering(now)
+            if self._gathering.is_late(now) and self._gathering.may_go_on:
+                self._begin(self._gathering.outcome, now)
+            elif self._gathering.is_late(now):
+                self._state.finish(Phase.ABORTED, self._gathering.outcome)
         elif self.phase is Phase.TRAINING:
-            began_at = self.step.began_at
-            if self._quorum.missing_since is not None:
-                if now >= self._quorum.missing_since + settings.rejoin_deadline_s:
-                    self._finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
-            elif self.masking is not None and self.masking.is_settled:
-                if self.masking.is_stuck(self.members, now):
-                    self._repeat_step(now)
-            elif began_at is not None and now >= began_at + settings.step_deadline_s:
-                self._close_late_step(now)
-            elif self._active_at is not None and now >= self._active_at + settings.idle_deadline_s:
-                self._finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")
+            self._watch_deadlines(now)
             if self.masking is not None:
-                self._advance(now)
-            self._restart_if_none_has_the_state()
-            self._end_if_done(now)
+                self.advance(now)
+            if not self.is_closing:
+                self.progress.go_back_if_lost()
+                self._leaving.end_if_done(now)
 
     # ------------------------------------------------------------------ inner workings
 
-    def _masked(self, device: str, step: int, take: Callable[[MaskedSteps], None]) -> None:
+    def _take_masked(self, device: str, step: int, take: Callable[[MaskedSteps], None]) -> None:
         if self.masking is None:
             raise invalid(device, step, f"sends keys or shares, but session {self.name!r} has no secure aggregation")
         try:
@@ -364,130 +341,23 @@ class Session:
         except SecureAggregationError as error:
             raise invalid(device, step, error.reason) from None
 
-    def _decide(self, decision: Decision) -> None:
-        self._decisions.append(decision)
-
-    def _enter(self, phase: Phase, reason: str) -> None:
-        self.phase = phase
-        self.reason = reason
-        self._decide(PhaseChanged(phase, reason))
-
-    def _finish(self, phase: Phase, reason: str) -> None:
-        status = Status.OK if phase is Phase.ENDED else Status.ABORTED
-        for device in list(self.members):
-            del self.members[device]
-            self._decide(DeviceRemoved(device, status, f"session {self.name!r} {phase.value}: {reason}"))
-        self._enter(phase, reason)
-
-    def _refuse_if_over(self) -> None:
-        if self.is_over:
-            raise RefusedError(
-                Status.FAILED_PRECONDITION, f"session {self.name!r} is {self.phase.value}: {self.reason}"
-            )
-
-    def _weigh(self, joining: Joining, now: float) -> None:
-        """Let most of the awaited devices decide whose model and state the session begins with.
-
-        Raises:
-            UndecidedError: the device has to wait for what others bring.
-            RefusedError: it has waited in vain, or too many wait already.
-
-        """
-        try:
-            verdict = self._weighing.weigh(joining, self.admission, self._known_if_ahead(joining), now)
-            if verdict is Verdict.HAS_THE_MODEL:
-                self._replace_model(joining, now)
-                verdict = self._weighing.weigh(joining, self.admission, self._known_if_ahead(joining), now)
-        except UndecidedError as waiting:
-            if waiting.is_new:
-                self._enter(Phase.GATHERING, waiting.reason)
-            raise
-        if verdict is Verdict.HAS_THE_STEP and (first := self._weighing.state_of_most(joining)) is not None:
-            self._begin_with(first)
-            self._gathering.settle()
-
-    def _replace_model(self, joining: Joining, now: float) -> None:
-        """Make a device's model that of the session, and take the places of those away that have another."""
-        self.admission.adopt(joining)
-        self._decide(ModelChanged(joining.device))
-        for member in list(self.members.values()):
-            who = f"device {member.device!r} loses its place in session {self.name!r}"
-            reason = f"{who}: most others have another model: {self.admission.difference(member.joining)}"
-            del self.members[member.device]
-            self._decide(DeviceRemoved(member.device, Status.FAILED_PRECONDITION, reason))
-        self._start_anew()
-        self._gathering.begin(now)
-
-    def _start_anew(self) -> None:
-        """Stand where the session stood before anybody had come."""
-        self._decide(StepSet(self._first_step))
-        self.members.lost.clear()
-        self._known_step = self._first_step
-        self.step = self._new_step(self._first_step)
-        self._gathering.restart()
-
-    def _known_if_ahead(self, joining: Joining) -> int | None:
-        """Return the latest step that the session knows, if a device says to be further and nobody vouches for it."""
-        is_trusted = self.phase is Phase.GATHERING and joining.device in self.settings.trust_state_of
-        is_ahead = joining.next_step is not None and joining.next_step > self._known_step and not is_trusted
-        return self._known_step if is_ahead else None
-
-    def _check_that_it_lost_its_coordinator(self, joining: Joining) -> None:
-        """Check that a device which is ahead may take over the session's state: its own coordinator is no more.
-
-        Raises:
-            RefusedError: it comes with a state that somebody saved, or was a member of this very session.
-
-        """
-        member = self.members.get(joining.device)
-        if not joining.token or (member is not None and member.token == joining.token):
-            raise refused_as_ahead(joining, self.name, self._known_step)
-
-    def _standing_of(self, joining: Joining, replayable_from: int | None) -> Standing:
-        """Return where a device stands that joins, after a state that is further became that of the session."""
-        step = self.step.number
-        if self.phase is Phase.GATHERING:
-            if self._gathering.is_furthest(joining, step):
-                self._begin_with(joining)
-            return self._gathering.standing_of(joining, self.step.number)
-        if joining.next_step is None:
-            return Standing.LAGGING if self._gathering.beginning.is_still(joining, step) else Standing.HEALING
-        return self.members.standing_of_returning(joining, step if replayable_from is None else replayable_from, step)
-
-    def _begin_with(self, joining: Joining) -> None:
-        """Make a device's state that of the session; those that were active need it."""
-        step = self._gathering.beginning.step_of(joining)
-        for member in self.members.values():
-            if member.standing is Standing.ACTIVE and member.device != joining.device:
-                member.standing = Standing.HEALING
-                self._decide(DeviceHealing(member.device, step, "another device is further", must_be_told=True))
-        if step != self.step.number or self.members:  # a state of the same number that was handed in is not this one
-            self._decide(StepSet(step))
-        # Also of the same number: what those have sent that were active was computed from another state.
-        self.step = self._new_step(step)
-        self._known_step = max(self._known_step, step)
-        self._gathering.beginning.take(joining)
-        self._comparison = WeightComparison(is_aged=joining.next_step is not None)
-
     def _begin(self, reason: str, now: float) -> None:
-        self._left_out += self._gathering.missing
-        self._enter(Phase.TRAINING, reason)
-        self._watch_quorum(now)
-        self._advance(now)
+        self._state.left_out += self._gathering.missing
+        self._state.enter(Phase.TRAINING, reason)
+        self.progress.start()
+        self._state.watch_quorum(now)
+        self.advance(now)
 
-    def _close_gathering(self, now: float) -> None:
-        if self._gathering.may_go_on:
-            self._begin(self._gathering.outcome, now)
-        else:
-            self._finish(Phase.ABORTED, self._gathering.outcome)
-
-    def _watch_quorum(self, now: float, reason: str = "") -> None:
-        """Note since when the quorum is missing; without a time to come back the session is aborted."""
-        if self.phase is not Phase.TRAINING or not self._quorum.watch(now):
-            return
-        self.reason = f"{reason or self.reason}; {self._quorum.shortage}"
-        if not self.settings.rejoin_deadline_s:
-            self._finish(Phase.ABORTED, self.reason)
+    def _refuse(self, outvoted: Iterable[tuple[str, str]], now: float) -> None:
+        """Take devices' contributions out of the step, and their places away, each for a reason."""
+        number, faults = self.step.number, list(outvoted)
+        for device, _ in faults:
+            self.step.withdraw(device)
+        for device, reason in faults:
+            error = invalid(device, number, reason)
+            self._leaving.remove(device, error.reason, now, error.status)
+        if faults:
+            self.advance(now)
 
     def _take_sign(self, device: str, step: int, samples: int | None, now: float) -> Member | None:
         """Return the member if what it sent is for the step that is on, and None if it comes too late to count.
@@ -502,215 +372,26 @@ class Session:
             return None
         if not member.is_in_time(step, self.step.number):
             return None
-        self._quorum.check_together(device, step)
+        self._state.quorum.check_together(device, step)
         if self.masking is not None and self.masking.is_late(device):
             return None
         if member.samples is None:  # it is the first that it sends in this step
-            member.most_samples = self._samples.limit(member.joining, self.members, self.batches)
+            self.progress.count_in(member)
         member.claim(samples, step)
         self.step.begin(now)
-        if member.standing is Standing.LAGGING and not self._goes_on_without(device, now):
-            self._wait_for(member)
+        self._closing.take_sign(member, now)
         return member
 
-    def _goes_on_without(self, device: str, now: float) -> bool:
-        """Whether no step waits for a device that was late repeatedly: not if it is needed for the quorum."""
-        is_enough = len(self.members.standing(Standing.ACTIVE)) >= self.settings.required
-        return is_enough and self._lateness.has_to_wait(device, now)
-
-    def _wait_for(self, member: Member) -> None:
-        """Let the steps wait for a member from now on."""
-        member.standing = Standing.ACTIVE
-        self._decide(DeviceRecovered(member.device, self.step.number))
-
-    def _fill_quorum(self) -> None:
-        """Count those in that the step went on without and that have sent something, as far as it needs them now."""
-        lagging = [device for device in self.members.standing(Standing.LAGGING) if device not in self._left_out]
-        complete = [device for device in lagging if device in self.step.contributions]
-        for device in dict.fromkeys([*complete, *(device for device in lagging if device in self.step.senders)]):
-            if len(self.members.standing(Standing.ACTIVE)) >= self.settings.required:
-                return
-            self._wait_for(self.members[device])
-
-    def _outvoted(self, *, is_final: bool = False) -> dict[str, str]:
-        """Return the complete devices that do not do what most do, and in which way, as far as it can be said.
-
-        Args:
-            is_final: the step waits for nobody any longer.
-
-        """
-        step = self.step
-        if self.phase is not Phase.TRAINING or not step.agreement.is_disputed:
-            return {}
-        awaited = [d for d in self.members.standing(Standing.ACTIVE) if d not in step.contributions]
-        # Those that it does not wait for are heard if equally many say two things, until the step's deadline.
-        may_come = [d for d in self.members.standing(Standing.LAGGING) if d not in step.contributions]
-        is_final = is_final or not (awaited or may_come or self._quorum.is_missing)
-        # Who has left has no vote: else one device could have many, under one name after another.
-        voters = step.contributions.keys() & self.members.keys()
-        return step.agreement.outvoted(voters, len(awaited), is_final=is_final)
-
-    def _refuse_outvoted(self, outvoted: Mapping[str, str], now: float) -> None:
-        """Take devices' contributions out of the step, and their places away."""
-        number = self.step.number
-        for device in outvoted:
-            self.step.withdraw(device)
-        for device, reason in outvoted.items():
-            error = invalid(device, number, reason)
-            self.remove(device, error.reason, now, error.status)
-
-    def _advance(self, now: float) -> None:
-        if self.phase is Phase.TRAINING:
-            self._refuse_outvoted(self._outvoted(), now)
-            self._fill_quorum()
-            if self.masking is not None:
-                self._decisions += self.masking.advance(self.step, self.members, self.fingerprint, now)
-        active = self.members.standing(Standing.ACTIVE)
-        if self.phase is not Phase.TRAINING or (len(active) < self.settings.required and not self._quorum.has_finished):
-            return
-        is_complete = bool(active) and self.step.is_complete(active) and not self.step.agreement.is_disputed
-        is_closing = is_complete and len(self.step.contributions) >= self.settings.required
-        if is_closing and self.masking is not None and not self._is_unmasked(self.masking, now):
-            return
-        try:
-            ready = list(self.step.ready(active, is_closing=is_closing))
-        except SecureAggregationError as error:
-            refusal = invalid(error.device, self.step.number, error.reason)
-            self.remove(error.device, refusal.reason, now, refusal.status)
-            self._repeat_step(now)
-            return
-        for key, values in ready:
-            # While only the devices know the form, for a step, the means of it are in the first one.
-            self._decide(SliceReady(self.step.number, key, values, self.form or FIRST_FORM))
-        if is_closing:
-            self._commit(now)
-
-    def _is_unmasked(self, masking: MaskedSteps, now: float) -> bool:
-        """Whether the sum of those that contributed can be read; it is asked for what that takes, once."""
-        if not masking.is_settled:
-            self._decisions += masking.ask(self.step.contributions.keys(), now)
-        return masking.is_unmasked
-
-    def _repeat_step(self, now: float) -> None:
-        """Begin the step that is on anew: its masks cannot be taken out any more."""
-        for member in self.members.values():
-            member.begin_anew()
-        self.step = self._new_step(self.step.number)
-        self._advance(now)
-
-    def _new_step(self, number: int) -> Step:
-        agreement = Agreement(lambda key: str(self.fingerprint[key.tensor]), self._agreed)
-        if self.masking is not None:
-            return Step(number, AGGREGATORS["mean"], RELEASES["step"], agreement, self._combine_masked)
-        if self._rule is None:
-            return Step(number, AGGREGATORS[self.settings.aggregator], RELEASES[self.settings.release], agreement)
-        return Step(number, AGGREGATORS["mean"], RELEASES["step"], agreement, self._combine)
-
-    def _combine(self, slices: Mapping[SliceKey, Sequence[Held]], complete: Collection[str]) -> StepOutcome:
-        assert self._rule is not None
-        return self._rule.combine(slices, complete, self.fingerprint)
-
-    def _combine_masked(self, slices: Mapping[SliceKey, Sequence[Held]], _complete: Collection[str]) -> StepOutcome:
-        assert self.masking is not None
-        outcome, self.step.totals = self.masking.combine(slices, self.step.contributions)
-        return outcome
-
-    def _commit(self, now: float) -> None:
-        step = self.step
-        lagging = self.members.standing(Standing.LAGGING)
-        cadence = self._next_cadence(step, now)
-        if cadence is not None:
-            self.batches, self.form = cadence.batches, cadence.form or self.form
-        differing = self._comparison.committed(step, self.members)
-        if self.masking is None:
-            self._samples.committed(step.contributions, step.batches)
-            self._curvature.committed()
-        for device, reason in sorted(step.unlike.items()):
-            self._unlike[device] += 1
-            if self._unlike[device].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, ... time
-                self._decide(DeviceUnlike(device, step.number, reason, self._unlike[device]))
-        self._decide(StepCommitted.of(step, self._left_out, lagging, now, cadence, self._comparison.reason))
-        self._left_out = []
-        if not self._quorum.is_missing:
-            self._quorum.has_finished = False  # whoever finished before the others did not end the session
-        self._lateness.be_in_time(step.contributions.keys() & set(self.members.standing(Standing.ACTIVE)), now)
-        for difference in differing:
-            self._heal(difference, step.number)
-        self._agreed = step.agreement.agreed
-        self.step = self._new_step(step.number + step.batches)
-        self._known_step = max(self._known_step, self.step.number)
-        for member in self.members.values():
-            member.begin_step()
-
-    def _next_cadence(self, step: Step, now: float) -> Cadence | None:
-        paces = {device: c.pace for device, c in step.contributions.items() if c.pace is not None}
-        if not paces:
-            return None
-        return self._cadence.choose(step.batches, paces, step.waited_s(now), self.form)
-
-    def _heal(self, difference: Difference, step: int) -> None:
-        """Send a device to heal whose weights before a step were not those of most."""
-        member = self.members[difference.device]
-        member.standing = Standing.HEALING
-        member.joining = replace(member.joining, next_step=None)  # nobody is to go on from it
-        reason = f"device {difference.device!r} diverged: before step {step} {difference}"
-        self._decide(DeviceHealing(difference.device, step, reason, must_be_told=True))
-
-    def _close_late_step(self, now: float) -> None:
-        settings = self.settings
-        late = [d for d in self.members.standing(Standing.ACTIVE) if d not in self.step.contributions]
-        wait = f"{settings.step_deadline_s:g} s"
-        outvoted = self._outvoted(is_final=True)
-        agreeing = self.step.contributions.keys() - outvoted.keys()
-        if len(agreeing) < settings.required:
-            patience = (self.step.began_at or now) + settings.step_deadline_s + settings.rejoin_deadline_s
-            if now >= patience:
-                behind = self.members.standing(Standing.LAGGING, Standing.HEALING)
-                missing = sorted({*late, *behind, *self.members.lost})
-                self._finish(
-                    Phase.ABORTED,
-                    f"step {self.step.number}: {len(agreeing)} devices contributed within {wait} where "
-                    f"at least {settings.required} are needed; waited for {', '.join(map(repr, missing))}",
-                )
-            return
-        for device in late:
-            self.members[device].standing = Standing.LAGGING
-            self._left_out.append(device)
-            reason = f"device {device!r} was left out of step {self.step.number}: it took longer than {wait}"
-            wait_s = self._lateness.be_late(device, now)
-            if wait_s:
-                times = self._lateness.times(device)
-                reason += f"; it was so {times} times of late, and steps go on without it for {wait_s:g} s"
-            self._decide(DeviceHealing(device, self.step.number, reason, wait_s=wait_s))
-        self._refuse_outvoted(outvoted, now)
-        self._advance(now)
-
-    def _restart_if_none_has_the_state(self) -> None:
-        """Go back to the furthest state that anybody still has, once nobody has the session's."""
-        if self.phase is not Phase.TRAINING or self._quorum.is_missing or self._quorum.has_finished:
-            return
-        if self.members.standing(Standing.ACTIVE, Standing.LAGGING):
-            return
-        furthest = self.members.furthest()
-        if furthest is None:
-            self._finish(Phase.ABORTED, "no device has the session's state any more")
-            return
-        self.step = self._new_step(furthest.joining.next_step or 0)
-        self._comparison = WeightComparison(is_aged=True)
-        self.batches = self.form = None
-        furthest.standing = Standing.LAGGING
-        self._decide(StepSet(self.step.number))
-
-    def _end_if_done(self, now: float) -> None:
-        """End the session when all have finished and nobody is expected back."""
-        if self.members or not self._quorum.has_finished or self.is_over:
-            return
-        self.members.give_up_lost(self.settings.rejoin_deadline_s, now)
-        if not self.members.lost:
-            self._finish(Phase.ENDED, "all devices have finished")
-
-
-def _step_rule(settings: SessionSettings) -> StepRule | None:
-    """Return what combines the slices of a whole step; None where each is combined on its own."""
-    make = RULES.get(settings.aggregator)
-    return None if make is None else StepRule(lambda: make(settings.bad_devices))
+    def _watch_deadlines(self, now: float) -> None:
+        settings, state, began_at = self.settings, self._state, self.step.began_at
+        if state.quorum.missing_since is not None:
+            if now >= state.quorum.missing_since + settings.rejoin_deadline_s:
+                state.finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
+        elif self.masking is not None and self.masking.is_settled:
+            if self.masking.is_stuck(self.members, now):
+                self.progress.repeat_step()
+        elif began_at is not None and now >= began_at + settings.step_deadline_s:
+            self._refuse(self._closing.close_late(now).items(), now)
+            self.advance(now)
+        elif self._active_at is not None and now >= self._active_at + settings.idle_deadline_s:
+            state.finish(Phase.ABORTED, f"no device sent anything for {settings.idle_deadline_s:g} s")

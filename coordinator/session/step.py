@@ -1,7 +1,7 @@
 """One step of a session: collects the members' slices and says when a slice, and the step, is ready."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from coordinator.session.robust.step_rule import Held, StepOutcome
 
 Values = npt.NDArray[Any]
 """Of a slice: float32, or masked integers with secure aggregation."""
-Combine = Callable[[Mapping[SliceKey, Sequence[Held]], Collection[str]], StepOutcome]
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,21 @@ class Step:
 
     Args:
         number: of its first batch.
-        make_aggregator: makes what combines the contributions to one slice.
+        aggregator: combines the contributions to one slice; None if a rule combines all slices at once: see `close`.
         release: when results leave.
         agreement: what the complete devices do alike.
-        combine: combines all slices at once instead, given what is held of each and the complete devices.
+        is_limited_later: whether it is not known yet how many samples count: see `limit`.
 
     """
 
     def __init__(
         self,
         number: int,
-        make_aggregator: Callable[[], Aggregator],
+        aggregator: type[Aggregator] | None,
         release: ReleasePolicy,
         agreement: Agreement,
-        combine: Combine | None = None,
+        *,
+        is_limited_later: bool = False,
     ) -> None:
         self.number = number
         self.agreement = agreement
@@ -92,9 +92,12 @@ class Step:
         """What all contributions say together, if they were masked, once the step is combined."""
         self.unlike: dict[str, str] = {}
         """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
-        self._make_aggregator = make_aggregator
-        self._combine = combine
+        self._aggregator = aggregator
         self._release = release
+        self._is_limited_later = is_limited_later
+        self._most: int | None = None
+        """So many samples count of each device."""
+        self._claims: dict[str, int] = {}
         self.began_at: float | None = None
         self.contributions: dict[str, Contribution] = {}
         self._pending: dict[SliceKey, _Slice] = {}
@@ -104,6 +107,8 @@ class Step:
         self._completed_at: dict[str, float] = {}
         self._is_late: set[str] = set()
         """Devices of which a slice came after its result had left."""
+        self._closed: dict[SliceKey, int] | None = None
+        """The lengths of the slices that a rule combines, once the step is closed."""
 
     @property
     def batches(self) -> int:
@@ -120,6 +125,11 @@ class Step:
         return set(self._sent_by)
 
     @property
+    def completed_at(self) -> float | None:
+        """When the first of the contributions that are complete was so; None if none is."""
+        return min(self._completed_at.values(), default=None)
+
+    @property
     def late(self) -> Collection[str]:
         """Devices of which a slice came after its result had left; those that it sent then are not in the results."""
         return self._is_late
@@ -128,6 +138,23 @@ class Step:
         """Note when the first contribution came."""
         if self.began_at is None:
             self.began_at = now
+
+    def claim(self, device: str, samples: int, most: int) -> None:
+        """Note how many samples a device says that it has, of which `most` count."""
+        if device not in self._claims:
+            self._claims[device] = samples
+            self._judge(device, samples, most)
+
+    def limit(self, most: int | None) -> None:
+        """Let at most so many samples of each device count, those of what is in already too."""
+        self._most = most
+        if most is None:
+            return
+        for device, samples in self._claims.items():
+            self._judge(device, samples, most)
+        for device, contribution in self.contributions.items():
+            known = contribution.most_samples
+            self.contributions[device] = replace(contribution, most_samples=most if known is None else min(most, known))
 
     def has(self, device: str, key: SliceKey) -> bool:
         """Whether a device's slice is in, from this or an earlier connection."""
@@ -149,11 +176,11 @@ class Step:
         if device in self._is_late:  # what counts of its slices is the first ones: it could not tell which others
             return
         self._counted[device] += 1
-        if samples and self._combine is not None:
+        if samples and self._aggregator is None:
             piece.held.append(Held(device, values, samples))
-        elif samples:
+        elif samples and self._aggregator is not None:
             if piece.aggregator is None:
-                piece.aggregator = self._make_aggregator()
+                piece.aggregator = self._aggregator(is_limited_later=self._is_limited_later)
             piece.aggregator.add(device, values, samples)
 
     def waited_s(self, now: float) -> dict[str, float]:
@@ -190,27 +217,50 @@ class Step:
         """
         if not members:
             return
-        waiting = {key: piece.contributors for key, piece in self._pending.items()}
-        keys = self._release.ready(waiting, members, is_closing=is_closing)
-        combined = self._combined(keys) if self._combine is not None and keys else {}
-        for key in keys:
+        for key in self._ready_keys(members, is_closing=is_closing):
             self._released.add(key)
             piece = self._pending.pop(key)
             if piece.aggregator is not None:
-                yield key, piece.aggregator.result()
+                yield key, piece.aggregator.result(self._most)
             else:
-                yield key, combined[key] if key in combined else np.zeros(piece.length, np.float32)
+                yield key, np.zeros(piece.length, np.float32)
 
-    def _combined(self, keys: Collection[SliceKey]) -> Mapping[SliceKey, Float32Array]:
-        """Return what slices become together; what is in of those that are not complete does not count."""
-        assert self._combine is not None
-        outcome = self._combine({key: self._pending[key].held for key in keys}, self.contributions.keys())
+    @property
+    def is_closed(self) -> bool:
+        """Whether a rule combines its slices: nothing goes into it any more."""
+        return self._closed is not None
+
+    def close(self, members: Collection[str]) -> Mapping[SliceKey, Sequence[Held]]:
+        """Take nothing in any more; return what is to be combined, of `members` and others that have sent something.
+
+        What is in of those whose contributions are not complete is not to count.
+        """
+        keys = self._ready_keys(members, is_closing=True)
+        self._closed = {key: self._pending[key].length for key in keys}
         for device in self._counted.keys() - self.contributions.keys():
             self._counted[device] = 0
+        most = self._most
+        slices = {key: self._pending.pop(key).held for key in keys}
+        if most is not None:
+            slices = {key: [each._replace(samples=min(most, each.samples)) for each in slices[key]] for key in keys}
+        return slices
+
+    def combined(self, outcome: StepOutcome) -> Iterator[tuple[SliceKey, Float32Array]]:
+        """Yield what the slices have become that `close` returned; zeros if all devices skipped their batches."""
+        self.totals = outcome.totals
         for device, reason in outcome.unlike.items():
             self.unlike.setdefault(device, reason)
-        return outcome.values
+        for key, length in (self._closed or {}).items():
+            yield key, outcome.values[key] if key in outcome.values else np.zeros(length, np.float32)
 
     def is_complete(self, members: Collection[str]) -> bool:
         """Whether all `members` have completed their contributions."""
         return all(member in self.contributions for member in members)
+
+    def _ready_keys(self, members: Collection[str], *, is_closing: bool) -> list[SliceKey]:
+        waiting = {key: piece.contributors for key, piece in self._pending.items()}
+        return self._release.ready(waiting, members, is_closing=is_closing)
+
+    def _judge(self, device: str, samples: int, most: int) -> None:
+        if samples > most:
+            self.unlike[device] = f"it claims {samples} samples, and counted with {most}"

@@ -11,19 +11,26 @@ HISTORY = 20_000
 
 
 class EventLog:
-    """Keeps events in order; every follower reads at its own pace and may fall behind the history."""
+    """Keeps events in order; every follower reads at its own pace and may fall behind the history.
+
+    They are kept as bytes: a message takes some ten times the memory.
+    """
 
     def __init__(self, history: int = HISTORY) -> None:
-        self._events: deque[pb.SessionEvent] = deque(maxlen=history)
+        self._events: deque[bytes] = deque(maxlen=history)
         self._count = 0
         self._closed = False
         self._changed = asyncio.Event()
 
     def append(self, event: pb.SessionEvent) -> None:
         """Add an event and wake the followers."""
-        self._events.append(event)
+        self._events.append(event.SerializeToString())
         self._count += 1
         self._wake()
+
+    def kept(self) -> list[pb.SessionEvent]:
+        """Return the events that are kept, the oldest first."""
+        return [pb.SessionEvent.FromString(event) for event in self._events]
 
     def close(self) -> None:
         """Let the followers end after the last event."""
@@ -42,7 +49,7 @@ class EventLog:
                 position = max(position, oldest)
                 event = self._events[position - oldest]
                 position += 1
-                yield event
+                yield pb.SessionEvent.FromString(event)
             if self._closed:
                 return
             await changed.wait()

@@ -17,6 +17,7 @@ from coordinator.session.refusal import RefusalLog, Status
 from coordinator.session.session import Session
 from coordinator.telemetry.chronicle import Chronicle
 from coordinator.telemetry.statistics import STEP_SECONDS, SessionStatistics
+from coordinator.telemetry.waiting import waiting
 
 _PREFIX = "edgenewton_coordinator_"
 
@@ -145,9 +146,11 @@ def _devices(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
         _PREFIX + "device_bytes", "Bytes exchanged with a device", labels=[*labels, "direction"]
     )
     aside = GaugeMetricFamily(_PREFIX + "device_set_aside_seconds", "Until steps wait for it again", labels=labels)
-    now = time.time()
+    awaited = GaugeMetricFamily(_PREFIX + "device_awaited_seconds", "For which the session waits for it", labels=labels)
+    now, clock = time.time(), time.monotonic()
     for room in rooms:
         name, members = room.session.name, room.session.members
+        wait = waiting(room.session, room.chronicle.statistics, now, clock)
         for known in Standing:
             standing.add_metric([name, known.name.lower()], len(members.standing(known)))
         for device in members:
@@ -155,9 +158,11 @@ def _devices(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
             if device_statistics is not None:
                 lag.add_metric([name, device], device_statistics.lag_s)
                 aside.add_metric([name, device], device_statistics.set_aside_s(now))
+                awaited_s = wait.seconds if wait is not None and device in wait.devices else None
+                awaited.add_metric([name, device], awaited_s or 0.0)
                 exchanged.add_metric([name, device, "received"], device_statistics.received)
                 exchanged.add_metric([name, device, "sent"], device_statistics.sent)
-    yield from (standing, lag, aside, exchanged)
+    yield from (standing, lag, awaited, aside, exchanged)
 
 
 def _buckets(statistics: SessionStatistics) -> list[tuple[str, float]]:

@@ -1,10 +1,12 @@
 """What a terminal shows of a session, or of all sessions of a coordinator."""
 
 import time
+from typing import Any
 
+from edgenewton.common.progress import seconds_left
+from edgenewton.common.tables import Column, Table
 from edgenewton.v1 import exchange_pb2 as pb
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from coordinator.telemetry.statistics import DeviceStatistics, SessionStatistics
@@ -12,6 +14,17 @@ from coordinator.telemetry.statistics import DeviceStatistics, SessionStatistics
 MAX_ERRORS = 5
 """So many devices' last errors are shown."""
 _NONE = float("nan")
+_COLUMNS = (
+    Column("device", is_name=True),
+    Column("state", is_name=True),
+    Column("samples", rank=5, is_right=True),
+    Column("batches", is_right=True),
+    Column("own loss", rank=1, is_right=True),
+    Column("lag", rank=2, is_right=True),
+    Column("late", rank=6, is_right=True),
+    Column("sent", rank=4, is_right=True),
+    Column("received", rank=3, is_right=True),
+)
 
 
 class TerminalView:
@@ -32,6 +45,33 @@ class TerminalView:
         if event.WhichOneof("event") == "phase":
             self.session = event.session
 
+    def line(self) -> str:
+        """Return how far the run is, in a line for a log."""
+        return f"{self._head().plain}  {self._progress().plain}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is shown, for JSON: see docs/operations.md."""
+        statistics, now = self.statistics, time.time()
+        per_s = statistics.batches_per_s(now)
+        return {
+            "session": self.session,
+            "phase": statistics.phase,
+            "reason": statistics.reason,
+            "step": statistics.step,
+            "done": statistics.done,
+            "run_steps": statistics.run_steps,
+            "batches_per_s": per_s,
+            "left_s": seconds_left(statistics.done, statistics.run_steps, per_s),
+            "loss": self._loss(),
+            "accuracy": statistics.curves.accuracy.last,
+            "best": statistics.best._asdict() if statistics.best is not None else None,
+            "codec": statistics.codec,
+            "received": statistics.received,
+            "sent": statistics.sent,
+            "saved": statistics.saved,
+            "devices": [_figures(device) for _, device in sorted(statistics.devices.items())],
+        }
+
     def __rich__(self) -> RenderableType:
         # Rich may draw in another thread than that of the events: everything is copied before it is looked at.
         wrong = [device for device in list(self.statistics.devices.values()) if device.last_error]
@@ -42,8 +82,7 @@ class TerminalView:
     def _head(self) -> Text:
         statistics = self.statistics
         title = f"{self.session}: {statistics.phase}" if self.session else "no session yet: waiting"
-        # A loss that is no number is in no curve, and an earlier step's would say that all is well.
-        loss = dict(statistics.curves.loss).get(statistics.step or 0, _NONE)
+        loss = self._loss()
         accuracy = statistics.curves.accuracy.last
         return Text.assemble(
             (title, "bold"),
@@ -55,16 +94,22 @@ class TerminalView:
             f"  saved by {statistics.codec} {megabytes(statistics.saved)}" if statistics.saved > 0 else "",
         )
 
+    def _loss(self) -> float:
+        statistics = self.statistics
+        # A loss that is no number is in no curve, and an earlier step's would say that all is well; but averages at the
+        # end of a run have none.
+        step, last = statistics.step or 0, statistics.curves.loss.last
+        is_average = statistics.run_steps is not None and step >= statistics.run_steps
+        return dict(statistics.curves.loss).get(step, last if is_average and last is not None else _NONE)
+
     def _progress(self) -> Text:
         return Text(self.statistics.progress(time.time()) if self.statistics.step is not None else "")
 
     def _table(self) -> Table:
-        table = Table("device", "state", "samples", "batches", "loss", "lag", "late", "sent", "received", expand=False)
-        for column in table.columns[2:]:
-            column.justify = "right"
+        table = Table(*_COLUMNS)
         reasons = {i.device: i.text for i in list(self.statistics.incidents) if i.kind == "left"}
         for name, device in sorted(self.statistics.devices.items()):
-            table.add_row(
+            table.add(
                 name,
                 _state(device, reasons.get(name, device.state)),
                 f"{device.training_samples}",
@@ -76,6 +121,23 @@ class TerminalView:
                 megabytes(device.sent),
             )
         return table
+
+
+def _figures(device: DeviceStatistics) -> dict[str, Any]:
+    return {
+        "device": device.device,
+        "state": device.state,
+        "training_samples": device.training_samples,
+        "step": device.step,
+        "batches": device.batches,
+        "skipped": device.skipped,
+        "own_loss": device.loss,
+        "lag_s": device.lag_s,
+        "late": device.left_out,
+        "sent": device.received,
+        "received": device.sent,
+        "last_error": device.last_error,
+    }
 
 
 def _state(device: DeviceStatistics, why_gone: str) -> str:

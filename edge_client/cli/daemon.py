@@ -1,21 +1,19 @@
 """`edge-client daemon`, and what is asked of it: `edge-client status` and `edge-client promote`."""
 
 import asyncio
-import json
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from edgenewton.common.console import fail, out
-from rich.table import Table
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.extras import needing
+from edgenewton.common.tables import properties
 
-from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.environment import SOCKET_VARIABLE
-from edge_client.inference import ArtefactError
-from edge_client.inference.store import StoreError
-from edge_client.tasks import TaskError
 
 if TYPE_CHECKING:
     from edgenewton.v1 import device_pb2 as pb
@@ -34,31 +32,40 @@ def daemon(
     ] = False,
 ) -> None:
     """Run the daemon of this device: serve recognition, and train when Flower's ClientApp asks, until SIGTERM."""
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         settings = load_config(config)
     except ConfigError as error:
         fail(str(error), code=2)
     if check_config:
-        out.print(f"{config} is right; with the environment it says:")
-        out.print_json(settings.model_dump_json())
+        err.print(f"{config} is right; with the environment it says:")
+        print_json(settings.model_dump(mode="json"))
         return
-    from edge_client.daemon.daemon import run_daemon
-    from edge_client.daemon.logs import set_up_log
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.daemon import run_daemon
+        from edge_client.daemon.logs import set_up_log
+        from edge_client.inference.errors import ArtefactError
+        from edge_client.inference.repository import RepositoryError
+        from edge_client.inference.store import StoreError
+        from edge_client.tasks.errors import TaskError
 
     set_up_log(settings.log)
     try:
         asyncio.run(run_daemon(settings))
-    except (ArtefactError, StoreError, TaskError, OSError) as error:
+    except (ArtefactError, RepositoryError, StoreError, TaskError, OSError) as error:
         fail(str(error))
 
 
 def status(
     socket: Socket = None,
     config: Config = DEFAULT_CONFIG,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what the daemon of this device does; exit with 1 if it does not answer."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         with DaemonClient(_socket(socket, config)) as client:
@@ -69,18 +76,20 @@ def status(
         from google.protobuf.json_format import MessageToDict
 
         told = MessageToDict(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        out.print_json(json.dumps(told))
+        print_json(told)
     else:
-        out.print(_table(reply))
+        out.print(properties(_properties(reply)))
 
 
 def promote(
     model: Annotated[Path, typer.Argument(help="A trained model (.pt).")],
     socket: Socket = None,
     config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
 ) -> None:
     """Let a model serve on the daemon of this device, without a pause."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         content = model.read_bytes()
@@ -90,7 +99,10 @@ def promote(
         fail(f"{model} cannot be read: {error.strerror or error}")
     except DaemonError as error:
         fail(str(error))
-    out.print(f"{model} serves as version {version}")
+    if as_json:
+        print_json({"model": model, "version": version})
+    else:
+        out.print(f"{model} serves as version {version}")
 
 
 def _socket(socket: Path | None, config: Path) -> Path:
@@ -98,29 +110,30 @@ def _socket(socket: Path | None, config: Path) -> Path:
         return socket
     if os.environ.get(SOCKET_VARIABLE):
         return Path(os.environ[SOCKET_VARIABLE])
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         return load_config(config).socket_path
     except ConfigError as error:
         fail(f"{error}. Name the daemon's socket with --socket, or its configuration with --config", code=2)
 
 
-def _table(reply: "pb.StatusReply") -> Table:
+def _properties(reply: "pb.StatusReply") -> Iterator[tuple[str, str]]:
     model, training = reply.model, reply.training
-    table = Table(show_header=False)
-    table.add_row("daemon", f"process {reply.pid}, up {timedelta(seconds=int(reply.uptime_s))}, {reply.software}")
-    table.add_row("recognition", f"gRPC on {reply.grpc_address}, REST on {reply.rest_address}")
+    yield "daemon", f"process {reply.pid}, up {timedelta(seconds=int(reply.uptime_s))}, {reply.software}"
+    yield "recognition", f"gRPC on {reply.grpc_address}, REST on {reply.rest_address}"
     if model.version:
         accuracy = f", accuracy {model.accuracy:.1%}" if model.HasField("accuracy") else ""
-        table.add_row(
+        yield (
             f"model {model.name!r}",
             f"version {model.version} of task {model.task!r}, {model.step} steps{accuracy}, {model.digest[:12]}",
         )
-        table.add_row("runs in", model.engine)
-        table.add_row("kept", ", ".join(map(str, model.versions)))
+        yield "runs in", model.engine
+        yield "kept", ", ".join(map(str, model.versions))
     else:
-        table.add_row(f"model {model.name!r}", "none yet")
+        yield f"model {model.name!r}", "none yet"
     now = f"step {training.step} of session {training.session!r}, loss {training.loss:.4f}"
-    table.add_row("training", now if training.is_training else "idle")
-    table.add_row("last training", training.last)
-    table.add_row("waiting samples", str(reply.waiting_samples))
-    return table
+    yield "training", now if training.is_training else "idle"
+    yield "last training", training.last
+    yield "waiting samples", str(reply.waiting_samples)

@@ -3,17 +3,23 @@
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from edgenewton.common.console import fail, out, warn
+from edgenewton.common.command_line import Json
+from edgenewton.common.console import err, fail, out, print_json, warn
+from edgenewton.common.extras import needing
 
 from edge_client.cli.model_file import check_output, save
 
 if TYPE_CHECKING:
+    from edgenewton.common.evaluation import Evaluation
+
     from edge_client.exchange import Exchange
     from edge_client.exchange.remote import TlsFiles
+    from edge_client.training.work import TrainingReport
 
 
 def train(
@@ -39,7 +45,12 @@ def train(
     ] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option("--config", "-c", help="A setting, such as steps=50 or curvature=eva; may be repeated."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="NAME=VALUE",
+            help="A setting, such as steps=50 or curvature=eva; may be repeated. They are listed below.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to save the trained model.")] = None,
     state: Annotated[
@@ -50,33 +61,36 @@ def train(
     reconnect_deadline_s: Annotated[
         float, typer.Option(help="Seconds to look for a coordinator that was lost.", min=0)
     ] = 120.0,
+    as_json: Json = False,
 ) -> None:
     """Train on this device, one batch after the other, in step with the other devices of a session.
 
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
-    from edge_client.cli.training_view import TrainingView
-    from edge_client.exchange import ExchangeError
-    from edge_client.exchange.remote import TlsFiles
-    from edge_client.inference import Artefact
-    from edge_client.tasks import TaskError
-    from edge_client.training.checkpoint import DeviceCheckpoint
-    from edge_client.training.run import Saving, train_in_session
-    from edge_client.training.settings import SettingsError, parse_settings
+    with needing("to train", "training"):
+        from edge_client.cli.training_view import TrainingView
+        from edge_client.exchange import ExchangeError
+        from edge_client.exchange.remote import TlsFiles
+        from edge_client.inference import Artefact
+        from edge_client.tasks import TaskError
+        from edge_client.training.checkpoint import DeviceCheckpoint
+        from edge_client.training.run import Saving, train_in_session
+        from edge_client.training.settings import SettingsError, parse_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_output(output)
+    tell = err if as_json else out
     try:
         settings = parse_settings(config or [])
         files = TlsFiles.parse(tls) if tls else None
         device = device or (files.read().identity.name if files else "device-0")
         saved = DeviceCheckpoint.load(state, session) if state is not None else None
         if saved is not None:
-            out.print(f"{device}: goes on from {state} at step {saved.step}")
+            tell.print(f"{device}: goes on from {state} at step {saved.step}")
         saving = Saving(lambda current: current.save(state), save_every) if state is not None else None
-        with TrainingView(device, settings.steps) as view:
+        with TrainingView(device, settings.steps, console=tell) as view:
             trained = train_in_session(
                 session,
                 settings,
@@ -99,17 +113,36 @@ def train(
     if saving is not None and saving.trouble:
         warn(f"the last state is not saved: {saving.trouble}")
     result = trainer.evaluate()
-    right = f"{result.correct} of {result.samples} held-out samples right" if result.samples else "no held-out samples"
-    out.print(
-        f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, "
-        f"{right}, sent {report.bytes_sent:,} and received "
-        f"{report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
-    )
     if output is not None:
         with trainer.optimizer.averaged():
             model = Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step)
         save(model, output)
+    if as_json:
+        print_json(_figures(device, session, report, result) | {"output": output})
+        return
+    right = "no held-out samples"
+    if result.samples:
+        right = f"accuracy {result.accuracy:.1%} ({result.correct} of {result.samples} held-out samples right)"
+    out.print(
+        f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, {right}, "
+        f"sent {report.bytes_sent:,} and received {report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
+    )
+    if output is not None:
         out.print(f"model saved as {output}")
+
+
+def _figures(device: str, session: str, report: "TrainingReport", result: "Evaluation") -> dict[str, Any]:
+    return {
+        "device": device,
+        "session": session,
+        **asdict(report),
+        "held_out": {
+            "correct": result.correct,
+            "samples": result.samples,
+            "accuracy": result.accuracy if result.samples else None,
+            "loss": result.loss,
+        },
+    }
 
 
 def _exchange(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from edgenewton.common.console import out
+from edgenewton.common.console import LineConsole, out
 from edgenewton.common.progress import Best, Pace, better, progress_text
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -24,11 +24,19 @@ class TrainingView:
     Args:
         device: id of this device.
         run_steps: batches of the whole run.
+        console: where it is shown; None for standard output.
         clock: gives the time, in seconds.
 
     """
 
-    def __init__(self, device: str, run_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        device: str,
+        run_steps: int,
+        console: LineConsole | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console = out if console is None else console
         self._device = device
         self._run_steps = run_steps
         self._clock = clock
@@ -39,8 +47,8 @@ class TrainingView:
         self._line = "waits for the first step"
         self._bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(None), expand=True)
         self._task = self._bar.add_task(device, total=run_steps)
-        self._live = Live(self, console=out, refresh_per_second=_REDRAWS_PER_S, transient=True)
-        self._is_drawn = out.file.isatty()
+        self._live = Live(self, console=console, refresh_per_second=_REDRAWS_PER_S, transient=True)
+        self._is_drawn = console.is_terminal
 
     def __enter__(self) -> Self:
         if self._is_drawn:
@@ -65,10 +73,10 @@ class TrainingView:
             self._line = self._text(step, now)
         elif now >= self._printed_at + LINE_EVERY_S:
             self._printed_at = now
-            out.print(f"{self._device}: {self._text(step, now)}")
+            self._console.print(f"{self._device}: {self._text(step, now)}")
 
     def _text(self, step: TrainedStep, now: float) -> str:
         done = min(step.step + 1, self._run_steps)
         text = progress_text(done, self._run_steps, self._pace.per_s(now), self._best)
         accuracy = "" if self._accuracy is None else f", accuracy {self._accuracy:.1%}"
-        return f"{text}, loss {step.loss:.4f}{accuracy}"
+        return f"{text}, loss {step.session_loss:.4f}{accuracy}"

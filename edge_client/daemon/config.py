@@ -52,6 +52,8 @@ class ModelConfig(_Table):
 class ServerConfig(_Table):
     """Recognition for other programs."""
 
+    repository: Path | None = None
+    """Folder of models that clients may load and unload by name; without it they may not."""
     host: str = "127.0.0.1"
     grpc_port: Port = 8001
     rest_port: Port = 8000
@@ -92,9 +94,11 @@ class TrainingConfig(_Table):
     device: DeviceName | None = None
     """The hardware that trains, whatever a run asks for: "cpu", "cuda" (or "cuda:1"), "mps", or "auto"."""
     nice: Annotated[int, Field(ge=0, le=19)] = 19
-    """Priority of training; 19 is the lowest."""
+    """Priority of training; 19 is the lowest, with which it computes only while nobody else wants the processor."""
     save_every_steps: Annotated[int, Field(ge=0)] = 20
     """Steps between two savings of the state, from which training goes on after a crash; 0 for only at the end."""
+    publish_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between two models that come to serve while their training goes on; 0 for only at the end."""
     stop_deadline_s: Seconds = 10.0
     """Seconds that training may take to stop."""
 

@@ -20,14 +20,17 @@ from edgenewton.v1 import device_pb2 as pb
 
 from edge_client.daemon.config import DaemonConfig
 from edge_client.daemon.control import ControlServer
-from edge_client.daemon.messages import EvaluateMessage, InitialWeightsMessage, Start, Trained
+from edge_client.daemon.messages import EvaluateMessage, InitialWeightsMessage, Published, Start, Trained
 from edge_client.daemon.metrics import TrainingMetrics
 from edge_client.daemon.notify import notify, watchdog_interval_s
+from edge_client.daemon.publication import Publication
 from edge_client.daemon.service import TrainingResult
 from edge_client.daemon.trainer_host import BusyError, SessionAbortedError, TrainerHost
 from edge_client.inference import Artefact, ArtefactError, Recognizer
 from edge_client.inference.accuracy_gate import AccuracyGate
 from edge_client.inference.errors import NotFiniteError, OverloadedError
+from edge_client.inference.repository import ModelRepository
+from edge_client.inference.server.model_control import LoadingRules
 from edge_client.inference.server.servers import Addresses, InferenceServers
 from edge_client.inference.server.service import InferenceService, RequestLimits
 from edge_client.inference.store import ModelStore, StoreError, Version
@@ -56,6 +59,7 @@ class Daemon:
 
     Raises:
         StoreError: the model store is in use or cannot be used.
+        RepositoryError: the model repository cannot be used.
 
     """
 
@@ -77,7 +81,11 @@ class Daemon:
                 max_connections_per_client=server.max_connections_per_client,
             ),
         )
-        self.servers = InferenceServers(self.service, Addresses(server.host, server.grpc_port, server.rest_port))
+        loading = None
+        if server.repository is not None:
+            loading = LoadingRules(ModelRepository(server.repository), self._load)
+        addresses = Addresses(server.host, server.grpc_port, server.rest_port)
+        self.servers = InferenceServers(self.service, addresses, loading)
         self._metrics = TrainingMetrics(self.service.metrics.registry)
         limits = config.training
         start = Start(
@@ -89,6 +97,7 @@ class Daemon:
             config.log,
             limits.device or "",
             config.model.allow_tasks,
+            limits.publish_every_steps,
         )
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)
@@ -174,6 +183,12 @@ class Daemon:
 
         return (await self.promote(await asyncio.to_thread(read))).version
 
+    def _load(self, path: Path) -> Recognizer:
+        """Return a model of the repository."""
+        model = self.config.model
+        engine = model.engine if path.suffix == ".pt" else None  # an exported file has an engine of its own
+        return Recognizer.load(path, engine, model.device, model.allow_tasks)
+
     def _recognizer(self, artefact: Artefact) -> Recognizer:
         model = self.config.model
         return Recognizer.of(artefact, model.engine, model.device, model.allow_tasks)
@@ -200,24 +215,30 @@ class Daemon:
 
     async def train(self, request: TrainRequest) -> AsyncGenerator[TrainedStep | TrainingResult, None]:
         """Train some steps in a session, and let the model serve; see `DeviceService`."""
-        serving = self.store.serving_path if self._gate is not None else None
+        compared = self.store.serving_path if self._gate is not None else None
         is_busy = is_done = has_failed = False
-        async with aclosing(self.trainer.run(replace(request, serving=serving))) as messages:
+        publication = Publication(self._gate, self.promote)
+        async with aclosing(self.trainer.run(replace(request, serving=compared))) as messages:
             try:
                 async for message in messages:
                     if isinstance(message, TrainedStep):
                         self._metrics.observe(message)
                         self.training.session = request.session
-                        self.training.step, self.training.loss = message.step, message.loss
+                        self.training.step, self.training.loss = message.step, message.session_loss
                         yield message
+                    elif isinstance(message, Published):
+                        publication.take(message)
                     elif isinstance(message, Trained):
+                        await publication.end()
                         is_done = True
                         accuracy = "no held-out samples"
                         if message.accuracy is not None:
                             accuracy = f"accuracy {message.accuracy:.1%}"
                         self.training.last = f"{message.report.steps} steps, {accuracy}"
                         log.info("trained %s", self.training.last)
-                        yield TrainingResult(message.report, message.weights, await self._take_trained(message))
+                        serving = publication.accuracy_of_serving(message.serving_accuracy)
+                        refusal = await self._take_trained(message, serving)
+                        yield TrainingResult(message.report, message.weights, refusal)
             except BusyError:  # with another training, which goes on
                 is_busy = True
                 raise
@@ -233,6 +254,7 @@ class Daemon:
                     log.warning("training %s", self.training.last)
                 raise
             finally:
+                await publication.end()
                 if not is_busy:
                     self.training.session = ""
                     self._metrics.end(has_failed=has_failed)
@@ -245,13 +267,13 @@ class Daemon:
         """Return the weights that a run begins with; see `DeviceService`."""
         return await self.trainer.result(InitialWeightsMessage(settings), bytes)
 
-    async def _take_trained(self, trained: Trained) -> str:
+    async def _take_trained(self, trained: Trained, serving_accuracy: float | None) -> str:
         """Let a trained model serve if the gate lets it; return why it does not, or an empty text."""
         if trained.model is None:
             log.error("the trained model does not serve: %s", trained.trouble)
             return trained.trouble
         if self._gate is not None:
-            refusal = self._gate.refusal(trained.accuracy, trained.serving_accuracy)
+            refusal = self._gate.refusal(trained.accuracy, serving_accuracy)
             if refusal is not None:
                 log.warning("the trained model does not serve: %s", refusal)
                 return refusal
@@ -309,7 +331,7 @@ class Daemon:
         if serving is None:
             return True
         info = serving.recognizer.info
-        sample = torch.zeros(1, *info.raw_shape, dtype=info.torch_dtype)
+        sample = info.blank(1)
         try:
             await self.service.batcher.submit(sample, 1, _PULSE_DEADLINE_S)
         except (OverloadedError, NotFiniteError):  # the model did answer, though it makes nothing of zeros
@@ -324,7 +346,7 @@ async def run_daemon(config: DaemonConfig) -> None:
     """Run the daemon of a configuration until it is told to stop.
 
     Raises:
-        ArtefactError, StoreError, TaskError, OSError: it cannot start; the text says why.
+        ArtefactError, RepositoryError, StoreError, TaskError, OSError: it cannot start; the text says why.
 
     """
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

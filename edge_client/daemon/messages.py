@@ -27,6 +27,8 @@ class Start:
     """The hardware that trains; empty for what a run asks for."""
     allow_tasks: tuple[str, ...] = ()
     """Import paths of tasks that a run may name, besides those of this package and of installed entry points."""
+    publish_every_steps: int = 0
+    """Steps between two models that come to serve while their training goes on; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ class InitialWeightsMessage:
     """Asks for the weights that a run begins with."""
 
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model in the middle of its training."""
+
+    step: int
+    """Steps behind it."""
+    model: Path
+    """File of the artefact, which the next one replaces."""
+    accuracy: float | None
+    """None without held-out samples, or if nobody asked."""
+    serving_accuracy: float | None
+    """Of the model that served when the training began."""
 
 
 @dataclass(frozen=True)
@@ -70,4 +86,4 @@ class Failed:
 
 Job = TrainRequest | EvaluateMessage | InitialWeightsMessage
 Result = Trained | Evaluation | bytes | Failed
-"""What ends a job; a training sends a `TrainedStep` for each step before it."""
+"""What ends a job; a training sends a `TrainedStep` for each step before it, and now and then a `Published`."""

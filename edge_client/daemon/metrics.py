@@ -15,7 +15,11 @@ class TrainingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._is_on = Gauge("edgenewton_training", "1 while this device trains", registry=registry)
         self._steps = Counter("edgenewton_training_steps", "Steps that this device took", registry=registry)
-        self._loss = Gauge("edgenewton_training_loss", "Loss of this device's last batch", registry=registry)
+        self._loss = Gauge(
+            "edgenewton_training_loss",
+            "Mean loss over the batches of all devices in the last exchange",
+            registry=registry,
+        )
         self._devices = Gauge("edgenewton_training_devices", "Devices behind the last step", registry=registry)
         self._exchange = Histogram(
             "edgenewton_training_exchange_seconds",
@@ -47,8 +51,8 @@ class TrainingMetrics:
         self._is_on.set(1)
         self._steps.inc()
         self._devices.set(step.devices)
-        if math.isfinite(step.loss):
-            self._loss.set(step.loss)
+        if math.isfinite(step.session_loss):
+            self._loss.set(step.session_loss)
         self._exchange.observe(step.exchange_s)
         self._curvature.observe(step.curvature_s)
         sent, received = self._counted

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from edge_client.daemon.messages import Failed, Job, Result, Start
+from edge_client.daemon.messages import Failed, Job, Published, Result, Start
 from edge_client.training.work import TrainedStep
 
 ResultT = TypeVar("ResultT")
@@ -46,8 +46,8 @@ class TrainerHost:
         self._connection: Connection | None = None
         self._is_busy = False
 
-    async def run(self, job: Job) -> AsyncGenerator[TrainedStep | Result, None]:
-        """Yield a job's steps, and its result at last. Who stops iterating ends the job.
+    async def run(self, job: Job) -> AsyncGenerator[TrainedStep | Published | Result, None]:
+        """Yield a job's steps and what it publishes, and its result at last. Who stops iterating ends the job.
 
         Raises:
             BusyError: another job is on.
@@ -65,7 +65,7 @@ class TrainerHost:
             await asyncio.to_thread(connection.send, job)
             while not is_over:
                 message = await self._receive(connection)
-                is_over = not isinstance(message, TrainedStep)
+                is_over = not isinstance(message, TrainedStep | Published)
                 if isinstance(message, Failed):
                     raise (SessionAbortedError if message.is_abort else JobError)(message.reason)
                 yield message
@@ -98,11 +98,11 @@ class TrainerHost:
         """End the process; a job that is on is interrupted."""
         await asyncio.to_thread(self._end)
 
-    async def _receive(self, connection: Connection) -> TrainedStep | Result:
+    async def _receive(self, connection: Connection) -> TrainedStep | Published | Result:
         # The thread ends when the process answers or dies, also after this was cancelled.
         waiting = asyncio.ensure_future(asyncio.to_thread(connection.recv))
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
-        message: TrainedStep | Result = await asyncio.shield(waiting)
+        message: TrainedStep | Published | Result = await asyncio.shield(waiting)
         return message
 
     def _connect(self) -> Connection:

@@ -23,10 +23,12 @@ from edge_client.daemon.messages import (
     Failed,
     InitialWeightsMessage,
     Job,
+    Published,
     Result,
     Start,
     Trained,
 )
+from edge_client.daemon.priority import lower_priority
 from edge_client.exchange import Cause, ExchangeError
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.tasks import TaskError, check_foreign_task
@@ -39,6 +41,7 @@ from edge_client.training.jobs import (
     read_weights,
     train,
 )
+from edge_client.training.publishing import Publishing, TrainedModel
 from edge_client.training.run import Saving
 from edge_client.training.settings import SettingsError, check_settings
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
@@ -78,6 +81,16 @@ class JobRunner:
 
     def _train(self, request: TrainRequest) -> Trained:
         data = self._data(request.data)
+        every = self._start.publish_every_steps
+        # Before the first step, if the file may be gone after the last one, for what is published takes its place.
+        serving_accuracy = self._accuracy_of(request.serving, data) if every else None
+
+        def publish(model: TrainedModel) -> None:
+            path = self._start.state_dir / "published.pt"
+            _artefact(model).save(path)
+            accuracy = _accuracy(model.trainer.evaluate()) if request.serving is not None else None
+            self._connection.send(Published(model.step, path, accuracy, serving_accuracy))
+
         outcome = train(
             request,
             data,
@@ -85,11 +98,9 @@ class JobRunner:
             self._tell_step,
             tls=self._start.tls,
             saving=Saving(self._save, self._start.save_every_steps),
+            publishing=Publishing(publish, every),
         )
-        task, weights = outcome.trainer.task, outcome.weights
-        artefact = Artefact(
-            data.settings.task, tuple(task.labels), tuple(task.input_shape), outcome.state.step, weights
-        )
+        artefact = _artefact(TrainedModel(outcome.trainer, outcome.weights, outcome.state.step))
         path, trouble = self._start.state_dir / "trained.pt", ""
         try:
             artefact.save(path)
@@ -100,7 +111,7 @@ class JobRunner:
             weights=dump_weights(outcome.common_weights),
             model=None if trouble else path,
             accuracy=_accuracy(outcome.trainer.evaluate()),
-            serving_accuracy=self._accuracy_of(request.serving, data),
+            serving_accuracy=serving_accuracy if every else self._accuracy_of(request.serving, data),
             trouble=trouble,
         )
 
@@ -131,6 +142,12 @@ class JobRunner:
         state.save(self._state_path)
 
 
+def _artefact(model: TrainedModel) -> Artefact:
+    task = model.trainer.task
+    path = model.trainer.settings.task
+    return Artefact(path, tuple(task.labels), tuple(task.input_shape), model.step, model.weights)
+
+
 def _accuracy(evaluation: Evaluation) -> float | None:
     return evaluation.accuracy if evaluation.samples else None
 
@@ -150,7 +167,7 @@ def main() -> None:
     """Do jobs until the daemon is gone."""
     connection = Connection(int(sys.argv[1]))
     start: Start = connection.recv()
-    os.nice(start.nice)
+    lower_priority(start.nice)
     torch.set_num_threads(start.threads)
     set_up_log(start.log)
     runner = JobRunner(start, connection)

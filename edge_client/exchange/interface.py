@@ -49,6 +49,7 @@ class StepResult:
     """0 if all devices skipped their batches: the means are zeros, the loss is NaN, and nothing is to be applied."""
     devices: int
     loss: float
+    """The training loss: the mean over the samples of all devices' batches, before their update."""
     batches: int = 1
     """Batches that each device trained in it; `step` is the number of the first."""
     next_batches: int | None = None
@@ -61,6 +62,8 @@ class StepResult:
     """Devices whose contributions are not, or only in part, behind the means."""
     is_healed: bool = False
     """This device has loaded the state of another instead; there are no tensors, and nothing is to be applied."""
+    is_own: bool = False
+    """Whether it is of this device's batch alone, within a round of local steps."""
 
     @property
     def next_step(self) -> int:

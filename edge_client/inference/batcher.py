@@ -7,6 +7,7 @@ threads runs on the event loop itself. While that one runs, no requests can come
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -14,16 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
-from edge_client.inference.recognizer import Recognizer, ensure_finite
-from edge_client.tasks import SampleError, TaskError
+from edge_client.inference.recognizer import Probabilities, Recognizer, ensure_finite, is_finite
+from edge_client.inference.statistics import Statistics
+from edge_client.tasks.errors import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,16 @@ DECODERS = 2
 """Threads that decode images and sounds."""
 QUICK_S = 0.001
 """A model whose runs take less runs on the event loop."""
-QUIET_S = 0.001
-"""A model that waits for more requests runs when none has come for so long."""
-LINGER_QUIETS = 10
-"""It waits for so many times as long at most."""
+QUIET_TURNS = 8
+"""A model that waits for more requests runs when the event loop has brought none in so many turns; a request takes
+about as many from the connection to here."""
+LINGER_S = 0.01
+"""It waits no longer than that."""
+_STOPS = "the server stops"
 _FADING = 0.9
 """Weight of the past in how long a run takes."""
+_OUTLIER = 4.0
+"""A run counts as no longer than so many times the usual: others may have had the processor meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,13 @@ class Serving:
 
     version: int
     recognizer: Recognizer
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 class Answer(NamedTuple):
     """Probabilities `[n, labels]`, all of one version."""
 
-    probabilities: Tensor
+    probabilities: Probabilities
     serving: Serving
 
 
@@ -65,7 +72,12 @@ class BatchReport:
 
 @dataclass(eq=False)
 class _Request(Waiting):
+    timeout_s: float = field(kw_only=True)
     answer: "asyncio.Future[Answer]" = field(kw_only=True)
+    arrived_ns: int = field(kw_only=True)
+    """On the clock `time.perf_counter_ns`, as the next one."""
+    ready_ns: int = 0
+    """When its samples were decoded."""
 
 
 class Batcher:
@@ -76,7 +88,8 @@ class Batcher:
         max_waiting: samples that wait at most; a request beyond it is refused at once.
         on_batch: told of each run.
         quick_s: a model whose runs take less runs on the event loop.
-        quiet_s: that model, where it waits for more requests, runs when none has come for so long.
+        quiet_turns: that model, where it waits for more requests, runs when the event loop has brought none in so many
+            turns.
 
     """
 
@@ -86,28 +99,37 @@ class Batcher:
         max_waiting: int,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
         quick_s: float = QUICK_S,
-        quiet_s: float = QUIET_S,
+        quiet_turns: int = QUIET_TURNS,
     ) -> None:
         self.queue: BatchQueue[_Request] = BatchQueue(max_batch, max_waiting)
         self.serving: Serving | None = None
         """The model that the next batch runs on; assign to swap it."""
         self._on_batch = on_batch
         self._quick_s = quick_s
-        self._quiet_s = quiet_s
+        self._quiet_turns = quiet_turns
         self._typical_s = math.inf
+        self._measured: Serving | None = None
+        """The model whose runs usually take so long."""
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._linger = Linger()
         self._is_busy = False
         self._start: asyncio.Handle | None = None
         """The start of the next run, if it is set."""
-        self._lingers_until: float | None = None
-        """Point in time, if that start may be put off."""
-        self._is_draining = False
+        self._turns_left = 0
+        """Turns of the event loop that the start is put off, if it is and no more requests come."""
+        self._lingers_until = 0.0
+        """Point in time until which it may be."""
+        self._draining = ""
+        """Why no more requests are taken; empty while they are."""
+        self._unanswered: dict[_Request, None] = {}
+        """In the order in which they came."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Set to the first of their deadlines, or before."""
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def submit(self, raw: Tensor | Callable[[], Tensor], samples: int, timeout_s: float) -> Answer:
+    async def submit(self, raw: NDArray[Any] | Callable[[], NDArray[Any]], samples: int, timeout_s: float) -> Answer:
         """Wait for the answer to a request.
 
         Args:
@@ -121,48 +143,63 @@ class Batcher:
             TaskError: the task's own code failed.
 
         """
-        if self._is_draining:
-            raise UnavailableError("the server stops")
+        if self._draining:
+            raise UnavailableError(self._draining)
         if self.serving is None:
             raise UnavailableError("there is no model yet; train one, or put one into the model store")
         if samples > self.queue.max_batch:
             raise TooLargeError(f"the request has {samples} samples; {self.queue.max_batch} are the limit")
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        request = _Request(samples, deadline_s, answer=loop.create_future())
+        request = _Request(
+            samples,
+            deadline_s,
+            timeout_s=timeout_s,
+            answer=loop.create_future(),
+            arrived_ns=time.perf_counter_ns(),
+        )
         self.queue.add(request)
         self._idle.clear()
-        expiry = loop.call_at(deadline_s, self._expire, request, timeout_s)
+        self._unanswered[request] = None
+        if self._alarm is None or deadline_s < self._alarm.when():
+            self._set_alarm(loop, deadline_s)
         try:
-            if isinstance(raw, Tensor):
+            if isinstance(raw, np.ndarray):
                 self._take_in(request, raw)
             else:
                 decoding = loop.run_in_executor(self._decoders, raw)
                 decoding.add_done_callback(partial(self._note_decoded, request))
             return await request.answer
         finally:
-            expiry.cancel()
+            del self._unanswered[request]
             self.queue.discard(request)  # it was cancelled, is too late, or cannot be decoded
             self._note_idle()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take no more requests, and answer those that wait; what is left after `timeout_s` is refused."""
-        self._is_draining = True
+    async def drain(self, timeout_s: float, reason: str = _STOPS) -> None:
+        """Take no more requests, and answer those that wait; what is left after `timeout_s` is refused.
+
+        Args:
+            timeout_s: seconds that they may take.
+            reason: what those are told who come later.
+
+        """
+        self._draining = reason
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             for request in self.queue.clear():
-                self._fail(request, UnavailableError("the server stops"))
+                self._fail(request, UnavailableError(self._draining or _STOPS))
         self._model_thread.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _take_in(self, request: _Request, raw: Tensor) -> None:
+    def _take_in(self, request: _Request, raw: NDArray[Any]) -> None:
         request.raw = raw
+        request.ready_ns = time.perf_counter_ns()
         self._schedule()
 
-    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[Tensor]") -> None:
+    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[NDArray[Any]]") -> None:
         if decoding.cancelled():
-            self._fail(request, UnavailableError("the server stops"))
+            self._fail(request, UnavailableError(self._draining or _STOPS))
         elif (error := decoding.exception()) is not None:
             if not isinstance(error, SampleError):
                 log.error("samples of a request could not be decoded", exc_info=error)
@@ -174,29 +211,37 @@ class Batcher:
         """Set the start of the next run."""
         if self._is_busy or not len(self.queue):
             return
+        self._turns_left = self._quiet_turns
         if self._start is not None:
-            if self._lingers_until is None:
-                return
-            self._start.cancel()
+            return
         loop = asyncio.get_running_loop()
-        is_enough = len(self.queue) >= self.queue.max_batch or self._linger.is_enough(self.queue.requests)
-        if self._is_quick and not is_enough:
-            now = loop.time()
-            if self._lingers_until is None:
-                self._lingers_until = now + LINGER_QUIETS * self._quiet_s
-            self._start = loop.call_at(min(now + self._quiet_s, self._lingers_until), self._start_next)
+        if self._is_quick and self._linger.is_worthwhile:
+            self._lingers_until = loop.time() + LINGER_S
+            self._start = loop.call_soon(self._wait_a_turn)
         else:
             # At the end of the event loop's turn, so that requests that arrived together run together.
-            self._lingers_until = None
             self._start = loop.call_soon(self._start_next)
+
+    def _wait_a_turn(self) -> None:
+        """Start the next run, unless the event loop still brings requests.
+
+        Turns are counted, not time: where others have the processor for some milliseconds, requests have come
+        meanwhile, and the event loop needs some turns to bring them.
+        """
+        loop = asyncio.get_running_loop()
+        self._turns_left -= 1
+        is_full = len(self.queue) >= self.queue.max_batch
+        if self._turns_left <= 0 or is_full or loop.time() >= self._lingers_until:
+            self._start_next()
+        else:
+            self._start = loop.call_soon(self._wait_a_turn)
 
     @property
     def _is_quick(self) -> bool:
-        return self._typical_s < self._quick_s
+        return self._measured is self.serving and self._typical_s < self._quick_s
 
     def _start_next(self) -> None:
-        until_quiet = self._lingers_until is not None
-        self._start = self._lingers_until = None
+        self._start = None
         loop = asyncio.get_running_loop()
         taken = self.queue.take(loop.time())
         for request in taken.expired:
@@ -205,7 +250,7 @@ class Batcher:
             self._note_idle()
             return
         self._is_busy = True
-        self._linger.note_run(len(taken.batch), until_quiet=until_quiet)
+        self._linger.note_run(len(taken.batch))
         if self._is_quick:
             self._finish(taken.batch, self._run(self.serving, taken.batch))
             return
@@ -231,23 +276,44 @@ class Batcher:
             return _described(error)
 
     def _answers(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         given = [request.raw for request in batch if request.raw is not None]
-        raw = given[0] if len(given) == 1 else torch.cat(given)
+        raw = given[0] if len(given) == 1 else np.concatenate(given)
+        together_ns = time.perf_counter_ns()
         probabilities = serving.recognizer.probabilities(raw)
-        seconds = time.perf_counter() - began
-        past = self._typical_s if math.isfinite(self._typical_s) else seconds
-        self._typical_s = _FADING * past + (1 - _FADING) * seconds
-        self._on_batch(BatchReport(len(batch), len(raw), seconds))
-        parts = probabilities.split_with_sizes([request.samples for request in batch])
-        if probabilities.isfinite().all():
-            return [Answer(rows, serving) for rows in parts]
-        return [_checked(Answer(rows, serving)) for rows in parts]
+        ran_ns = time.perf_counter_ns()
+        seconds = (ran_ns - began_ns) / 1e9
+        self._note_seconds(serving, seconds)
+        self._on_batch(BatchReport(len(batch), raw.shape[0], seconds))
+        ends = list(itertools.accumulate(request.samples for request in batch))
+        if ends[-1] != len(probabilities):
+            raise RequestError(f"the model gave {len(probabilities)} rows for {ends[-1]} samples")
+        parts = [probabilities[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        answers: list[Answer | Exception] = [Answer(rows, serving) for rows in parts]
+        if not is_finite(probabilities):
+            answers = [_checked(Answer(rows, serving)) for rows in parts]
+        serving.statistics.note_run(
+            len(batch),
+            raw.shape[0],
+            queue_ns=sum([began_ns - request.ready_ns for request in batch]),
+            decode_ns=sum([request.ready_ns - request.arrived_ns for request in batch]),
+            input_ns=together_ns - began_ns,
+            infer_ns=ran_ns - together_ns,
+            output_ns=time.perf_counter_ns() - ran_ns,
+        )
+        return answers
+
+    def _note_seconds(self, serving: Serving, seconds: float) -> None:
+        if self._measured is not serving:
+            self._measured, self._typical_s = serving, seconds
+            return
+        usual = self._typical_s
+        self._typical_s = _FADING * usual + (1 - _FADING) * min(seconds, _OUTLIER * usual)
 
     def _hand_back(
         self, loop: asyncio.AbstractEventLoop, batch: list[_Request], done: "Future[list[Answer | Exception]]"
     ) -> None:
-        stopped: list[Answer | Exception] = [UnavailableError("the server stops")] * len(batch)
+        stopped: list[Answer | Exception] = [UnavailableError(self._draining or _STOPS)] * len(batch)
         with contextlib.suppress(RuntimeError):  # the event loop was closed while the model ran
             loop.call_soon_threadsafe(self._finish, batch, stopped if done.cancelled() else done.result())
 
@@ -261,8 +327,23 @@ class Batcher:
         self._schedule()
         self._note_idle()
 
-    def _expire(self, request: _Request, timeout_s: float) -> None:
-        self._fail(request, DeadlineError(f"the request was not answered within {timeout_s:g} s"))
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop, at_s: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_at(at_s, self._expire)
+
+    def _expire(self) -> None:
+        """Tell the requests whose time is over, and look again when the next one's is."""
+        self._alarm = None
+        loop = asyncio.get_running_loop()
+        now, next_s = loop.time(), math.inf
+        for request in self._unanswered:
+            if request.deadline_s <= now:
+                self._fail(request, DeadlineError(f"the request was not answered within {request.timeout_s:g} s"))
+            elif not request.answer.done():
+                next_s = min(next_s, request.deadline_s)
+        if math.isfinite(next_s):
+            self._set_alarm(loop, next_s)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         if not request.answer.done():

@@ -1,14 +1,17 @@
 """Engines: what runs a model. Each turns decoded samples into probabilities, and all agree."""
 
-import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.devices import CPU, choose_device, to_device
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
 from edge_client.inference.engine_name import ENGINES, EngineName
+from edge_client.inference.errors import ArtefactError
+from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Task
 
@@ -20,8 +23,8 @@ class Engine(Protocol):
     def name(self) -> str:
         """One of `ENGINES`."""
 
-    def __call__(self, raw: Tensor) -> Tensor:
-        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Return probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
 
 
 class TorchEngine:
@@ -35,10 +38,10 @@ class TorchEngine:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
 
 
 class ExportEngine:
@@ -51,25 +54,26 @@ class ExportEngine:
     name = "export"
 
     def __init__(self, artefact: Artefact, task: Task, device: torch.device = CPU) -> None:
-        # Two samples, because a batch of one would be taken for a constant.
-        raw = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
-        inputs = torch.zeros_like(task.preprocess(raw))
-        self._preprocessing = _graph(Preprocessing(task), raw) if preprocesses(task) else nn.Identity()
-        self._classifier = _graph(build_classifier(artefact, task).to(device), inputs.to(device))
+        classifier, inputs = build_classifier(artefact, task), example_inputs(task, 2)
+        ensure_runs(task, classifier, inputs)
+        self._preprocessing: nn.Module = nn.Identity()
+        if preprocesses(task):
+            with exporting(task, "the preprocessing", "a graph"):
+                self._preprocessing = batch_graph(Preprocessing(task), example_samples(task, 2)).module()
+        with exporting(task, "the model", "a graph"):
+            self._classifier = batch_graph(classifier.to(device), inputs.to(device)).module()
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
 
 
-def _graph(module: nn.Module, example: Tensor) -> nn.Module:
-    batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own
-        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},)).module()
+def _on_host(probabilities: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = probabilities.cpu().numpy()
+    return array
 
 
 def make_engine(name: EngineName, artefact: Artefact, task: Task, device: str = "cpu") -> Engine:
@@ -98,6 +102,12 @@ def make_engine(name: EngineName, artefact: Artefact, task: Task, device: str = 
 
             import_onnx("onnxruntime")  # before the export, which takes seconds
             return OnnxEngine(to_onnx(artefact, task), device)
+        case "executorch":
+            from edge_client.inference.executorch_engine import ExecutorchEngine, check_executorch
+            from edge_client.inference.executorch_export import to_executorch
+
+            check_executorch(device)
+            return ExecutorchEngine(to_executorch(artefact, task), device)
     raise ValueError(f"engine {name!r} is unknown; known are {', '.join(ENGINES)}")
 
 

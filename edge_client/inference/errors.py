@@ -1,6 +1,10 @@
 """Why a request was not answered, as the servers translate it into their status codes."""
 
-from edge_client.tasks import SampleError
+from edge_client.tasks.errors import SampleError
+
+
+class ArtefactError(ValueError):
+    """A model file cannot be used; the text names the file and says why."""
 
 
 class NotFiniteError(SampleError):
@@ -17,6 +21,10 @@ class BadRequestError(RequestError):
 
 class UnknownModelError(RequestError):
     """There is no such model, or no such version of it."""
+
+
+class NotAllowedError(RequestError):
+    """The operator does not let clients do this."""
 
 
 class TooLargeError(RequestError):

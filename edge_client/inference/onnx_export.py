@@ -3,12 +3,7 @@
 The model and the preprocessing are exported on their own and joined then, so that only the model is quantised.
 """
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +13,9 @@ import torch
 from edgenewton.common.files import write_atomically
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
+from edge_client.inference.errors import ArtefactError
+from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal
 from edge_client.inference.onnx_overflow import keep_overflows, refuse_overflows
@@ -45,7 +42,8 @@ def to_onnx(artefact: Artefact, task: Task) -> bytes:
     """Return an artefact as the bytes of a float32 ONNX file.
 
     Raises:
-        ArtefactError: the artefact does not fit its task, or the extra `onnx` is not installed.
+        ArtefactError: the artefact does not fit its task, its model cannot be exported, or the extra `onnx` is not
+            installed.
 
     """
     return _assemble(keep_overflows(_export_classifier(artefact, task)), artefact, task)
@@ -58,7 +56,8 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
     samples (static quantisation, QDQ format). Accuracies are those on the task's held-out samples.
 
     Raises:
-        ArtefactError: the artefact does not fit its task, or the extra `onnx` is not installed.
+        ArtefactError: the artefact does not fit its task, its model cannot be exported, or the extra `onnx` is not
+            installed.
 
     """
     whole = Partition()
@@ -66,7 +65,9 @@ def to_int8_onnx(artefact: Artefact, task: Task) -> QuantisedModel:
     if not len(held_out):
         raise ArtefactError(f"task {task.name!r} has no held-out samples to try the int8 model on")
     model = _export_classifier(artefact, task)
-    quantised = _quantise(model, first_inputs(task, task.train_data(whole), CALIBRATION_SAMPLES).numpy())
+    calibration = first_inputs(task, task.train_data(whole), CALIBRATION_SAMPLES).numpy()
+    with exporting(task, "the model", "int8"):
+        quantised = _quantise(model, calibration)
     # Tried before they are assembled, which renames the inputs.
     accuracy, float_accuracy = (_accuracy(part, task, held_out) for part in (quantised, model))
     content = _assemble(quantised, artefact, task, is_quantised=True)
@@ -79,25 +80,23 @@ def save_onnx(content: bytes, path: Path) -> None:
 
 
 def _export_classifier(artefact: Artefact, task: Task) -> Any:
-    # Inputs are numbers or, of a language model, tokens.
-    example = torch.zeros_like(task.preprocess(torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)))
-    return _export(build_classifier(artefact, task), example, _INPUTS, OUTPUT)
+    classifier = build_classifier(artefact, task)
+    inputs = example_inputs(task, 2)
+    ensure_runs(task, classifier, inputs)
+    with exporting(task, "the model", "ONNX"):
+        return _export(classifier, inputs, _INPUTS, OUTPUT)
 
 
 def _export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> Any:
     """Return a module of one input and one output as an ONNX ModelProto with a dynamic batch."""
     import_onnx("onnxscript")
-    batch = torch.export.Dim("batch", min=1)
-    with _quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            input_names=[input_name],
-            output_names=[output_name],
-            dynamic_shapes=({0: batch},),
-            dynamo=True,
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        batch_graph(module.eval(), example),
+        input_names=[input_name],
+        output_names=[output_name],
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None  # dynamo=True gives one
     return program.model_proto
 
@@ -106,8 +105,8 @@ def _assemble(classifier: Any, artefact: Artefact, task: Task, *, is_quantised: 
     """Return the file of a classifier, with the task's preprocessing before it and what it is in its metadata."""
     onnx = import_onnx("onnx")
     if preprocesses(task):
-        example = torch.zeros(2, *task.raw_shape, dtype=task.raw_dtype)
-        before = _export(Preprocessing(task), example, INPUT, _INPUTS)
+        with exporting(task, "the preprocessing", "ONNX"):
+            before = _export(Preprocessing(task), example_samples(task, 2), INPUT, _INPUTS)
         before, classifier = (_at_version(part, before, classifier) for part in (before, classifier))
         joined = onnx.compose.merge_models(before, classifier, io_map=[(_INPUTS, _INPUTS)], prefix2="model/")
         _rename(joined, "model/" + OUTPUT, OUTPUT)
@@ -152,7 +151,7 @@ def _quantise(model: Any, calibration: Any) -> Any:
             batch = next(self._batches, None)
             return None if batch is None else {_INPUTS: batch}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, given)
         quantisation.quantize_static(
@@ -171,16 +170,3 @@ def _accuracy(model: Any, task: Task, samples: Samples) -> float:
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (probabilities,) = session.run([OUTPUT], {_INPUTS: samples.inputs.numpy()})
     return task.correct(torch.from_numpy(probabilities), samples.answers) / len(samples)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks, on their own deprecations and on torchvision, from the user's screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

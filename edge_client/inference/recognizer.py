@@ -1,22 +1,33 @@
-"""Recognition: raw samples in, labels with probabilities out."""
+"""Recognition: raw samples in, labels with probabilities out.
 
+Samples and probabilities are NumPy's arrays, so that a device whose model runs in ONNX Runtime needs no PyTorch.
+"""
+
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from edgenewton.common.extras import needing
+from numpy.typing import NDArray
 
-from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.engine import Engine, make_engine
-from edge_client.inference.engine_name import EngineName
-from edge_client.inference.errors import NotFiniteError
+from edge_client.inference.engine_name import EXPORTED, EngineName
+from edge_client.inference.errors import ArtefactError, NotFiniteError
 from edge_client.inference.model import ModelInfo
-from edge_client.inference.pipeline import shape_text
-from edge_client.tasks import SampleError, Task, TaskError, load_foreign_task
+from edge_client.inference.shapes import shape_text
+from edge_client.tasks.decoders import Decoder, load_foreign_decoder
+from edge_client.tasks.errors import SampleError, TaskError
+
+if TYPE_CHECKING:
+    from edge_client.inference.artefact import Artefact
+    from edge_client.inference.engine import Engine
+    from edge_client.tasks.task import Task
+
+Probabilities = NDArray[np.float32]
+"""`[n, labels]`."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,12 @@ class Recognizer:
     Args:
         info: what is known of the model.
         engine: what runs it.
-        task: decodes samples; without it, arrays can be recognised.
+        task: decodes samples, or a task's decoder; without it, arrays can be recognised.
         lack: why there is no task, for the error of other samples.
 
     """
 
-    def __init__(self, info: ModelInfo, engine: Engine, task: Task | None, lack: str = "") -> None:
+    def __init__(self, info: ModelInfo, engine: "Engine", task: "Task | Decoder | None", lack: str = "") -> None:
         self.info = info
         self._engine = engine
         self._task = task
@@ -51,13 +62,14 @@ class Recognizer:
 
     @classmethod
     def of(
-        cls, artefact: Artefact, engine: EngineName = "torch", device: str = "cpu", allow: Collection[str] = ()
+        cls, artefact: "Artefact", engine: EngineName = "torch", device: str = "cpu", allow: Collection[str] = ()
     ) -> Self:
         """Return a recognizer for an artefact.
 
         Args:
             artefact: the model.
-            engine: what runs it: "torch", "export" (the graph that `torch.export` makes) or "onnx" (ONNX Runtime).
+            engine: what runs it: "torch", "export" (the graph that `torch.export` makes), "onnx" (ONNX Runtime) or
+                "executorch".
             device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the first of
                 CUDA, MPS and the CPU that there is. Samples and probabilities are on the CPU in any case.
             allow: import paths of tasks whose code may be run, besides those of this package and of installed entry
@@ -69,6 +81,9 @@ class Recognizer:
             TaskError: its task cannot be loaded, or is not allowed.
 
         """
+        from edge_client.inference.engine import make_engine
+        from edge_client.tasks import load_foreign_task
+
         task = load_foreign_task(artefact.task, allow)
         return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task, device), task)
 
@@ -79,44 +94,57 @@ class Recognizer:
         engine: EngineName | None = None,
         device: str = "cpu",
         allow: Collection[str] = (),
+        threads: int | None = None,
     ) -> Self:
-        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx).
+        """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx, .pte).
 
         Args:
             path: the file.
-            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime.
+            engine: what runs it; by default torch for an artefact. An .onnx file always runs in ONNX Runtime, and a
+                .pte file in ExecuTorch.
             device: the hardware that the model runs on: see `of`.
             allow: import paths of tasks whose code may be run: see `of`.
+            threads: that the model may use; as torch, or ONNX Runtime without it, would have it unless given.
 
         Raises:
+            MissingExtraError: a package is missing that the file needs; the text says which extra brings it.
             ArtefactError: the file cannot be used, or the device; the text names it.
             TaskError: the task of an artefact cannot be loaded, or is not allowed.
 
         """
         path = Path(path)
         try:
-            if path.suffix == ".onnx":
-                return cls._load_onnx(path, engine, device, allow)
+            if path.suffix in EXPORTED:
+                return cls._load_exported(path, engine, device, allow, threads)
+            with needing("a model as an artefact (.pt)", "training"):
+                import torch
+
+                from edge_client.inference.artefact import Artefact
+            if threads is not None:
+                torch.set_num_threads(threads)
             return cls.of(Artefact.load(path), engine or "torch", device, allow)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_onnx(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
-        from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
+    def _load_exported(
+        cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str], threads: int | None
+    ) -> Self:
+        from edge_client.inference.exported import load_exported
 
-        if engine not in (None, "onnx"):
-            raise ArtefactError(f"{path} is an ONNX model; engine {engine!r} cannot run it")
-        loaded = OnnxEngine(read_onnx(path), device)
+        name, title = EXPORTED[path.suffix]
+        if engine not in (None, name):
+            raise ArtefactError(f"{path} is {title}; engine {engine!r} cannot run it")
+        loaded = load_exported(name, path, device, threads)
         try:
-            return cls(loaded.info, loaded, load_foreign_task(loaded.info.task, allow))
+            return cls(loaded.info, loaded, load_foreign_decoder(loaded.info.task, allow))
         except TaskError as error:  # arrays can be recognised without the task's code
             return cls(loaded.info, loaded, None, str(error))
 
     @property
     def engine(self) -> str:
-        """What runs the model: "torch", "export" or "onnx"."""
+        """What runs the model: one of `ENGINES`."""
         return self._engine.name
 
     def predict(self, samples: Sequence[object]) -> list[Prediction]:
@@ -130,11 +158,11 @@ class Recognizer:
         """
         if not samples:
             return []
-        probabilities = self.probabilities(torch.stack([self.decode(sample) for sample in samples]))
+        probabilities = self.probabilities(np.stack([self.decode(sample) for sample in samples]))
         ensure_finite(probabilities, samples)
         return self.predictions(probabilities)
 
-    def decode(self, sample: object) -> Tensor:
+    def decode(self, sample: object) -> NDArray[Any]:
         """Return a raw sample as numbers, `[*raw_shape]` of `raw_dtype`.
 
         Raises:
@@ -144,40 +172,40 @@ class Recognizer:
         """
         if self._task is not None:
             with self._running("decode"):
-                raw = self._task.decode(sample)
-            if not isinstance(raw, Tensor):
+                decoded = self._task.decode(sample)
+                raw = _array_of(decoded)
+            if raw is None:
                 raise TaskError(
-                    f"decode of task {self.info.task!r} gave a {type(raw).__name__}; it must return a tensor"
+                    f"decode of task {self.info.task!r} gave a {type(decoded).__name__}; it must return a tensor"
                 )
         elif isinstance(sample, np.ndarray):
-            raw = torch.from_numpy(sample)
+            raw = sample
         else:
             raise SampleError(
                 f"only decoded samples can be recognised, arrays {list(self.info.raw_shape)} of {self.info.raw_dtype}: "
                 f"{self._lack or 'the recognizer has no task'}"
             )
-        self.check(raw.unsqueeze(0))
+        self.check(raw[None])
         return raw
 
-    def check(self, raw: Tensor) -> None:
+    def check(self, raw: NDArray[Any]) -> None:
         """Check a batch of decoded samples.
 
         Raises:
             SampleError: its shape or dtype are not the model's, or a sample holds NaN or infinity; the text says which.
 
         """
-        if raw.dtype != self.info.torch_dtype:
-            given = str(raw.dtype).removeprefix("torch.")
-            raise SampleError(f"the sample holds {given}; the model expects {self.info.raw_dtype}")
-        if tuple(raw.shape[1:]) != self.info.raw_shape:
+        if raw.dtype != self.info.numpy_dtype:
+            raise SampleError(f"the sample holds {raw.dtype}; the model expects {self.info.raw_dtype}")
+        if raw.shape[1:] != self.info.raw_shape:
             raise SampleError(
                 f"the sample is {shape_text(raw.shape[1:])}; the model expects {shape_text(self.info.raw_shape)}"
             )
-        if raw.is_floating_point() and (bad := _first_not_finite(raw)) is not None:
+        if raw.dtype.kind == "f" and (bad := _first_not_finite(raw)) is not None:
             which = f"sample {bad + 1} of {len(raw)}: " if len(raw) > 1 else ""
             raise SampleError(f"{which}the sample holds NaN or infinity")
 
-    def probabilities(self, raw: Tensor) -> Tensor:
+    def probabilities(self, raw: NDArray[Any]) -> Probabilities:
         """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`.
 
         A sample that makes the model's numbers overflow has NaN for probabilities: `ensure_finite` says which.
@@ -188,7 +216,7 @@ class Recognizer:
         """
         with self._running("the model"):
             probabilities = self._engine(raw)
-        expected = (len(raw), len(self.info.labels))
+        expected = (raw.shape[0], len(self.info.labels))
         if probabilities.shape != expected:
             raise TaskError(
                 f"the model of task {self.info.task!r} gave {shape_text(probabilities.shape)} outputs; "
@@ -196,7 +224,7 @@ class Recognizer:
             )
         return probabilities
 
-    def predictions(self, probabilities: Tensor) -> list[Prediction]:
+    def predictions(self, probabilities: Probabilities) -> list[Prediction]:
         """Return probabilities `[n, labels]` as predictions.
 
         Raises:
@@ -234,7 +262,7 @@ class Recognizer:
         return Prediction(label, probabilities[label], probabilities)
 
 
-def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None:
+def ensure_finite(probabilities: NDArray[Any], samples: Sequence[object] = ()) -> None:
     """Check probabilities `[n, labels]`; `samples` that are paths are called so.
 
     Raises:
@@ -253,9 +281,24 @@ def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None
     )
 
 
-def _first_not_finite(rows: Tensor) -> int | None:
+def is_finite(rows: NDArray[Any]) -> bool:
+    """Return whether an array holds neither NaN nor infinity."""
+    return bool(np.isfinite(rows).all())
+
+
+def _first_not_finite(rows: NDArray[Any]) -> int | None:
     """Return the place of the first row, of `[n, ...]`, that holds NaN or infinity."""
-    finite = rows.isfinite()
-    if finite.all():
+    if is_finite(rows):
         return None
-    return int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])
+    return int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+
+
+def _array_of(decoded: Any) -> NDArray[Any] | None:
+    """Return what a task decoded as an array; None if it is neither one nor a tensor."""
+    if isinstance(decoded, np.ndarray):
+        return decoded
+    torch = sys.modules.get("torch")  # whose tensor it is has imported it
+    if torch is None or not isinstance(decoded, torch.Tensor):
+        return None
+    array: NDArray[Any] = decoded.detach().cpu().numpy()
+    return array

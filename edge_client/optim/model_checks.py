@@ -21,8 +21,8 @@ def model_and_params(
         return params_or_model, [parameter for parameter in params_or_model.parameters() if parameter.requires_grad]
     if model is None:
         raise ValueError(
-            "curvature is estimated from what the model's layers see, so the optimizer needs the model itself: "
-            "NewtonOptimizer(model), or NewtonOptimizer(groups, model=model)"
+            "the optimizer needs the model itself, because it estimates curvature from what the model's layers see: "
+            "write NewtonOptimizer(model), or NewtonOptimizer(groups, model=model) for groups of its parameters"
         )
     check_model(model)
     return model, list(params_or_model)

@@ -23,6 +23,7 @@ from edge_client.optim.groups import ParameterGroups
 from edge_client.optim.loss_scale import LossScaleWatch
 from edge_client.optim.model_checks import check_parameters, model_and_params
 from edge_client.optim.options import Curvature, IterateAverage, Refresh, TrustRegion, group_defaults
+from edge_client.optim.ownership import take_over
 from edge_client.optim.refresh import RefreshSchedule
 from edge_client.optim.saved_state import in_present_names
 from edge_client.optim.schedules import Schedule, StepFactor
@@ -46,7 +47,8 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
     While the user's own `backward` runs, hooks hand each layer's gradient to the plan `sync`, which decides what leaves
     the device; `step` waits for the synchronised values, inverts, and updates. The constructor opens no connection:
-    the first `zero_grad` or forward takes the device's place among the others, or `join` before.
+    the first `zero_grad` or forward takes the device's place among the others, or `join` before. Of several optimizers
+    for the same parameters the last one counts: it takes over the hooks, and the one before leaves its session.
 
     Args:
         params_or_model: the model whose parameters that require gradients are optimised; hooks are put on its layers.
@@ -104,10 +106,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._groups = ParameterGroups(self, schedule, trust, bounds)
         model, params = model_and_params(params_or_model, model)
         self._is_made = self._is_closed = False
+        self._successor = ""
         super().__init__(params, defaults | {"damping": bounds.damping})
         check_parameters(model, self.param_groups)
         self._model = model
         self.last_result: StepResult | None = None
+        """Of the last step or average."""
         self.exchange_s = 0.0
         """Seconds that the last step waited for the other devices, after its own backward."""
         self.skipped = 0
@@ -124,6 +128,12 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._preconditioner = Preconditioner(model, self._groups.by_parameter(), curvature.estimator_type, curvature)
         self._average = RunningAverage(averaging, model, self._groups.by_parameter().keys())
         self._sync = sync if sync is not None else EveryBatch()
+        if self._sync.is_joined and not self._sync.is_alone:
+            raise ValueError(
+                "the plan has its place in a session with another optimizer: close its exchange, and make a plan with "
+                "an exchange that you connect anew"
+            )
+        take_over(self._groups.by_parameter(), self._yield)
         self._batch = Batch(
             model,
             self._preconditioner.layers,
@@ -245,7 +255,9 @@ class NewtonOptimizer(torch.optim.Optimizer):
 
         """
         if self._is_closed:
-            raise RuntimeError("the optimizer is closed: its hooks are off the model, and it sees no batch any more")
+            raise RuntimeError(
+                self._successor or "the optimizer is closed: its hooks are off the model, and it sees no batch any more"
+            )
         self._average.check_trainable()
         self.join()
         self._take_in_unfrozen()
@@ -327,6 +339,7 @@ class NewtonOptimizer(torch.optim.Optimizer):
         update = self._sync.average()
         if update is not None:
             self._take(update)
+            self.last_result = update.result
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -344,6 +357,14 @@ class NewtonOptimizer(torch.optim.Optimizer):
         self._is_closed = True
         self._batch.remove()
         self._hooks.remove()
+
+    def _yield(self) -> None:
+        """Make way for another optimizer of the same parameters, as a notebook's cell makes one when it runs again."""
+        if self._is_closed:
+            return
+        self._successor = "another optimizer was made for this model since, and has taken its hooks over: step that one"
+        self.close()
+        self._sync.leave("another optimizer was made for its model")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of parameters, groups and curvature."""

@@ -77,6 +77,11 @@ class ExchangingPlan(SyncPlan):
         """Number of the step that the exchange is at, or begins with."""
         return self._membership.step if self._membership is not None else self._first_step
 
+    def leave(self, reason: str) -> None:
+        """Give the place back, and close the exchange."""
+        if self.is_joined and not self.is_alone:
+            self._exchange.close(reason)
+
     def _take_tensors(self, known: Collection[Tensor] = ()) -> None:
         """Take note of what of the model is exchanged."""
         self._tensors = ModelTensors(self._subject.model, self._subject.layers, self._patterns, known)

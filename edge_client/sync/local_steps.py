@@ -189,7 +189,7 @@ class LocalSteps(ExchangingPlan):
             raise NonFiniteGradientError(self._exchange.device, f"gradient of {bad!r}", self.step)
         is_skipped = report.is_skipped or samples == 0 or bad is not None
         count = 0 if is_skipped else samples or 1
-        result = StepResult(self.step, {}, count, devices=1, loss=math.nan if is_skipped else report.loss)
+        result = StepResult(self.step, {}, count, 1, math.nan if is_skipped else report.loss, is_own=True)
         update = Update(result, is_skipped=is_skipped)
         if not is_skipped:
             trained = self._tensors.trained

@@ -131,6 +131,10 @@ class SyncPlan(ABC):
     def has_left(self) -> bool:
         """Whether gradients have left already that no step has been made of."""
 
+    @abstractmethod
+    def leave(self, reason: str) -> None:
+        """Give the place back, if this device has one among others, before the last step: they are told the reason."""
+
     def check_extensible(self) -> None:
         """Check that more of the model's parameters may be optimised from now on.
 

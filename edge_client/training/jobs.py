@@ -17,6 +17,7 @@ from edge_client.tasks import load_task
 from edge_client.training.batches import StreamEndedError
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
+from edge_client.training.publishing import Publishing
 from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
 from edge_client.training.settings import TrainSettings, check_settings
 from edge_client.training.trainer import build_model, held_out_data, partition_of
@@ -67,6 +68,7 @@ def train(
     *,
     tls: TlsFiles | None = None,
     saving: Saving | None = None,
+    publishing: Publishing | None = None,
 ) -> TrainOutcome:
     """Train what is asked for, in step with the other devices.
 
@@ -77,6 +79,7 @@ def train(
         on_step: told of each step.
         tls: this device's certificate; None for plaintext.
         saving: who keeps the state.
+        publishing: who takes the model while it is trained.
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
@@ -103,6 +106,7 @@ def train(
         origin=data.text,
         on_step=on_step,
         saving=saving,
+        publishing=publishing,
     )
     if outcome.report.ended:
         raise StreamEndedError(outcome.report.ended)

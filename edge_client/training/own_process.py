@@ -19,6 +19,7 @@ from edge_client.training.jobs import (
     read_weights,
     train,
 )
+from edge_client.training.publishing import Publishing, TrainedModel
 from edge_client.training.settings import check_settings
 from edge_client.training.work import DataRequest, TrainingReport, TrainRequest, WorkError
 
@@ -43,13 +44,21 @@ class OwnProcess:
         tls: this device's certificate; None for plaintext.
         allow_tasks: import paths of tasks that a run may name, besides those of this package and of installed entry
             points.
+        publishing: who takes the model while it is trained, and at the end.
 
     """
 
-    def __init__(self, keeper: StateKeeper, tls: TlsFiles | None, allow_tasks: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        keeper: StateKeeper,
+        tls: TlsFiles | None,
+        allow_tasks: Collection[str] = (),
+        publishing: Publishing | None = None,
+    ) -> None:
         self._keeper = keeper
         self._tls = tls
         self._allow_tasks = allow_tasks
+        self._publishing = publishing
 
     def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
         """Return the weights that a run begins with."""
@@ -61,7 +70,10 @@ class OwnProcess:
     def train(self, request: TrainRequest) -> tuple[TrainingReport, bytes]:
         """Train a session's steps; return the report and the weights."""
         with _explained():
-            outcome = train(request, self._data(request.data), self._saved(), tls=self._tls)
+            data = self._data(request.data)
+            outcome = train(request, data, self._saved(), tls=self._tls, publishing=self._publishing)
+            if self._publishing is not None:
+                self._publishing.offer(TrainedModel(outcome.trainer, outcome.weights, outcome.state.step))
         self._keeper.save(outcome.state.dump())
         return outcome.report, dump_weights(outcome.common_weights)
 

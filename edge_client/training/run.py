@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edge_client.exchange import Exchange, InProcessExchange
 from edge_client.sync.replica import tensors_digest
 from edge_client.training.checkpoint import DeviceCheckpoint
+from edge_client.training.publishing import Publishing, TrainedModel
 from edge_client.training.settings import TrainSettings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import TrainedStep, TrainingReport
@@ -79,6 +80,7 @@ def train_in_session(
     origin: str = "",
     on_step: Callable[[TrainedStep], None] | None = None,
     saving: Saving | None = None,
+    publishing: Publishing | None = None,
 ) -> TrainOutcome:
     """Train a session's steps in step with the other devices, and tell the coordinator how it ended.
 
@@ -94,6 +96,7 @@ def train_in_session(
         origin: kept in the states, so that who goes on from one knows what it was trained with.
         on_step: told of each step, after the state was kept.
         saving: who keeps the state; also at the end, before the coordinator hears of it.
+        publishing: who takes the model while it is trained.
 
     Raises:
         ExchangeError: the coordinator is down, refuses this device, or the session failed.
@@ -112,6 +115,9 @@ def train_in_session(
         def after_step(step: TrainedStep) -> None:
             if saving is not None and saving.is_due_after(step.step):
                 saving.keep(current())
+            if publishing is not None and publishing.is_due_after(step.step):
+                steps = trainer.optimizer.current_step
+                publishing.offer(TrainedModel(trainer, averaged_weights(trainer), steps))
             if on_step is not None:
                 on_step(step)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from edgenewton.common.options import OptionError, flat_names, flatten
+from edgenewton.common.suggestions import suggestion
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -221,7 +222,7 @@ class TrainSettings(BaseModel):
         return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
-_GROUPS: dict[str, type[Any]] = {
+GROUPS: dict[str, type[Any]] = {
     "curvature": Curvature,
     "schedule": Schedule,
     "trust": TrustRegion,
@@ -229,10 +230,29 @@ _GROUPS: dict[str, type[Any]] = {
     "averaging": IterateAverage,
     "outer": Outer,
 }
-_PLACES = {flat: (group, field) for group, of_group in _GROUPS.items() for flat, field in flat_names(of_group).items()}
+_PLACES = {flat: (group, field) for group, of_group in GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-_UNSET = {"adapt_every": "never"}
+UNSET = {"adapt_every": "never", "clip_grad_norm": "never"}
 """What is written for None, where that is not "auto"."""
+
+
+_ALSO_CALLED = {
+    "learning-rate": "lr",
+    "step-size": "lr",
+    "epochs": "steps",
+    "batches": "steps",
+    "iterations": "steps",
+    "estimator": "curvature",
+    "optimizer": "curvature",
+    "dataset": "task",
+    "model": "task",
+    "batch": "batch-size",
+    "wd": "weight-decay",
+    "ema": "averaging",
+    "scheduler": "schedule",
+    "grad-clip": "clip-grad-norm",
+}
+"""Words of other software, and what comes nearest to them here."""
 
 
 def setting_names() -> list[str]:
@@ -253,8 +273,8 @@ def check_settings(values: Mapping[str, object]) -> TrainSettings:
         name = written.replace("-", "_")
         if name in _PLACES:
             group, field = _PLACES[name]
-            nested.setdefault(group, {})[field] = None if value == _UNSET.get(name, "auto") else value
-        elif name in _GROUPS:
+            nested.setdefault(group, {})[field] = None if value == UNSET.get(name, "auto") else value
+        elif name in GROUPS:
             nested[f"{name} itself"] = value  # a group is no setting
         else:
             nested[name] = value
@@ -289,7 +309,8 @@ def _describe(problem: Any) -> str:
         return f"setting {cause.name.replace('_', '-')!r} is {cause.value!r}: {cause.expected}"
     name = _setting_of(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"setting {name!r} is unknown; known are {', '.join(setting_names())}"
+        known = f"; known are {', '.join(setting_names())}"
+        return f"setting {name!r} is unknown{suggestion(name, setting_names(), _ALSO_CALLED) or known}"
     return f"setting {name!r} is {problem['input']!r}: {problem['msg']}"
 
 

@@ -13,7 +13,7 @@ from edge_client.curvature.likelihood import sample_targets
 from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe
 from edge_client.devices import choose_device, to_device
-from edge_client.exchange import Exchange, InProcessExchange
+from edge_client.exchange import Exchange, InProcessExchange, StepResult
 from edge_client.optim import NewtonOptimizer
 from edge_client.sync.personal import personal_names
 from edge_client.sync.replica import tensors_digest
@@ -71,6 +71,8 @@ class Trainer:
         self._evaluation_due: int | None = None
         self._batch_samples = 0
         """In the batch that is on."""
+        self._session_loss = math.nan
+        """The training loss of the last exchange."""
         self.plan = settings.plan(self.exchange, self._batches.samples, self._probe)
         self.optimizer = NewtonOptimizer(
             self.model,
@@ -106,7 +108,7 @@ class Trainer:
         """
         self.join()
         began = time.perf_counter()
-        losses: list[float] = []
+        taken_steps = 0
         target = self.optimizer.current_step + steps
         self.model.train()
         samples, ended = 0, ""
@@ -123,20 +125,21 @@ class Trainer:
                         raise
                     # Torch raises it wherever this thread is when a worker dies.
                     raise DataError(f"a worker of the data of task {self.task.name!r} died: {error}") from error
-                losses.append(taken.loss)
+                taken_steps += 1
                 samples += self._batch_samples
                 if on_step is not None:
                     on_step(taken)
             if self.optimizer.current_step == target:  # else it healed with a state that came after this
                 self.optimizer.synchronise()
+                self._note_loss(self.optimizer.last_result, is_average=True)
             is_done = self.optimizer.current_step >= target  # else it healed with one that came before
         with self.optimizer.averaged():
             digest = tensors_digest(self.common(self.model.state_dict())).hex()
         return TrainingReport(
-            steps=len(losses),
+            steps=taken_steps,
             step=self.optimizer.current_step,
             samples=samples,
-            loss=sum(losses) / len(losses) if losses else math.nan,
+            loss=self._session_loss,
             bytes_sent=self.exchange.traffic.sent,
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
@@ -175,11 +178,12 @@ class Trainer:
         result = self.optimizer.last_result
         if result is None:
             raise RuntimeError("the optimizer's step left no result")
+        self._note_loss(result)
         traffic = self.exchange.traffic
         return TrainedStep(
             step=step,
             loss=value,
-            session_loss=result.loss,
+            session_loss=value if math.isnan(self._session_loss) and result.is_own else self._session_loss,
             devices=result.devices,
             exchange_s=self.optimizer.exchange_s,
             curvature_s=self.optimizer.curvature_s,
@@ -187,6 +191,11 @@ class Trainer:
             bytes_received=traffic.received,
             evaluation=evaluation,
         )
+
+    def _note_loss(self, result: StepResult | None, *, is_average: bool = False) -> None:
+        """Take note of the training loss of an exchange. An average of buffers alone has none."""
+        if result is not None and not result.is_own and not (is_average and math.isnan(result.loss)):
+            self._session_loss = result.loss
 
     def _is_evaluation_due(self, step: int) -> bool:
         """Whether the model is to be tried before a step; within a round of local steps it is no device's but this."""

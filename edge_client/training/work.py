@@ -51,7 +51,8 @@ class TrainedStep:
     loss: float
     """Mean loss over the device's own batch, before the update."""
     session_loss: float
-    """The same over the batches of all devices."""
+    """The training loss, as every view shows it: the same over the batches of all devices, in the last exchange. Until
+    there was one, the device's own."""
     devices: int
     exchange_s: float = 0.0
     """Seconds that it waited for the other devices, after its own backward."""
@@ -74,6 +75,7 @@ class TrainingReport:
     """Number of the step that would come next."""
     samples: int
     loss: float
+    """The training loss of the last exchange, over the batches of all devices: what a coordinator shows, too."""
     bytes_sent: int
     bytes_received: int
     seconds: float

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -14,12 +15,13 @@ from browser import NEEDS_CHROMIUM, chromium, screenshot
 from edgenewton.common.progress import duration_text, rate_text
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1 import exchange_pb2_grpc
+from looks import faults
 from processes import Coordinator, running
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from coordinator.cli import app
+from coordinator.cli.commands import app
 from coordinator.report.run import read_run
 
 pytestmark = pytest.mark.processes
@@ -82,20 +84,27 @@ def training(tmp_path_factory):
     with Training(tmp_path_factory.mktemp("page")) as training:
         training.start_devices()
         training.refuse_one()
-        training.told = follow(training.url)
+        training.told = follow(training.url, training.clients[1])
         training.wait_for_devices()
         yield training
 
 
-def follow(url: str) -> list[tuple[str, dict]]:
-    """Return what the feed told until the session was over."""
+def follow(url: str, stopped: subprocess.Popen) -> list[tuple[str, dict]]:
+    """Return what the feed told until the session was over; a device is stopped until it is told of."""
     told, name = [], ""
+    is_stopped = False
     with httpx.stream("GET", f"{url}/api/events", timeout=170) as answer:
         for line in answer.iter_lines():
             if line.startswith("event: "):
                 name = line.removeprefix("event: ")
             elif line.startswith("data: "):
                 told.append((name, json.loads(line.removeprefix("data: "))))
+                session = told[-1][1]["sessions"][0]
+                if not is_stopped and session["steps"] > 0:
+                    is_stopped = True
+                    stopped.send_signal(signal.SIGSTOP)
+                elif is_stopped and session["wait"] is not None:
+                    stopped.send_signal(signal.SIGCONT)
                 if told[-1][1]["sessions"][0]["phase"] == "ended":
                     return told
     raise AssertionError("the feed ended before the session")
@@ -110,6 +119,16 @@ def test_the_feed_showed_the_training_as_it_happened(training):
     assert steps == set(range(STEPS))
     states = {device["state"] for _, data in training.told for device in data["sessions"][0]["devices"]}
     assert {"active", "finished"} <= states
+
+
+def test_a_device_that_stops_is_told_to_be_waited_for(training):
+    """Its state is not that of one that goes on, and it is named."""
+    waits = [data["sessions"][0] for _, data in training.told if data["sessions"][0]["wait"] is not None]
+    stopped = [session for session in waits if session["wait"]["devices"] == ["gateway-1"] and session["steps"] > 0]
+    assert stopped
+    for session in stopped:
+        since = {device["device"]: device["awaited_since"] for device in session["devices"]}
+        assert since == {"gateway-0": None, "gateway-1": session["wait"]["since"], "gateway-2": None}
 
 
 def test_the_state_is_that_of_the_devices(training):
@@ -172,11 +191,12 @@ def test_a_person_sees_what_happens_as_it_happens(tmp_path):
                     while not next(device.stream).HasField("commit"):  # it may be an answer to a heartbeat
                         pass
             page.wait_for_selector("#phase.training")
-            page.wait_for_function("document.querySelector('#step').textContent === '2'")
+            page.wait_for_function("() => document.querySelector('#step').textContent === '3'")
             assert page.locator("#devices .state.active").count() == 3
             assert page.inner_text("#loss") == "0.333"
             assert page.inner_text("#live") == "live"
-            assert page.inner_text("#done") == "3 of 3,000 batches"  # so soon nobody knows how long they take
+            assert page.inner_text("#reason") == "step 3 of 3,000"  # so soon nobody knows how long they take
+            assert page.inner_text("#done") == "of 3,000"
             for value in (0.02, 0.25, 7.14, 40, 99.6, 3_000, 7_300, 300_000):
                 shown = page.evaluate("v => import('/static/format.js').then(f => [f.duration(v), f.rate(v)])", value)
                 assert shown == [duration_text(value), rate_text(value).replace(",", "")]
@@ -200,8 +220,9 @@ def test_a_person_sees_a_training_of_real_devices(training):
     with chromium() as browser:
         page = browser.open(training.url, "desktop")
         page.wait_for_selector("#phase.ended")
-        assert page.inner_text("#step") == str(STEPS - 1)
-        assert page.inner_text("#done") == f"{STEPS} of {STEPS} batches"
+        assert page.inner_text("#step") == str(STEPS)
+        assert page.inner_text("#done") == f"of {STEPS}"
+        assert page.locator("#wait").is_hidden()
         assert "at step" in page.inner_text("#best")
         assert "%" in page.inner_text("#accuracy")
         assert "times smaller" in page.inner_text("#codec")
@@ -214,14 +235,14 @@ def test_a_person_sees_a_training_of_real_devices(training):
         # The value under the pointer.
         chart = page.locator("#chart-loss svg").bounding_box()
         page.mouse.move(chart["x"] + chart["width"] / 2, chart["y"] + chart["height"] / 2)
-        page.wait_for_function("document.querySelector('#chart-loss output').textContent.startsWith('step ')")
+        page.wait_for_function("() => document.querySelector('#chart-loss output').textContent.startsWith('step ')")
         page.mouse.move(0, 0)
         screenshot(page, "page-desktop")
         screenshot(browser.open(training.url, "desktop", "dark"), "page-dark")
 
         phone = browser.open(training.url, "phone")
         phone.wait_for_selector("#devices tr:nth-child(3)")
-        assert phone.evaluate("document.documentElement.scrollWidth") == 390  # nothing to scroll sideways
+        assert faults(phone) == []
         screenshot(phone, "page-phone")
 
         assert browser.problems == []
@@ -270,7 +291,11 @@ def test_a_person_sees_the_report_in_a_browser(training, tmp_path):
         assert page.locator(".plots svg").count() == 4
         for box in page.locator(".plots svg").all():
             assert box.bounding_box()["width"] > 300
+        assert faults(page) == []
         screenshot(page, "report")
+        phone = browser.open(path.as_uri(), "phone")
+        assert faults(phone) == []
+        screenshot(phone, "report-phone")
         assert browser.problems == []
 
 

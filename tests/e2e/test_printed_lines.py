@@ -1,8 +1,16 @@
 """What both commands print where there is no terminal: whole lines, whatever its width would be."""
 
+import contextlib
+import fcntl
+import json
 import os
 import pty
+import re
+import struct
 import subprocess
+import termios
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from processes import CLIENT, COORDINATOR, Coordinator, train_on_devices
@@ -79,13 +87,52 @@ def test_help_has_a_line_for_each_option(command, sentence):
     assert "│" not in printed
 
 
+def on_a_terminal(*arguments, columns=80, code=0):
+    """Return what is printed to a terminal of so many columns, without its colours."""
+    process, terminal = pty.fork()
+    if not process:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        environment = {name: value for name, value in NARROW.items() if name != "COLUMNS"}
+        os.execvpe(str(arguments[0]), [str(argument) for argument in arguments], environment)
+    printed = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(terminal, 65_536):
+            printed += chunk
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed.decode()).replace("\r\n", "\n")
+
+
 def test_help_on_a_terminal_has_its_width():
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "wb") as end:
-        subprocess.run([CLIENT, "train", "--help"], stdout=end, stderr=end, env=NARROW, timeout=60, check=True)
-        os.set_blocking(terminal.fileno(), False)
-        printed = terminal.read(100_000).decode()
-    assert "╭" in printed
+    lines = on_a_terminal(CLIENT, "export", "--help").splitlines()
+    assert max(map(len, lines)) < 80
+    text = " ".join(" ".join(lines).split())
+    assert "edgenewton[onnx]" in text
+    assert "SOURCE A model (.pt), or a checkpoint that the ServerApp wrote" in text
+
+
+def test_paths_and_tables_on_a_terminal_stay_whole(folder):
+    model, exported, sample = folder / "model.pt", folder / "other.pt", folder / "7.png"
+    task = load_task("digits")
+    Artefact.of(task, "digits", task.model(), 3).save(model)
+    task.save_sample(0, sample)
+    assert f"saved as {exported}\n" in on_a_terminal(CLIENT, "export", model, "--output", exported)
+    rows = on_a_terminal(CLIENT, "predict", model, sample, sample).splitlines()
+    assert rows.count(f"file         {sample}") == 2  # too wide for a table
+    found = json.loads(run(CLIENT, "predict", "--json", model, sample)[1])
+    assert found[0]["file"] == str(sample)
+    assert 0 < found[0]["probability"] <= 1
+
+
+def test_what_is_misspelt_leads_to_what_was_meant():
+    assert run(CLIENT, "trian")[2].splitlines()[-1] == "Error: No such command 'trian'; did you mean 'train'?"
+    assert "did you mean 'lr'?" in run(CLIENT, "train", "-c", "learning-rate=1")[2]
+
+
+@pytest.mark.parametrize("command", [CLIENT, COORDINATOR])
+def test_each_command_tells_its_release(command):
+    code, printed, _ = run(command, "--version")
+    assert (code, printed) == (0, f"{Path(command).name} {metadata.version('edgenewton')}\n")
 
 
 def test_the_authoritys_list_stays_whole(folder):

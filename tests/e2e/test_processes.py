@@ -134,7 +134,7 @@ def test_a_session_that_does_not_exist_is_named():
 def test_an_unknown_setting_is_named():
     code, output = run_client("train", "-c", "stepz=3")
     assert code == 1
-    assert "error: setting 'stepz' is unknown; known are task, steps" in output
+    assert "error: setting 'stepz' is unknown; did you mean 'steps'" in output
 
 
 def test_the_commands_teach():

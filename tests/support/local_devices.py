@@ -5,11 +5,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from edgenewton.common.loop_thread import LoopThread
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from coordinator.serving.server import embedded_coordinator
+from coordinator.serving.server import CoordinatorServer, embedded_coordinator
 from coordinator.session.settings import SessionSettings
+from coordinator.telemetry.record import Record
 from edge_client import GradientExchange, NewtonOptimizer
 from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe
@@ -166,6 +168,32 @@ class Session:
     def all(self, act, devices=None):
         """Let the devices do something at once; return what they did."""
         return list(self.pool.map(act, self.devices if devices is None else devices))
+
+
+class Recorded:
+    """A coordinator with a record, on a thread of its own."""
+
+    def __init__(self, path, port=0):
+        self._loop, self._record = LoopThread("coordinator"), Record(path)
+        self._loop.call(self._start(port), 10)
+        self.directory, self.address, self.port = self._server.directory, self._server.address, self._server.port
+
+    async def _start(self, port):
+        self._server = CoordinatorServer(port=port, record=self._record)
+        for session in self._record.resumable():
+            self._server.directory.resume(session)
+        await self._server.start()
+
+    async def _create(self, settings):
+        self.directory.create("s", settings)
+
+    def create_session(self, settings):
+        self._loop.call(self._create(settings), 10)
+
+    def suspend(self):
+        self._loop.call(self._server.stop("restarted", 0.1, suspend=True), 10)
+        self._loop.stop()
+        self._record.close()
 
 
 def averaged(weights):

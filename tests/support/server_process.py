@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,9 @@ def _python_path() -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = False) -> Iterator[Server]:
+def serving(
+    name: str, folder: Path, engine: str = "torch", *, may_fail: bool = False, options: Sequence[str] = ()
+) -> Iterator[Server]:
     """Serve an untrained model of a task; end it by SIGTERM, which must be in order.
 
     Args:
@@ -43,6 +45,7 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
         folder: where model and log go.
         engine: what runs the model.
         may_fail: whether there may be tracebacks in the log.
+        options: more of `edge-client serve`.
 
     """
     torch.manual_seed(1)
@@ -58,6 +61,7 @@ def serving(name: str, folder: Path, engine: str = "torch", *, may_fail: bool = 
                 "--rest-port=0",
                 f"--engine={engine}",
                 f"--allow-task={name}",
+                *options,
             ],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *_python_path()])},
             stdout=subprocess.PIPE,

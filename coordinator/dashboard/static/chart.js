@@ -1,4 +1,7 @@
-// A line chart in SVG: one or two series over the steps, with the value under the pointer.
+// A line chart in SVG: one or two series over the steps, with the value under the pointer. The second one is dashed and
+// lies above the first, so that both are seen where they are equal.
+
+import * as scale from "./scale.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 58, right: 10, top: 10, bottom: 24 };
@@ -10,23 +13,18 @@ function make(name, attributes, text) {
   return node;
 }
 
-function niceStep(span, ticks) {
-  const rough = span / ticks;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const factor = [1, 2, 5, 10].find((known) => known * power >= rough * 0.999);
-  return factor * power;
-}
-
 export class Chart {
   // figure: holds a figcaption with an output; format: a value as text; tick: the same on the axis; top: the largest
-  // value, if it is known; isSpiky: rare values that are much larger than the others are cut off.
-  constructor(figure, { format, tick = format, top = null, isSpiky = false }) {
+  // value, if it is known; isSpiky: rare values that are much larger than the others are cut off; mayBeLog: values that
+  // span decades are drawn on a logarithmic scale.
+  constructor(figure, { format, tick = format, top = null, isSpiky = false, mayBeLog = false }) {
     this.figure = figure;
     this.output = figure.querySelector("output");
     this.format = format;
     this.tick = tick;
     this.top = top;
     this.isSpiky = isSpiky;
+    this.mayBeLog = mayBeLog;
     this.series = [];
     this.pointer = null;
     this.svg = make("svg", { class: "chart", role: "img" });
@@ -61,17 +59,20 @@ export class Chart {
     }
     const first = Math.min(...points.map(([step]) => step));
     const last = Math.max(...points.map(([step]) => step), first + 1);
-    const largest = this.top ?? (this.largest(points.map(([, value]) => value)) || 1);
-    const stepY = niceStep(largest, 4);
-    const top = this.top ?? Math.ceil((largest / stepY) * 0.999) * stepY;
+    const values = points.map(([, value]) => value);
+    const isLog = this.mayBeLog && scale.spansDecades(values);
+    const top = this.top ?? (this.largest(values) || 1);
+    const { ticks, at } = isLog ? scale.logarithmic(values) : scale.linear(values, top);
+    const kind = this.figure.querySelector(".scale");
+    if (kind !== null) kind.hidden = !isLog;
     const x = (step) => MARGIN.left + ((step - first) / (last - first)) * (width - MARGIN.left - MARGIN.right);
-    const y = (value) => height - MARGIN.bottom - (Math.min(value, top) / top) * (height - MARGIN.top - MARGIN.bottom);
+    const y = (value) => height - MARGIN.bottom - at(value) * (height - MARGIN.top - MARGIN.bottom);
     const parts = [];
-    for (let value = 0; value <= top * 1.001; value += stepY) {
+    for (const value of ticks) {
       parts.push(make("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }));
       parts.push(make("text", { x: MARGIN.left - 8, y: y(value) + 4, "text-anchor": "end" }, this.tick(value)));
     }
-    const stepX = Math.max(1, niceStep(last - first, Math.max(2, Math.floor(width / 110))));
+    const stepX = Math.max(1, scale.round((last - first) / Math.max(2, Math.floor(width / 110)), true));
     for (let step = Math.ceil(first / stepX) * stepX; step <= last; step += stepX) {
       const anchor = x(step) > width - MARGIN.right - 12 ? "end" : "middle";
       const text = step.toLocaleString("en-GB");
@@ -82,22 +83,23 @@ export class Chart {
       const path = line.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`);
       const name = "ab"[index];
       if (this.series.length === 1 && line.length > 1) {
-        const area = `M${x(line[0][0])},${y(0)}L${path.join("L")}L${x(line.at(-1)[0])},${y(0)}Z`;
+        const bottom = isLog ? height - MARGIN.bottom : y(0);
+        const area = `M${x(line[0][0])},${bottom}L${path.join("L")}L${x(line.at(-1)[0])},${bottom}Z`;
         parts.push(make("path", { class: "area", d: area }));
       }
       parts.push(make("path", { class: `line ${name}`, d: `M${path.join("L")}` }));
     });
     const chosen = this.chosen(x);
     if (this.pointer !== null) {
-      const at = x(chosen[0][0]);
-      parts.push(make("line", { class: "cross", x1: at, x2: at, y1: MARGIN.top, y2: height - MARGIN.bottom }));
+      const under = x(chosen[0][0]);
+      parts.push(make("line", { class: "cross", x1: under, x2: under, y1: MARGIN.top, y2: height - MARGIN.bottom }));
     }
     chosen.forEach(([step, value], index) => {
-      parts.push(make("circle", { class: `dot ${"ab"[index]}`, cx: x(step), cy: y(value), r: 3.5 }));
+      parts.push(make("circle", { class: `dot ${"ab"[index]}`, cx: x(step), cy: y(value), r: index ? 2.5 : 4.5 }));
     });
-    const values = chosen.map(([, value]) => this.format(value)).join(" · ");
-    this.output.textContent = this.pointer === null ? values : `step ${count(chosen[0][0])}: ${values}`;
-    this.svg.setAttribute("aria-label", `${label} at step ${chosen[0][0]}: ${values}`);
+    const texts = chosen.map(([, value]) => this.format(value)).join(" · ");
+    this.output.textContent = this.pointer === null ? texts : `step ${count(chosen[0][0])}: ${texts}`;
+    this.svg.setAttribute("aria-label", `${label} at step ${chosen[0][0]}: ${texts}`);
     this.svg.replaceChildren(...parts);
   }
 

@@ -19,6 +19,12 @@ export function number(value, digits = 3) {
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(digits);
 }
 
+// A round number, as the marks of a scale are.
+export function mark(value) {
+  const exact = +value.toPrecision(3);
+  return exact !== 0 && (Math.abs(exact) < 1e-3 || Math.abs(exact) >= 1e6) ? exact.toExponential() : `${exact}`;
+}
+
 export function count(value) {
   return value === null || value === undefined ? "–" : value.toLocaleString("en-GB");
 }
@@ -50,4 +56,19 @@ export function rate(perSecond) {
 
 export function clock(time) {
   return new Date(1000 * time).toLocaleTimeString("en-GB");
+}
+
+// A name that is longer than `length` characters without its middle: names differ at their ends. Of several names that
+// would become alike, none is shortened.
+export function shorten(names, length = 24) {
+  const times = new Map();
+  for (const name of names) times.set(middle(name, length), (times.get(middle(name, length)) ?? 0) + 1);
+  return new Map(names.map((name) => [name, times.get(middle(name, length)) > 1 ? name : middle(name, length)]));
+}
+
+function middle(name, length) {
+  const characters = [...name];
+  if (characters.length <= length) return name;
+  const head = Math.floor((length - 1) / 2);
+  return `${characters.slice(0, head).join("")}…${characters.slice(head + 1 - length).join("")}`;
 }

@@ -11,6 +11,7 @@ const RECENT_S = 60; // so long an error counts as news
 const sessions = new Map();
 const rows = new Map();
 let chosen = decodeURIComponent(location.hash.slice(1));
+let toldAt = null; // of the last news: its time, and this page's clock then
 let now = 0;
 let isDrawing = false;
 
@@ -18,7 +19,11 @@ const at = (id) => document.getElementById(id);
 
 const charts = {
   accuracy: new Chart(at("chart-accuracy"), { format: (value) => `${+(100 * value).toFixed(1)} %`, top: 1 }),
-  loss: new Chart(at("chart-loss"), { format: format.number, tick: (value) => `${+value.toPrecision(3)}` }),
+  loss: new Chart(at("chart-loss"), {
+    format: format.number,
+    tick: format.mark,
+    mayBeLog: true,
+  }),
   seconds: new Chart(at("chart-seconds"), { format: format.seconds, isSpiky: true }),
   bytes: new Chart(at("chart-bytes"), { format: (value) => format.bytes(value), tick: (value) => format.bytes(value, true) }),
 };
@@ -31,13 +36,14 @@ function listen() {
   feed.addEventListener("update", (event) => take(JSON.parse(event.data), false));
   feed.addEventListener("error", () => {
     setLive("off", "no connection, trying again");
+    toldAt = null;
     if (feed.readyState === EventSource.CLOSED) setTimeout(listen, 3000); // refused; else the browser tries by itself
   });
 }
 
 function take(told, isEverything) {
   setLive("on", "live");
-  now = told.now;
+  toldAt = { told: told.now, clock: performance.now() };
   const names = new Set(told.sessions.map((session) => session.name));
   for (const name of [...sessions.keys()]) if (!names.has(name)) sessions.delete(name);
   for (const session of told.sessions) {
@@ -49,11 +55,19 @@ function take(told, isEverything) {
     }
     sessions.set(session.name, session);
   }
-  if (!isDrawing) {
-    isDrawing = true;
-    requestAnimationFrame(draw);
-  }
+  askToDraw();
 }
+
+function askToDraw() {
+  if (isDrawing) return;
+  isDrawing = true;
+  requestAnimationFrame(draw);
+}
+
+// What is told of a wait is when it began: while it lasts there may be no news.
+setInterval(() => {
+  if (toldAt !== null && current()?.wait) askToDraw();
+}, 1000);
 
 function extend(curve, points) {
   for (const point of points) {
@@ -82,6 +96,7 @@ function current() {
 
 function draw() {
   isDrawing = false;
+  if (toldAt !== null) now = toldAt.told + (performance.now() - toldAt.clock) / 1000;
   const session = current();
   if (session === undefined) return;
   drawHead(session);
@@ -108,16 +123,40 @@ function drawHead(session) {
   select.value = session.name;
   setText(at("phase"), session.phase);
   at("phase").className = `pill ${session.phase}`;
-  setText(at("reason"), session.reason);
+  drawStanding(session);
+}
+
+// What goes on, in one line: how far it is, or for whom it waits.
+function drawStanding(session) {
+  const isKnown = session.phase === "training" && session.done > 0;
+  const of = session.run_steps === null ? "" : ` of ${format.count(session.run_steps)}`;
+  const reason = session.phase === "gathering" ? session.reason.replace(/(^|; )waiting for .*$/, "") : session.reason;
+  setText(at("reason"), isKnown ? `step ${format.count(session.done)}${of}${left(session)}` : reason);
+  at("wait").hidden = session.wait === null;
+  if (session.wait === null) return;
+  setText(at("wait"), waitText(session.wait));
+  at("wait").title = session.wait.devices.join(", ");
+}
+
+function left(session) {
+  return session.wait === null && session.left_s > 0 ? `, ${format.duration(session.left_s)} left` : "";
+}
+
+function waitText({ devices, more, since }) {
+  const seconds = since === null ? "" : ` ${format.duration(Math.max(0, now - since))}`;
+  const short = format.shorten(devices);
+  const names = devices.map((name) => short.get(name));
+  if (more > 0) names.push(`${format.count(more)} ${names.length > 0 ? "more" : more === 1 ? "device" : "devices"}`);
+  const last = names.pop();
+  return `waits${seconds} for ${names.length > 0 ? `${names.join(", ")} and ` : ""}${last}`;
 }
 
 function drawFigures(session) {
-  setText(at("step"), format.count(session.step));
+  setText(at("step"), session.step === null ? "–" : format.count(session.done));
   const every = session.every > 1 ? `, ${session.every} batches an exchange` : "";
   const form = session.form ? `, moves in ${session.form}` : "";
   const pace = session.batches_per_s > 0 ? format.rate(session.batches_per_s) : lasted(session);
-  const left = session.left_s > 0 ? `${format.duration(session.left_s)} left, ` : "";
-  setText(at("pace"), `${left}${pace.replace(" ", "\u00a0")}${every}${form}`);
+  setText(at("pace"), `${pace.replace(" ", "\u00a0")}${every}${form}`);
   at("pace").title = session.cadence;
   drawProgress(session);
   setText(at("accuracy-of"), session.averages ? "Accuracy (averaged weights)" : "Accuracy");
@@ -146,11 +185,11 @@ function drawProgress(session) {
   if (!isKnown) return;
   at("progress").max = session.run_steps;
   at("progress").value = session.done;
-  setText(at("done"), `${format.count(session.done)} of ${format.count(session.run_steps)} batches`);
+  setText(at("done"), `of ${format.count(session.run_steps)}${left(session)}`);
 }
 
 function lasted(session) {
-  if (session.began_at === null) return "waits for its devices";
+  if (session.began_at === null) return "not begun yet";
   return `after ${format.seconds((session.ended_at ?? now) - session.began_at)}`;
 }
 
@@ -163,6 +202,7 @@ function drawDevices(session) {
       rows.delete(name);
     }
   }
+  const short = format.shorten(session.devices.map((device) => device.device));
   session.devices.forEach((device, index) => {
     let row = rows.get(device.device);
     if (row === undefined) {
@@ -170,7 +210,7 @@ function drawDevices(session) {
       rows.set(device.device, row);
     }
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
-    drawDevice(row, device, session);
+    drawDevice(row, device, short.get(device.device), session);
   });
   at("no-devices").hidden = session.devices.length > 0;
   const hidden = session.members + session.gone - session.devices.length;
@@ -189,7 +229,7 @@ function makeRow() {
   return row;
 }
 
-function drawDevice(row, device, session) {
+function drawDevice(row, device, name, session) {
   const isOver = ["finished", "gone"].includes(device.state);
   row.className = isOver ? "over" : "";
   const set = (index, text, below = "", kind = "") => {
@@ -199,11 +239,15 @@ function drawDevice(row, device, session) {
     small.className = kind;
   };
   const isOld = device.last_error_at !== null && now > device.last_error_at + RECENT_S;
-  set(0, device.device, device.last_error, isOld ? "error old" : "error");
+  set(0, name, device.last_error, isOld ? "error old" : "error");
+  row.children[0].children[0].title = device.device;
+  const isAwaited = device.awaited_since !== null;
+  const silent = device.silent_since === null ? "" : `silent for ${format.duration(now - device.silent_since)}`;
   const asideS = isOver ? 0 : (device.set_aside_until ?? 0) - now;
   const healed = device.healings > 0 ? `healed ${format.count(device.healings)} ×` : "";
-  set(1, device.state, asideS > 0 ? `not waited for: ${format.duration(asideS)}` : healed);
-  row.children[1].children[0].className = `state ${device.state}`;
+  const aside = asideS > 0 ? `not waited for: ${format.duration(asideS)}` : "";
+  set(1, isAwaited && device.state === "active" ? "waited for" : device.state, aside || silent || healed);
+  row.children[1].children[0].className = `state ${isAwaited ? "awaited" : ""} ${device.state}`;
   const missed = {
     late: device.left_out,
     "set aside": device.set_aside,
@@ -211,10 +255,11 @@ function drawDevice(row, device, session) {
     unlike: device.unlike,
   };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
-  set(2, format.count(device.step), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
+  set(2, device.step === null ? "–" : format.count(device.step + 1), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
   set(3, format.number(device.loss));
   const behind = device.lag_steps > 1 ? `${format.count(device.lag_steps)} steps` : format.seconds(device.lag_s);
-  set(4, isOver || device.step === null ? "–" : behind);
+  const awaited = isAwaited ? format.duration(Math.max(0, now - device.awaited_since)) : "";
+  set(4, awaited || (isOver || device.step === null ? "–" : behind));
   set(5, isOver ? "–" : `${format.bytes(device.received_per_s)}/s in`, isOver ? "" : `${format.bytes(device.sent_per_s)}/s out`);
   set(6, `${format.bytes(device.received)} in`, `${format.bytes(device.sent)} out`);
   set(7, session.saved > 0 ? format.bytes(device.saved) : "–");

@@ -1,9 +1,11 @@
 """Rules that look at each element on its own: median and trimmed mean (Yin et al. 2018, arxiv.org/abs/1803.01498)."""
 
 import numpy as np
+from edgenewton.v1.codecs import Float32Array
 
+from coordinator.session.robust.ranks import ranked
 from coordinator.session.robust.rule import Outcome, RobustRule, Stack, tolerated
-from coordinator.session.robust.vectors import Float64Array, by_coordinate
+from coordinator.session.robust.vectors import by_coordinate
 
 
 class CoordinateMedian(RobustRule):
@@ -13,7 +15,9 @@ class CoordinateMedian(RobustRule):
 
     def combine(self, stack: Stack) -> Outcome:
         """Return the medians."""
-        return Outcome(by_coordinate(stack.vectors, lambda block: np.median(block, axis=0)))
+        devices = len(stack.devices)
+        middle = range((devices - 1) // 2, devices // 2 + 1)
+        return Outcome(by_coordinate(stack.vectors, lambda rows: _mean(ranked(rows, middle))))
 
 
 class TrimmedMean(RobustRule):
@@ -33,10 +37,16 @@ class TrimmedMean(RobustRule):
         """Return the trimmed means."""
         devices = len(stack.devices)
         cut = tolerated(devices, self._bad)
+        kept = range(cut, devices - cut)
+        return Outcome(by_coordinate(stack.vectors, lambda rows: _mean(ranked(rows, kept))))
 
-        def trimmed(block: Float64Array) -> Float64Array:
-            block.sort(axis=0)
-            mean: Float64Array = block[cut : devices - cut].mean(axis=0)
-            return mean
 
-        return Outcome(by_coordinate(stack.vectors, trimmed))
+def _mean(rows: list[Float32Array]) -> Float32Array:
+    """Return the mean of rows, summed in float64 in their order."""
+    if len(rows) == 1:
+        return rows[0]
+    total = np.add(rows[0], rows[1], dtype=np.float64)
+    for row in rows[2:]:
+        total += row
+    total /= len(rows)
+    return total.astype(np.float32)

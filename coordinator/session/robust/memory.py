@@ -8,6 +8,8 @@ from edgenewton.v1.codecs import Float32Array
 
 from coordinator.session.robust.vectors import Float64Array, Vector
 
+_BLOCK = 16_384
+"""Elements that are worked on at once."""
 FORGOTTEN_AFTER = 100
 """Steps without a device, after which what was remembered of it goes."""
 
@@ -42,8 +44,7 @@ class RunningMeans:
                 known = self._of[device] = _Remembered([np.zeros(len(piece), np.float32) for piece in vector], 0, 0)
             factor = np.float32((1 - self._decay) * scale)
             for mean, piece in zip(known.pieces, vector, strict=True):
-                mean *= np.float32(self._decay)
-                mean += factor * piece
+                _add_in_blocks(mean, np.float32(self._decay), piece, factor)
             known.steps += 1
             known.last = self._step
         self._of = {device: known for device, known in self._of.items() if known.last > self._step - FORGOTTEN_AFTER}
@@ -55,3 +56,12 @@ class RunningMeans:
     def corrections(self, devices: Sequence[str]) -> Float64Array:
         """Return what the means are to be divided by, `[n]`, since they began with 0: 1 - decay^steps."""
         return np.array([1 - self._decay ** self._of[device].steps for device in devices])
+
+
+def _add_in_blocks(mean: Float32Array, decay: np.float32, piece: Float32Array, factor: np.float32) -> None:
+    """Make a mean `decay` times itself plus `factor` times a piece, in the cache."""
+    addend = np.empty(min(_BLOCK, len(piece)), np.float32)
+    for begin in range(0, len(piece), _BLOCK):
+        part = mean[begin : begin + _BLOCK]
+        part *= decay
+        part += np.multiply(piece[begin : begin + _BLOCK], factor, out=addend[: len(part)])

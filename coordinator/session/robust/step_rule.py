@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from edgenewton.secure_aggregation.contribution_form import Totals
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -34,6 +35,10 @@ class StepOutcome:
     values: dict[SliceKey, Float32Array] = field(default_factory=dict)
     unlike: dict[str, str] = field(default_factory=dict)
     """For each device that was unlike the others, the first thing that was, as a sentence without its subject."""
+    totals: Totals | None = None
+    """With secure aggregation: what all contributions say together beside their slices."""
+    fault: tuple[str, str] | None = None
+    """With secure aggregation: whose fault it is that the sum cannot be unmasked, and why."""
 
 
 class StepRule:

@@ -128,9 +128,13 @@ class GradientExchange:
         """Take the place: see `Exchange.join`."""
         place = self._place
         if self._membership is not None:
-            raise ExchangeError(f"device {place.device!r} has its place in {place.session!r} already", Cause.INVALID)
+            raise ExchangeError(
+                f"device {place.device!r} has its place in {place.session!r} already; for another optimizer "
+                "close this exchange, and connect another one",
+                Cause.INVALID,
+            )
         frozen = replica.frozen_sketch()
-        channels, channel_key = self._open_channels()
+        channels = self._open_channels()
         request = pb.JoinRequest(
             protocol_version=PROTOCOL_VERSION,
             session=place.session,
@@ -145,7 +149,7 @@ class GradientExchange:
             codecs=CODEC_NUMBERS.values(),
             next_step=replica.next_step,
             run_steps=self._run_steps,
-            channel_key=channel_key,
+            channel_key=channels.key,
         )
         round_trip = RoundTrip()
         try:
@@ -195,18 +199,18 @@ class GradientExchange:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
 
-    def _open_channels(self) -> tuple[Channels, pb.ChannelKey]:
+    def _open_channels(self) -> Channels:
         """Return a key for secure aggregation, with the signature of this device's certificate if it has one."""
         place, tls = self._place, self._connection.tls
         if tls is None:
-            channels = Channels(place.session, place.device)
-            return channels, pb.ChannelKey(device=place.device, public=channels.public)
+            return Channels(place.session, place.device)
         try:
             material = tls.read()
             channels = Channels(place.session, place.device, ChannelKeyCheck(material))
-            return channels, signed_channel_key(material, place.session, place.device, channels.public)
+            channels.key = signed_channel_key(material, place.session, channels.key)
         except TlsError as error:
             raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
+        return channels
 
     async def _ask_for_place(self, request: pb.JoinRequest, round_trip: RoundTrip) -> pb.JoinReply:
         """Join; a coordinator that goes down meanwhile has the time of a reconnection to come back."""

@@ -9,13 +9,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import grpc
 from edgenewton.common.backoff import backoff
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.loop_thread import LoopThread
+from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.v1 import TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
 
@@ -93,6 +94,8 @@ class Link:
         self._healed: Healed | None = None
         self._is_healing = False
         self._is_state_wanted = False
+        self._readers: Sequence[pb.ChannelKey] = ()
+        """Of this device's state, with secure aggregation."""
         self._bytes_sent = request.ByteSize()
         self._bytes_received = reply.ByteSize()
         self._outgoing = Outgoing()
@@ -224,6 +227,7 @@ class Link:
 
     async def _leave(self, request: pb.LeaveRequest) -> bool:
         reply: pb.LeaveReply = await self._connection.stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
+        self._readers = tuple(reply.readers)
         return reply.snapshot_wanted
 
     async def _keep_connected(self) -> None:
@@ -355,6 +359,7 @@ class Link:
                 self._changed.notify_all()
             if frame.HasField("snapshot_wanted"):
                 self._is_state_wanted = True
+                self._readers = tuple(frame.snapshot_wanted.readers)
                 self._changed.notify_all()
         if self._masking is not None and (answer := self._masking.answer(frame)) is not None:
             self._answers.append(answer.SerializeToString())
@@ -405,11 +410,14 @@ class Link:
                 log.warning("a snapshot from %s arrived damaged; fetching another", self._connection.address)
                 call.cancel()  # joining again begins anew
                 return
+            data = snapshot.data
+            if self._masking is not None and data:
+                data = self._masking.open_state(snapshot.header, data)
             with self._changed:
                 self._healings = 0
                 self._assembly.rebase(snapshot.step)
-                if snapshot.data or self._healed is None:
-                    self._healed = Healed(snapshot.step, snapshot.data)
+                if data or self._healed is None:
+                    self._healed = Healed(snapshot.step, data)
                 self._is_healing = False
                 self._changed.notify_all()
             self._wake.set()
@@ -423,10 +431,15 @@ class Link:
 
     async def _upload(self, step: int, state: bytes) -> None:
         try:
-            await upload(self._connection.stub, self._metadata, step, state)
+            sealing = None
+            if self._masking is not None:
+                state, sealing = self._masking.seal_state(step, state, self._readers)
+            await upload(self._connection.stub, self._metadata, step, state, sealing)
             self._bytes_sent += len(state)
         except grpc.RpcError as error:
             log.warning("this device's state could not be handed in: %s", describe(error))
+        except SecureAggregationError as error:
+            log.warning("this device's state is not handed in: %s", error)
 
     # ------------------------------------------------------------------ inner workings
 

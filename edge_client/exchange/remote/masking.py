@@ -1,7 +1,7 @@
 """What a device says and hears of its masks: the thread of its stream answers, whatever the device does meanwhile."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from edgenewton.secure_aggregation.contribution_form import ContributionForm, scales_by_slice
@@ -14,6 +14,7 @@ from edgenewton.secure_aggregation.messages import (
     set_from_bytes,
     step_keys_to_proto,
 )
+from edgenewton.secure_aggregation.sealed_state import open_state, seal_state
 from edgenewton.secure_aggregation.shamir import random_secret
 from edgenewton.secure_aggregation.step_keys import channel_secret
 from edgenewton.secure_aggregation.step_masks import StepMasks
@@ -37,14 +38,11 @@ class Channels:
     def __init__(self, session: str, device: str, check: Callable[[str, pb.ChannelKey], None] | None = None) -> None:
         self.session, self.device = session, device
         self._private = random_secret()
+        self.key = pb.ChannelKey(device=device, public=public_key(self._private))
+        """The public one, with a signature if there is a certificate."""
         self._check = check
         self._secrets: dict[str, tuple[bytes, bytes]] = {}
         """For each other device its public key, and the secret in common."""
-
-    @property
-    def public(self) -> bytes:
-        """The public key, 32 bytes."""
-        return public_key(self._private)
 
     def learn(self, key: pb.ChannelKey) -> None:
         """Take another device's key.
@@ -111,6 +109,38 @@ class Masking:
     def is_ready(self, step: int) -> bool:
         """Whether there are masks of a step that were not taken."""
         return self._ready is not None and self._ready.step == step
+
+    def seal_state(
+        self, step: int, state: bytes, readers: Collection[pb.ChannelKey]
+    ) -> tuple[bytes, pb.SnapshotHeader]:
+        """Return this device's state as its readers alone can read it, and what they need for that.
+
+        Raises:
+            SecureAggregationError: nobody vouches for a reader's key.
+
+        """
+        with self._lock:
+            for key in readers:
+                self._channels.learn(key)
+            names = {key.device for key in readers} - {self._channels.device}
+            secrets = {name: self._channels.secret(name) for name in names}
+        sealed, boxes = seal_state(state, self._channels.session, step, self._channels.device, secrets)
+        keys = [pb.SealedKey(device=reader, box=box) for reader, box in boxes.items()]
+        return sealed, pb.SnapshotHeader(donor=self._channels.key, keys=keys)
+
+    def open_state(self, header: pb.SnapshotHeader, sealed: bytes) -> bytes:
+        """Return the state that another device sealed for this one.
+
+        Raises:
+            SecureAggregationError: it did not, or nobody vouches for its key.
+
+        """
+        device, donor = self._channels.device, header.donor.device
+        box = next((key.box for key in header.keys if key.device == device), b"")
+        with self._lock:
+            self._channels.learn(header.donor)
+            secret = self._channels.secret(donor)
+        return open_state(sealed, self._channels.session, header.step, donor, device, secret, box)
 
     def answer(self, frame: pb.Frame) -> pb.Frame | None:
         """Take what the coordinator says of masks; return what is to be answered, if anything.

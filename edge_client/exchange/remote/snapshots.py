@@ -17,9 +17,14 @@ Metadata = tuple[tuple[str, str], ...]
 class Snapshot:
     """A state that came; without data this device's own state is that of the session."""
 
-    step: int
+    header: pb.SnapshotHeader
     data: bytes
     is_intact: bool
+
+    @property
+    def step(self) -> int:
+        """The first step to take from it."""
+        return self.header.step
 
 
 async def download(stub: Any, metadata: Metadata, timeout_s: float) -> Snapshot:
@@ -36,11 +41,13 @@ async def download(stub: Any, metadata: Metadata, timeout_s: float) -> Snapshot:
             header = chunk.header
         data += chunk.data
     is_intact = not header.size or hashlib.sha256(data).digest() == header.sha256
-    return Snapshot(header.step, bytes(data), is_intact)
+    return Snapshot(header, bytes(data), is_intact)
 
 
-async def upload(stub: Any, metadata: Metadata, step: int, state: bytes) -> None:
-    """Hand a state in.
+async def upload(
+    stub: Any, metadata: Metadata, step: int, state: bytes, sealing: pb.SnapshotHeader | None = None
+) -> None:
+    """Hand a state in; `sealing` has what its readers need if it is sealed.
 
     Raises:
         grpc.RpcError: the coordinator is gone, or does not take it.
@@ -48,9 +55,10 @@ async def upload(stub: Any, metadata: Metadata, step: int, state: bytes) -> None
     """
 
     async def chunks() -> AsyncIterator[pb.SnapshotChunk]:
-        yield pb.SnapshotChunk(
-            header=pb.SnapshotHeader(step=step, size=len(state), sha256=hashlib.sha256(state).digest())
-        )
+        header = pb.SnapshotHeader(step=step, size=len(state), sha256=hashlib.sha256(state).digest())
+        if sealing is not None:
+            header.MergeFrom(sealing)
+        yield pb.SnapshotChunk(header=header)
         for begin in range(0, len(state), _CHUNK_BYTES):
             yield pb.SnapshotChunk(data=state[begin : begin + _CHUNK_BYTES])
 

@@ -1,8 +1,7 @@
 """The Open Inference Protocol v2 over gRPC, as `inference.GRPCInferenceService`; it only translates."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from edge_client.inference import errors
 from edge_client.inference.server.datatypes import check_elements, from_binary, from_values, to_binary
+from edge_client.inference.server.parameters import check_schedule, unknown_parameter
 from edge_client.inference.server.protocol import (
     Data,
     InferRequest,
@@ -23,6 +23,7 @@ from edge_client.inference.server.protocol import (
     RequestedOutput,
 )
 from edge_client.inference.server.service import InferenceService
+from edge_client.inference.server.shared_timeout import SharedTimeout
 from edge_client.inference.server.sizes import message_bytes
 from edge_client.tasks import SampleError, TaskError
 
@@ -32,7 +33,7 @@ SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_
 
 _RECEIVE_S = 20.0
 """Seconds that a request's message may take to come."""
-_LONGEST_ERROR = 1000
+LONGEST_ERROR = 1000
 """Characters; gRPC sends the sentence among a request's metadata, which have a limit."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,10 +43,13 @@ _CODES = {
     errors.BadRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.TooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnknownModelError: grpc.StatusCode.NOT_FOUND,
+    errors.NotAllowedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
+
+_REQUEST_PARAMETERS = ("timeout", "priority", "sequence_id", "sequence_start", "sequence_end")
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -69,6 +73,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, service: InferenceService) -> None:
         self._service = service
+        self._receiving = SharedTimeout(_RECEIVE_S)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -91,7 +96,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             model = self._service.model_metadata(request.name, request.version)
         except errors.RequestError as error:
-            await _abort(context, error)
+            await abort(context, error)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=model.name,
@@ -102,22 +107,23 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(  # type: ignore[override]  # see `add_to_server`
-        self, messages: AsyncIterator[bytes], context: Context
+        self, messages: object, context: Context
     ) -> bytes:
         """Answer a request.
 
         To the client it is a call with one message. It is read here, as bytes: so that there is a time limit, and that
-        memory is counted before anything is made of it.
+        memory is counted before anything is made of it. It is read from the context, since an iterator that is left
+        before its end is a task more for the event loop.
         """
         service = self._service
         try:
             with service.metrics.request("grpc"), service.memory.request(client_of_peer(context.peer())) as memory:
-                content = await _receive(messages)
+                content = await self._receive(context)
                 memory.take(len(content), "the request")
 
                 def read() -> tuple[InferRequest, bool]:
                     memory.take(message_bytes(content), "the request, whose tensors may come as raw_input_contents,")
-                    message = _parse(content)
+                    message = parse(content)
                     return read_request(message), bool(message.raw_input_contents)
 
                 request, is_raw = await service.aside(len(content), read)
@@ -126,38 +132,47 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                     response.text_bytes, lambda: write_response(response, is_raw=is_raw).SerializeToString()
                 )
         except (SampleError, TaskError, errors.RequestError) as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception as error:
             log.exception("a request failed")
-            await _abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
+            await abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
+
+    async def _receive(self, context: Context) -> bytes:
+        """Return the message of a call."""
+        try:
+            with self._receiving.limit():
+                message = await context.read()
+        except TimeoutError:
+            raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
+        if not isinstance(message, bytes):
+            raise errors.BadRequestError("the request has no message")
+        return message
 
 
-def add_to_server(servicer: InferenceServicer, server: grpc.aio.Server) -> None:
-    """Let a server answer the protocol's calls."""
+def add_to_server(
+    servicer: InferenceServicer, server: grpc.aio.Server, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+) -> None:
+    """Let a server answer the protocol's calls, and those of the extensions."""
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    handlers = {"ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.ModelInfer)}
+    handlers = {"ModelInfer": grpc.stream_unary_rpc_method_handler(servicer.ModelInfer), **more}
     # It takes the place of the one that was added above; grpc-stubs lack the method, which the generated code calls.
     server.add_registered_method_handlers(SERVICE_NAME, handlers)  # type: ignore[attr-defined]
 
 
-async def _receive(messages: AsyncIterator[bytes]) -> bytes:
-    try:
-        async with asyncio.timeout(_RECEIVE_S):
-            return await anext(messages)
-    except StopAsyncIteration:
-        raise errors.BadRequestError("the request has no message") from None
-    except TimeoutError:
-        raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
+def parse(content: bytes) -> pb.ModelInferRequest:
+    """Return a message.
 
+    Raises:
+        BadRequestError: it is another one.
 
-def _parse(content: bytes) -> pb.ModelInferRequest:
+    """
     try:
         return pb.ModelInferRequest.FromString(content)
     except DecodeError:
         raise errors.BadRequestError("the message is not one of the Open Inference Protocol") from None
 
 
-async def _abort(context: Context, error: SampleError | TaskError | errors.RequestError) -> NoReturn:
+async def abort(context: Context, error: SampleError | TaskError | errors.RequestError) -> NoReturn:
     """Answer an error with its status code and its sentence."""
     if isinstance(error, SampleError):
         code = grpc.StatusCode.INVALID_ARGUMENT
@@ -165,7 +180,7 @@ async def _abort(context: Context, error: SampleError | TaskError | errors.Reque
         code = grpc.StatusCode.INTERNAL
     else:
         code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
-    await context.abort(code, str(error)[:_LONGEST_ERROR])
+    await context.abort(code, str(error)[:LONGEST_ERROR])
     raise AssertionError("abort does not return")
 
 
@@ -181,13 +196,13 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
         raise errors.BadRequestError(f"the request has {len(message.inputs)} inputs and {len(raws)} raw contents")
     inputs = []
     for place, tensor in enumerate(message.inputs):
+        if tensor.parameters:
+            raise unknown_parameter(min(tensor.parameters), ())
         shape = tuple(tensor.shape)
         data = from_binary(tensor.name, tensor.datatype, shape, raws[place]) if raws else _read_contents(tensor, shape)
         inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data))
-    outputs = tuple(
-        RequestedOutput(output.name, _integer(output.parameters, "classification") or 0) for output in message.outputs
-    )
-    timeout_us = _integer(message.parameters, "timeout")
+    outputs = tuple(RequestedOutput(output.name, _class_count(output.parameters)) for output in message.outputs)
+    timeout_us = _timeout_us(message.parameters) if message.parameters else None
     return InferRequest(
         model=message.model_name,
         version=message.model_version,
@@ -227,6 +242,41 @@ def _read_contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[i
 
 def _values(output: OutputTensor) -> list[object]:
     return list(output.data) if isinstance(output.data, list) else output.data.ravel().tolist()
+
+
+def _class_count(parameters: Parameters) -> int:
+    for name in parameters:
+        if name != "classification":
+            raise unknown_parameter(name, ("classification",))
+    return _integer(parameters, "classification") or 0
+
+
+def _timeout_us(parameters: Parameters) -> int | None:
+    """Return the deadline among a request's parameters, in microseconds, once the others are checked."""
+    for name in parameters:
+        if name not in _REQUEST_PARAMETERS:
+            raise unknown_parameter(name, _REQUEST_PARAMETERS)
+    check_schedule(
+        priority=_integer(parameters, "priority") or 0,
+        sequence_id=_sequence_id(parameters),
+        sequence_start=_flag(parameters, "sequence_start"),
+        sequence_end=_flag(parameters, "sequence_end"),
+    )
+    return _integer(parameters, "timeout")
+
+
+def _sequence_id(parameters: Parameters) -> int | str:
+    if "sequence_id" in parameters and parameters["sequence_id"].WhichOneof("parameter_choice") == "string_param":
+        return parameters["sequence_id"].string_param
+    return _integer(parameters, "sequence_id") or 0
+
+
+def _flag(parameters: Parameters, name: str) -> bool:
+    if name not in parameters:
+        return False
+    if parameters[name].WhichOneof("parameter_choice") != "bool_param":
+        raise errors.BadRequestError(f"parameter {name!r} must be true or false")
+    return parameters[name].bool_param
 
 
 def _integer(parameters: Parameters, name: str) -> int | None:

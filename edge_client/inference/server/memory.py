@@ -6,8 +6,8 @@ them, bytes of an answer.
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from edgenewton.common.clients import client_of
 
@@ -36,14 +36,9 @@ class MemoryBudget:
         """Bytes that are counted now."""
         return self._taken
 
-    @contextmanager
-    def request(self, address: str) -> Iterator["RequestMemory"]:
-        """Count what a request from an address takes inside, and no longer."""
-        memory = RequestMemory(self, client_of(address))
-        try:
-            yield memory
-        finally:
-            self._give_back(memory)
+    def request(self, address: str) -> "RequestMemory":
+        """Return what counts what a request from an address takes inside `with`, and no longer."""
+        return RequestMemory(self, client_of(address))
 
     def take(self, memory: "RequestMemory", size: int, what: str) -> None:
         """Count more bytes of a request; see `RequestMemory.take`."""
@@ -59,7 +54,8 @@ class MemoryBudget:
             self._of_client[memory.client] += size
             memory.taken += size
 
-    def _give_back(self, memory: "RequestMemory") -> None:
+    def give_back(self, memory: "RequestMemory") -> None:
+        """Count what a request took no longer."""
         with self._lock:
             self._taken -= memory.taken
             self._of_client[memory.client] -= memory.taken
@@ -71,10 +67,20 @@ class MemoryBudget:
 class RequestMemory:
     """What one request takes."""
 
+    __slots__ = ("_budget", "client", "taken")
+
     def __init__(self, budget: MemoryBudget, client: str) -> None:
         self._budget = budget
         self.client = client
         self.taken = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._budget.give_back(self)
 
     def take(self, size: int, what: str) -> None:
         """Count more bytes, before they are taken.

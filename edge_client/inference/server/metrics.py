@@ -1,14 +1,13 @@
 """Metrics of recognition, for Prometheus."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from edge_client.inference.batcher import BatchReport
-from edge_client.inference.errors import NotFiniteError, RequestError
-from edge_client.tasks import SampleError
+from edge_client.inference.errors import NotFiniteError
+from edge_client.tasks.errors import SampleError
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -61,24 +60,15 @@ class Metrics:
         self._step.set(step)
         self._swaps.inc()
 
-    @contextmanager
-    def request(self, api: str) -> Iterator[None]:
-        """Count and time the request that is answered inside."""
-        began = time.perf_counter()
-        outcome = "failed"
-        try:
-            yield
-            outcome = "answered"
-        except SampleError as error:
-            outcome = "not_finite" if isinstance(error, NotFiniteError) else "bad_request"
-            raise
-        except RequestError as error:
-            outcome = _OUTCOMES.get(type(error).__name__, "failed")
-            raise
-        finally:
-            counter, histogram = self._request_metrics(api, outcome)
-            counter.inc()
-            histogram.observe(time.perf_counter() - began)
+    def request(self, api: str) -> "TimedRequest":
+        """Return what counts and times the request that is answered inside `with`."""
+        return TimedRequest(self, api)
+
+    def observe_request(self, api: str, outcome: str, seconds: float) -> None:
+        """Count a request."""
+        counter, histogram = self._request_metrics(api, outcome)
+        counter.inc()
+        histogram.observe(seconds)
 
     def to_text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -90,6 +80,33 @@ class Metrics:
             found = self._requests.labels(api, outcome), self._request_seconds.labels(api)
             self._known[api, outcome] = found
         return found
+
+
+class TimedRequest:
+    """A request that is being answered; see `Metrics.request`."""
+
+    __slots__ = ("_api", "_began", "_metrics")
+
+    def __init__(self, metrics: Metrics, api: str) -> None:
+        self._metrics = metrics
+        self._api = api
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        outcome = "answered" if kind is None else _outcome(error)
+        self._metrics.observe_request(self._api, outcome, time.perf_counter() - self._began)
+
+
+def _outcome(error: BaseException | None) -> str:
+    if isinstance(error, NotFiniteError):
+        return "not_finite"
+    if isinstance(error, SampleError):
+        return "bad_request"
+    return _OUTCOMES.get(type(error).__name__, "failed")
 
 
 _OUTCOMES = {

@@ -86,7 +86,16 @@ class ServerMetadata:
 
     name: str
     version: str
-    extensions: tuple[str, ...] = ("classification", "binary_tensor_data")
+    extensions: tuple[str, ...] = (
+        "classification",
+        "binary_tensor_data",
+        "model_repository",
+        "model_repository(unload_dependents)",
+        "model_configuration",
+        "statistics",
+        "parameters",
+    )
+    """By Triton's names."""
 
 
 def text_elements(array: "NDArray[np.str_] | list[str]") -> list[bytes]:

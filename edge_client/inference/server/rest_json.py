@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from edge_client.inference.errors import BadRequestError
 from edge_client.inference.server.datatypes import check_elements, from_binary, from_values, to_binary
 from edge_client.inference.server.memory import RequestMemory
+from edge_client.inference.server.parameters import check_schedule, unknown_parameter
 from edge_client.inference.server.protocol import (
     Data,
     InferRequest,
@@ -37,7 +38,7 @@ Name = Annotated[str, Field(max_length=256)]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
 
 
 class TensorParameters(_Message):
@@ -83,6 +84,12 @@ class RequestParameters(_Message):
     """Whether outputs come as bytes behind the JSON, unless they say otherwise."""
     timeout: Count | None = None
     """Microseconds that the answer may take."""
+    priority: Count = 0
+    """0: requests are answered in the order in which they come."""
+    sequence_id: Count | Name = 0
+    """0, or an empty text: every request stands for itself."""
+    sequence_start: StrictBool = False
+    sequence_end: StrictBool = False
 
 
 class RequestMessage(_Message):
@@ -91,6 +98,9 @@ class RequestMessage(_Message):
     inputs: Annotated[list[InputMessage], Field(max_length=8)]
     outputs: Annotated[list[OutputMessage], Field(max_length=8)] = []
     id: Name = ""
+    model_name: Name | None = None
+    """That of the address, if it is given; so is the next one."""
+    model_version: Name | None = None
     parameters: RequestParameters = Field(default_factory=RequestParameters)
 
 
@@ -135,9 +145,19 @@ def read_request(
     try:
         message = RequestMessage.model_validate(from_json(body[:length]))
     except ValidationError as error:
-        raise BadRequestError("; ".join(map(_describe, error.errors()))) from None
+        raise BadRequestError("; ".join(map(describe, error.errors()[:8]))) from None
     except ValueError:
         raise BadRequestError("the body is not JSON of the Open Inference Protocol") from None
+    given = message.parameters
+    check_schedule(
+        priority=given.priority,
+        sequence_id=given.sequence_id,
+        sequence_start=given.sequence_start,
+        sequence_end=given.sequence_end,
+    )
+    for named, addressed in ((message.model_name, model), (message.model_version, version)):
+        if named and addressed and named != addressed:
+            raise BadRequestError(f"the body is for {named!r}, and the address for {addressed!r}")
     binary, inputs = memoryview(body)[length:], []
     for tensor in message.inputs:
         size = tensor.parameters.binary_data_size
@@ -152,10 +172,10 @@ def read_request(
         inputs.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     if len(binary):
         raise BadRequestError(f"{len(binary)} bytes of binary data belong to no input")
-    timeout = message.parameters.timeout
+    timeout = given.timeout
     request = InferRequest(
         model=model,
-        version=version,
+        version=version or message.model_version or "",
         inputs=tuple(inputs),
         outputs=tuple(RequestedOutput(output.name, output.parameters.classification) for output in message.outputs),
         id=message.id,
@@ -166,7 +186,7 @@ def read_request(
         for output in message.outputs
         if output.parameters.binary_data is not None
     }
-    return ParsedRequest(request, binary_outputs, message.parameters.binary_data_output)
+    return ParsedRequest(request, binary_outputs, given.binary_data_output)
 
 
 def write_response(response: InferResponse, parsed: ParsedRequest) -> tuple[bytes, int | None]:
@@ -217,5 +237,21 @@ def _values(output: OutputTensor) -> list[Any]:
     return values
 
 
-def _describe(problem: Any) -> str:
-    return f"{'.'.join(map(str, problem['loc'])) or 'the body'}: {problem['msg']}"
+def describe(problem: Any) -> str:
+    """Return what pydantic says of a message as one sentence."""
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] != "extra_forbidden":
+        return f"{place[:200] or 'the body'}: {problem['msg']}"
+    *above, name = map(str, problem["loc"])
+    if "parameters" in above:
+        of = f"{'.'.join(above[:-1])}: " if above[:-1] else ""
+        return f"{of}{unknown_parameter(name, _KNOWN.get(above[0], ()))}"
+    return f"{place[:200]}: it is no part of a request; leave it out"
+
+
+_KNOWN = {
+    "parameters": tuple(RequestParameters.model_fields),
+    "inputs": tuple(TensorParameters.model_fields),
+    "outputs": tuple(OutputParameters.model_fields),
+}
+"""Parameters of a request, by the place where they are."""

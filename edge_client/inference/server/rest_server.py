@@ -1,11 +1,10 @@
 """The Open Inference Protocol v2 over REST, `POST /recognize`, metrics, and the page that documents them."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from http import HTTPStatus
 from importlib import metadata
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,16 +16,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from edge_client.inference import errors
-from edge_client.inference.server.memory import RequestMemory
+from edge_client.inference.server.disconnection import Watch
+from edge_client.inference.server.model_control import ModelControl
+from edge_client.inference.server.rest_body import answer_of, client_of, read_body
 from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMessage, read_request, write_response
+from edge_client.inference.server.rest_models import models_router
+from edge_client.inference.server.rest_v1 import v1_router
 from edge_client.inference.server.service import InferenceService
-from edge_client.tasks import SampleError, TaskError
-
-T = TypeVar("T")
+from edge_client.tasks.errors import SampleError, TaskError
 
 _STATUS = {
     errors.BadRequestError: HTTPStatus.BAD_REQUEST,
     errors.UnknownModelError: HTTPStatus.NOT_FOUND,
+    errors.NotAllowedError: HTTPStatus.FORBIDDEN,
     errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.OverloadedError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.DeadlineError: HTTPStatus.GATEWAY_TIMEOUT,
@@ -41,8 +43,6 @@ _HEADERS = {
 _CLIENT_CLOSED_REQUEST = 499
 """nginx' status, which nobody reads."""
 _LONGEST_ERROR = 1000
-_MOST_DIGITS = 18
-_PATIENCE_S = 0.05
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
 _FILE_BODY = {
@@ -83,8 +83,14 @@ class PlainRoute(APIRoute):
         return endpoint
 
 
-def make_app(service: InferenceService) -> FastAPI:
-    """Return the application of a service."""
+def make_app(service: InferenceService, control: ModelControl | None = None) -> FastAPI:
+    """Return the application of a service.
+
+    Args:
+        service: answers.
+        control: loads and unloads models; by default it loads none.
+
+    """
     app = FastAPIOffline(
         title="EdgeNewton recognition",
         description="Recognises samples with the model that this device trains.",
@@ -93,6 +99,8 @@ def make_app(service: InferenceService) -> FastAPI:
     # The last is for whatever nobody expected, which is logged as well, with where it came from.
     for kind in (SampleError, TaskError, errors.RequestError, ClientDisconnect, HTTPException, Exception):
         app.add_exception_handler(kind, _explain)
+    app.include_router(models_router(service, control or ModelControl(service)))
+    app.include_router(v1_router(service))
     _add_health(app, service)
     _add_metadata(app, service)
     _add_inference(app, service)
@@ -133,16 +141,17 @@ def _add_metadata(app: FastAPI, service: InferenceService) -> None:
 def _add_inference(app: FastAPI, service: InferenceService) -> None:
     async def infer(request: Request) -> Response:
         model, version = request.path_params["model"], request.path_params.get("version", "")
-        with service.metrics.request("rest"), service.memory.request(_client(request)) as memory:
-            body = await _read_body(request, service.limits.max_request_bytes, memory)
+        with service.metrics.request("rest"), service.memory.request(client_of(request)) as memory:
+            body = await read_body(request, service, memory)
             json_length = request.headers.get(JSON_LENGTH_HEADER)
             parsed = await service.aside(len(body), lambda: read_request(model, version, body, json_length, memory))
-            response = await _unless_disconnected(request, service.infer(parsed.request, memory))
+            with Watch(request):
+                response = await service.infer(parsed.request, memory)
             content, length = await service.aside(response.text_bytes, lambda: write_response(response, parsed))
         if length is None:
-            return Response(content, media_type="application/json")
+            return await answer_of(request, service, content, "application/json", {})
         headers = {JSON_LENGTH_HEADER: str(length)}
-        return Response(content, headers=headers, media_type="application/octet-stream")
+        return await answer_of(request, service, content, "application/octet-stream", headers)
 
     for path, names in ((_MODEL, ("model",)), (_VERSION, ("model", "version"))):
         parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
@@ -162,13 +171,14 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
         top: Annotated[int | None, Query(ge=1, description="How many labels to tell; all unless given.")] = None,
         timeout_s: Annotated[float | None, Query(gt=0, description="Seconds that the answer may take.")] = None,
     ) -> Recognition:
-        with service.metrics.request("recognize"), service.memory.request(_client(request)) as memory:
+        with service.metrics.request("recognize"), service.memory.request(client_of(request)) as memory:
             if request.headers.get("Content-Type", "").startswith("multipart/"):
                 raise errors.BadRequestError(
                     "the body is a form; send the file itself, as `curl --data-binary @FILE` does"
                 )
-            body = await _read_body(request, service.limits.max_request_bytes, memory)
-            prediction, serving = await _unless_disconnected(request, service.recognize(body, timeout_s))
+            body = await read_body(request, service, memory)
+            with Watch(request):
+                prediction, serving = await service.recognize(body, timeout_s)
         best = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         info = serving.recognizer.info
         return Recognition(
@@ -180,57 +190,6 @@ def _add_inference(app: FastAPI, service: InferenceService) -> None:
             step=info.step,
             digest=info.digest,
         )
-
-
-def _client(request: Request) -> str:
-    """Return the address that a request comes from; empty in tests without a network."""
-    return request.client.host if request.client is not None else ""
-
-
-async def _read_body(request: Request, limit: int, memory: RequestMemory) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        TooLargeError: it is larger than the limit; no more than that is read.
-        OverloadedError: other requests take too much memory.
-
-    """
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise errors.BadRequestError("the body is compressed; send it as it is")
-    length = request.headers.get("Content-Length", "0")
-    if not length.isdecimal() or len(length) > _MOST_DIGITS or int(length) > limit:
-        raise errors.TooLargeError(f"the body has {length[:40]} bytes; {limit} are the limit")
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit:
-            raise errors.TooLargeError(f"the body has more than {limit} bytes, which are the limit")
-        memory.take(2 * len(chunk), "the request's body")  # as it comes, and as a whole
-        body += chunk
-    return bytes(body)
-
-
-async def _unless_disconnected(request: Request, answer: Awaitable[T]) -> T:
-    """Wait for an answer; give it up when the client goes away."""
-    waiting = asyncio.ensure_future(answer)
-    gone: asyncio.Task[None] | None = None
-    try:
-        # Most answers come before it would be worth the while to look after the client.
-        await asyncio.wait((waiting,), timeout=_PATIENCE_S)
-        if not waiting.done():
-            gone = asyncio.create_task(_disconnected(request.receive))
-            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnect
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        if gone is not None:
-            gone.cancel()
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _explain(_: Request, error: Exception) -> Response:

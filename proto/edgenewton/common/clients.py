@@ -1,8 +1,13 @@
 """Who a client is, where limits count per client: its address."""
 
 import ipaddress
+from functools import lru_cache
+
+_REMEMBERED = 4096
+"""Addresses whose client is not worked out anew."""
 
 
+@lru_cache(_REMEMBERED)
 def client_of(address: str) -> str:
     """Return what all addresses of one client have in common: an IPv4 address, or an IPv6 network of 64 bits.
 

@@ -26,6 +26,7 @@ RECORD_APPLICATION = 0x45444E57
 _NAMES: dict[str, str] = {
     Kind.DEVICE_STATE: "a device's state",
     Kind.MODEL: "a model",
+    Kind.EXECUTORCH_MODEL: "a model for ExecuTorch",
     Kind.MODEL_MANIFEST: "the manifest of a version in a model store",
     Kind.SERVING_VERSION: "a model store's note of the version that serves",
     Kind.ROUND_WEIGHTS: "the weights of a round of a Flower run",

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from edgenewton.common.suggestions import suggestion
+
 
 class OptionError(ValueError):
     """An option has an impossible value; the text names it."""
@@ -50,7 +52,7 @@ def check_choice(name: str, value: str, known: Collection[str]) -> None:
 
     """
     if value not in known:
-        raise OptionError(name, value, f"known are {', '.join(known)}")
+        raise OptionError(name, value, f"known are {', '.join(known)}{suggestion(value, known)}")
 
 
 def flatten(**options: object) -> dict[str, object]:

@@ -87,14 +87,14 @@ def progress_text(done: int, run_steps: int | None, per_s: float | None, best: B
     """Return how far a run is.
 
     Args:
-        done: batches of each device.
-        run_steps: batches of the whole run; None if that is not known.
+        done: steps of each device, of a batch each.
+        run_steps: steps of the whole run; None if that is not known.
         per_s: batches per second; None if that is not known.
         best: the best accuracy; None if there is none.
 
     """
     left_s = seconds_left(done, run_steps, per_s)
-    parts = [f"{done:,} batches" if run_steps is None else f"{done:,} of {run_steps:,} batches"]
+    parts = [f"step {done:,}" if run_steps is None else f"step {done:,} of {run_steps:,}"]
     if left_s:
         parts.append(f"{duration_text(left_s)} left")
     if per_s:

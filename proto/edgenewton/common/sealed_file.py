@@ -6,9 +6,9 @@ the digest's own place:
     edgenewton-seal:KIND:sha256:64-HEXADECIMAL-DIGITS:edgenewton-sealed
 
 It stands where the format has room: in the comment of a zip archive (what torch saves), in the metadata of safetensors,
-as the last key of a JSON object, in a line after the last block of PEM. A file without either end of a seal was not
-sealed: an earlier release wrote it, or another program. One that has only one of them is damaged; so a flipped bit
-anywhere in the file, the seal included, is noticed. A seal tells damage, not forgery.
+as the last key of a JSON object, in a line after the last block of PEM, behind an ExecuTorch program. A file without
+either end of a seal was not sealed: an earlier release wrote it, or another program. One that has only one of them is
+damaged; so a flipped bit anywhere in the file, the seal included, is noticed. A seal tells damage, not forgery.
 """
 
 import errno
@@ -47,6 +47,7 @@ class Kind(StrEnum):
 
     DEVICE_STATE = "device-state"
     MODEL = "model"
+    EXECUTORCH_MODEL = "executorch-model"
     MODEL_MANIFEST = "model-manifest"
     SERVING_VERSION = "serving-version"
     ROUND_WEIGHTS = "round-weights"
@@ -96,6 +97,11 @@ def seal_json(content: Mapping[str, Any], kind: Kind, indent: int | None = None)
 def seal_pem(data: bytes, kind: Kind) -> bytes:
     """Return PEM blocks with a seal in a line behind them, which readers of PEM pass over."""
     return fill(data + f"# {blank_seal(kind)}\n".encode())
+
+
+def seal_behind(data: bytes, kind: Kind) -> bytes:
+    """Return a file of a format whose readers pass over what stands behind it, with a seal there."""
+    return fill(data + blank_seal(kind).encode())
 
 
 # ---------------------------------------------------------------------- checking

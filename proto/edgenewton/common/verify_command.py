@@ -1,17 +1,15 @@
 """The subcommand `verify` of both commands."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from edgenewton.common.console import out
+from edgenewton.common.console import out, print_json
 from edgenewton.common.file_report import Other, Verdict, report_on
 
 Files = Annotated[list[Path], typer.Argument(help="Files that this software wrote, on a device or a coordinator.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON object for each file, one a line.")]
 
 _CODES = {Verdict.WHOLE: 0, Verdict.DAMAGED: 1, Verdict.UNREADABLE: 1, Verdict.NO_DIGEST: 3}
 
@@ -23,7 +21,7 @@ def verify_files(files: list[Path], *, as_json: bool, others: Other | None = Non
         found = report_on(path, others)
         verdicts.add(found.verdict)
         if as_json:
-            typer.echo(json.dumps({**asdict(found), "path": str(found.path)}))
+            print_json(asdict(found), is_line=True)
         else:
             out.print(str(found))
     codes = {_CODES[verdict] for verdict in verdicts}

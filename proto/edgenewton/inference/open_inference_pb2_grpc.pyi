@@ -4,7 +4,9 @@ isort:skip_file
 The Open Inference Protocol, version 2: how KServe, Triton and their clients ask a model.
 
 Source: https://github.com/kserve/open-inference-protocol (specification/protocol/open_inference_grpc.proto).
-Package, service, names and numbers are those of the protocol; nothing is added.
+What follows ModelInfer are extensions by NVIDIA's Triton
+(https://github.com/triton-inference-server/server/tree/main/docs/protocol), of which a model's configuration has only
+the fields that this server fills. Package, service, names and numbers are theirs; nothing is added.
 """
 
 import abc
@@ -125,7 +127,103 @@ _GRPCInferenceServiceModelInferType = typing_extensions.TypeVar(
     ],
 )
 
-class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType]):
+_GRPCInferenceServiceModelStreamInferType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceModelStreamInferType',
+    grpc.StreamStreamMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelInferRequest,
+        edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelInferRequest,
+        edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelInferRequest,
+        edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+    ],
+)
+
+_GRPCInferenceServiceModelConfigType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceModelConfigType',
+    grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+        edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+        edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+        edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+    ],
+)
+
+_GRPCInferenceServiceModelStatisticsType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceModelStatisticsType',
+    grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+        edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+        edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+        edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+    ],
+)
+
+_GRPCInferenceServiceRepositoryIndexType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryIndexType',
+    grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+    ],
+)
+
+_GRPCInferenceServiceRepositoryModelLoadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelLoadType',
+    grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+)
+
+_GRPCInferenceServiceRepositoryModelUnloadType = typing_extensions.TypeVar(
+    '_GRPCInferenceServiceRepositoryModelUnloadType',
+    grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
+    ],
+)
+
+class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceModelStreamInferType, _GRPCInferenceServiceModelConfigType, _GRPCInferenceServiceModelStatisticsType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType]):
     @typing.overload
     def __init__(self: GRPCInferenceServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -151,6 +249,30 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
         grpc.UnaryUnaryMultiCallable[
             edgenewton.inference.open_inference_pb2.ModelInferRequest,
             edgenewton.inference.open_inference_pb2.ModelInferResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelInferRequest,
+            edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+            edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+            edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -180,6 +302,30 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
             edgenewton.inference.open_inference_pb2.ModelInferRequest,
             edgenewton.inference.open_inference_pb2.ModelInferResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelInferRequest,
+            edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+            edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+            edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+            edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     ServerLive: _GRPCInferenceServiceServerLiveType
@@ -198,6 +344,21 @@ class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveTyp
 
     ModelInfer: _GRPCInferenceServiceModelInferType
     """Runs a model on a batch."""
+
+    ModelStreamInfer: _GRPCInferenceServiceModelStreamInferType
+    """Runs a model on one batch after another; the answers come in the order of the requests."""
+
+    ModelConfig: _GRPCInferenceServiceModelConfigType
+
+    ModelStatistics: _GRPCInferenceServiceModelStatisticsType
+
+    RepositoryIndex: _GRPCInferenceServiceRepositoryIndexType
+    """Which models there are, loaded or not."""
+
+    RepositoryModelLoad: _GRPCInferenceServiceRepositoryModelLoadType
+    """Loads a model of the repository, or its newest version in place of the one that serves."""
+
+    RepositoryModelUnload: _GRPCInferenceServiceRepositoryModelUnloadType
 
 GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -223,6 +384,30 @@ GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServic
     grpc.aio.UnaryUnaryMultiCallable[
         edgenewton.inference.open_inference_pb2.ModelInferRequest,
         edgenewton.inference.open_inference_pb2.ModelInferResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelInferRequest,
+        edgenewton.inference.open_inference_pb2.ModelStreamInferResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+        edgenewton.inference.open_inference_pb2.ModelConfigResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+        edgenewton.inference.open_inference_pb2.ModelStatisticsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryIndexResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse,
     ],
 ]
 
@@ -273,5 +458,50 @@ class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[edgenewton.inference.open_inference_pb2.ModelInferResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.ModelInferResponse]]:
         """Runs a model on a batch."""
+
+    @abc.abstractmethod
+    def ModelStreamInfer(
+        self,
+        request_iterator: _MaybeAsyncIterator[edgenewton.inference.open_inference_pb2.ModelInferRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[edgenewton.inference.open_inference_pb2.ModelStreamInferResponse], collections.abc.AsyncIterator[edgenewton.inference.open_inference_pb2.ModelStreamInferResponse]]:
+        """Runs a model on one batch after another; the answers come in the order of the requests."""
+
+    @abc.abstractmethod
+    def ModelConfig(
+        self,
+        request: edgenewton.inference.open_inference_pb2.ModelConfigRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[edgenewton.inference.open_inference_pb2.ModelConfigResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.ModelConfigResponse]]: ...
+
+    @abc.abstractmethod
+    def ModelStatistics(
+        self,
+        request: edgenewton.inference.open_inference_pb2.ModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[edgenewton.inference.open_inference_pb2.ModelStatisticsResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.ModelStatisticsResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryIndex(
+        self,
+        request: edgenewton.inference.open_inference_pb2.RepositoryIndexRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[edgenewton.inference.open_inference_pb2.RepositoryIndexResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.RepositoryIndexResponse]]:
+        """Which models there are, loaded or not."""
+
+    @abc.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: edgenewton.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.RepositoryModelLoadResponse]]:
+        """Loads a model of the repository, or its newest version in place of the one that serves."""
+
+    @abc.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: edgenewton.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse, collections.abc.Awaitable[edgenewton.inference.open_inference_pb2.RepositoryModelUnloadResponse]]: ...
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

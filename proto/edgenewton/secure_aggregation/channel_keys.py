@@ -20,14 +20,13 @@ MAX_CERTIFICATES = 4
 _PSS = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH)
 
 
-def signed_channel_key(material: TlsMaterial, session: str, device: str, public: bytes) -> pb.ChannelKey:
+def signed_channel_key(material: TlsMaterial, session: str, key: pb.ChannelKey) -> pb.ChannelKey:
     """Return a device's channel key with its certificates and a signature.
 
     Args:
         material: the device's certificate and key.
         session: the session that the key is for.
-        device: its name.
-        public: its X25519 key, 32 bytes.
+        key: the key.
 
     Raises:
         TlsError: keys of this kind cannot sign here.
@@ -35,10 +34,10 @@ def signed_channel_key(material: TlsMaterial, session: str, device: str, public:
     """
     chain = x509.load_pem_x509_certificates(material.certificate)[:MAX_CERTIFICATES]
     return pb.ChannelKey(
-        device=device,
-        public=public,
+        device=key.device,
+        public=key.public,
         certificates=[certificate.public_bytes(serialization.Encoding.DER) for certificate in chain],
-        signature=_sign(material.key, _text(session, device, public)),
+        signature=_sign(material.key, _text(session, key.device, key.public)),
     )
 
 

@@ -60,7 +60,7 @@ class Unmasking:
         return all(len(self._shares[device]) >= self._needed for device in self._wanted)
 
     def take(self, device: str, revealed: Revealed) -> None:
-        """Take what a device reveals.
+        """Take what a device reveals; once enough is there, it is checked and not needed.
 
         Raises:
             SecureAggregationError: it revealed already, or a share is missing, is too many, or is not the one that it
@@ -78,6 +78,8 @@ class Unmasking:
             self._check(device, other, share, self._announced[other].digests[device].of_seed)
         for other, share in revealed.of_keys.items():
             self._check(device, other, share, self._announced[other].digests[device].of_key)
+        if self.is_ready:
+            return  # another thread may combine the shares
         self._revealed.add(device)
         for other, share in (*revealed.of_seeds.items(), *revealed.of_keys.items()):
             if other in self._wanted:

@@ -332,8 +332,10 @@ class Heartbeat(_message.Message):
     def __init__(self) -> None: ...
 
 class SnapshotWanted(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("readers",)
+    READERS_FIELD_NUMBER: _ClassVar[int]
+    readers: _containers.RepeatedCompositeFieldContainer[ChannelKey]
+    def __init__(self, readers: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ...) -> None: ...
 
 class Heal(_message.Message):
     __slots__ = ("reason",)
@@ -462,14 +464,26 @@ class SnapshotChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("step", "size", "sha256")
+    __slots__ = ("step", "size", "sha256", "donor", "keys")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     step: int
     size: int
     sha256: bytes
-    def __init__(self, step: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    donor: ChannelKey
+    keys: _containers.RepeatedCompositeFieldContainer[SealedKey]
+    def __init__(self, step: _Optional[int] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., donor: _Optional[_Union[ChannelKey, _Mapping]] = ..., keys: _Optional[_Iterable[_Union[SealedKey, _Mapping]]] = ...) -> None: ...
+
+class SealedKey(_message.Message):
+    __slots__ = ("device", "box")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    box: bytes
+    def __init__(self, device: _Optional[str] = ..., box: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ()
@@ -496,10 +510,12 @@ class LeaveRequest(_message.Message):
     def __init__(self, session: _Optional[str] = ..., device: _Optional[str] = ..., token: _Optional[str] = ..., reason: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class LeaveReply(_message.Message):
-    __slots__ = ("snapshot_wanted",)
+    __slots__ = ("snapshot_wanted", "readers")
     SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
     snapshot_wanted: bool
-    def __init__(self, snapshot_wanted: _Optional[bool] = ...) -> None: ...
+    readers: _containers.RepeatedCompositeFieldContainer[ChannelKey]
+    def __init__(self, snapshot_wanted: _Optional[bool] = ..., readers: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("session",)

@@ -120,6 +120,12 @@ class Limits(Generic[_M]):
         return message
 
 
+def largest(message: type[Message], field: str) -> float:
+    """Return the largest number that a field of a message may hold."""
+    found: float = _option(message.DESCRIPTOR.fields_by_name[field], pb.limit).max
+    return found
+
+
 def peek_number(data: bytes, number: int) -> int | None:
     """Return an integer field of a message that need not be whole, if it comes among the first."""
     found = _peek(data, number << 3 | VARINT)

@@ -67,7 +67,7 @@ def test_every_answer_lets_a_browser_do_nothing_but_show_the_page(served, path):
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(served):
-    for name in ("", "static/page.js", "static/chart.js", "static/format.js", "static/style.css"):
+    for name in ("", "static/page.js", "static/chart.js", "static/scale.js", "static/format.js", "static/style.css"):
         text = httpx.get(f"{served.url}/{name}").text.replace("http://www.w3.org/2000/svg", "")
         assert "//" not in text.replace("// ", "").replace("//\n", "")  # comments aside, no address
         assert "innerHTML" not in text
@@ -145,6 +145,30 @@ def test_a_length_that_no_run_has_is_refused(served, stub, steps):
     code, details = refused(lambda: stub.Join(join_request("a", run_steps=steps)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert f"device 'a': run_steps is {steps}; it may be 1 to 1000000000000" in details
+
+
+def test_whoever_is_waited_for_is_told(served, stub):
+    served.create(devices=3, codec="fp32")
+    assert served.session()["wait"] == {"devices": [], "more": 3, "since": None}
+    a, b, c = (Device(stub, name) for name in "abc")
+    train((a, b, c), range(2))
+    for device in (a, c):
+        device.send_gradient(2, 1.0, samples=4)
+    deadline = time.monotonic() + 20
+    while (session := served.session())["wait"] is None or session["wait"]["devices"] != ["b"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    told = {device["device"]: device["awaited_since"] for device in session["devices"]}
+    assert told == {"a": None, "b": session["wait"]["since"], "c": None}
+    awaited = {
+        name: served.metrics()["edgenewton_coordinator_device_awaited_seconds", ("device", name), ("session", "s")]
+        for name in "ab"
+    }
+    assert awaited["a"] == 0
+    assert awaited["b"] >= 1
+    b.send_gradient(2, 1.0, samples=4)
+    next(b.stream)
+    assert served.session()["wait"] is None
 
 
 def test_the_form_of_moves_is_shown_once_it_is_chosen(served, stub):

@@ -133,6 +133,23 @@ def test_empty_slices_and_slices_of_zeros_have_a_mean(devices):
     assert np.array_equal(mean_of([(f"d{i}", np.zeros(3, np.float32), 1) for i in range(devices)]), np.zeros(3))
 
 
+@given(st.data())
+def test_weights_that_are_limited_when_all_are_in_count_as_if_they_had_been_before(data):
+    sent = data.draw(contributions())
+    most = data.draw(weights)
+    means = set()
+    for order in (sent, data.draw(st.permutations(sent))):
+        mean = WeightedMean(is_limited_later=True)
+        for device, values, weight in order:
+            mean.add(device, values, weight)
+        means.add(mean.result(most).tobytes())
+    assert len(means) == 1
+    got = np.frombuffer(means.pop(), np.float32)
+    limited = [(device, values, min(weight, most)) for device, values, weight in sent]
+    largest = max(float(np.abs(values).max()) for _, values, _ in sent)
+    np.testing.assert_allclose(got, mean_of(limited), rtol=1e-5, atol=2.0**-20 * largest)
+
+
 def test_the_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="the mean of no contributions does not exist"):
         WeightedMean().result()

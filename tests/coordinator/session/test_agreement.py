@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from at_once import AtOnceSession
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
@@ -37,7 +38,7 @@ def joining(device: str, **fields) -> Joining:
 
 def begun(*devices: str, **settings) -> Session:
     patient = {"lease_s": 1_000, "rejoin_deadline_s": 100, "step_deadline_s": DEADLINE_S}
-    session = Session("s", SessionSettings(devices=len(devices), **(patient | settings)))
+    session = AtOnceSession("s", SessionSettings(devices=len(devices), **(patient | settings)))
     for device in devices:
         session.join(joining(device), 0.0)
     session.take_decisions()
@@ -210,7 +211,7 @@ def test_who_was_refused_may_come_back_and_do_as_the_others_do():
 
 
 def test_what_devices_say_while_the_session_gathers_is_decided_once_all_have_come():
-    session = Session("s", SessionSettings(devices=3, quorum=2))
+    session = AtOnceSession("s", SessionSettings(devices=3, quorum=2))
     for device in ("hostile", "a"):
         session.join(joining(device), 0.0)
     complete(session, "hostile", **OTHER_RATE)

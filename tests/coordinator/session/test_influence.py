@@ -1,7 +1,10 @@
 """What bounds a valid member's influence in a session: samples, curvature, and rules that see a whole step."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+from at_once import AtOnceSession
 from edgenewton.v1.codecs import CODEC_NUMBERS
 from edgenewton.v1.framing import SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
@@ -19,8 +22,8 @@ GOOD = np.array([2.0, 0.5, 1.0], np.float32)
 """The upper triangle of a covariance."""
 
 
-def begun(devices: int, held: int = 0, specs=SPECS, **settings) -> Session:
-    session = Session("s", SessionSettings(devices=devices, rejoin_deadline_s=0, **settings))
+def begun(devices: int, held: int = 0, specs=SPECS, **options) -> Session:
+    session = AtOnceSession("s", SessionSettings(devices=devices, rejoin_deadline_s=0, **options))
     for index in range(devices):
         codecs = tuple(CODEC_NUMBERS.values())
         session.join(Joining(f"d{index}", specs, {}, b"same", training_samples=held, codecs=codecs), now=0.0)
@@ -83,12 +86,63 @@ def test_nobody_counts_with_more_than_it_says_it_holds():
 
 
 def test_whoever_lies_about_what_it_holds_counts_in_the_first_step_with_what_most_hold():
-    session = Session("s", SessionSettings(devices=3))
+    session = AtOnceSession("s", SessionSettings(devices=3))
     for index, held in enumerate((60, 60, 10**9)):
         session.join(Joining(f"d{index}", SPECS, {}, b"same", training_samples=held), now=0.0)
     session.take_decisions()
     values, _, _ = step(session, 0.0, 0.0, 1.0, samples=1 << 20)
     assert values[W][0] == pytest.approx(60 / 124)
+
+
+HELD = (40, 2_000, 100, 600, 60, 10**9)
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "clip"])
+@pytest.mark.parametrize("devices", [3, 4, 6])
+def test_what_counts_in_the_first_step_does_not_depend_on_who_comes_first(devices, aggregator):
+    """Each joins, sends and completes at any time; the last of them begins the session."""
+    most = sorted(HELD[:devices])[devices // 2]
+    counted = [min(held, most) for held in HELD[:devices]]
+    found = set()
+    for seed in range(12):
+        values, commit, unlike = first_step(devices, aggregator, np.random.default_rng(seed))
+        found.add((tuple(values[W]), commit.loss))  # to the last bit
+        assert commit.samples == sum(counted)
+        told = {x.device: x.reason for x in unlike}
+        assert told.keys() == {f"d{index}" for index, held in enumerate(HELD[:devices]) if held > most}
+        assert all(reason.endswith(f"and counted with {most}") for reason in told.values())
+    assert len(found) == 1
+    ((first, _), loss) = found.pop()
+    assert loss == pytest.approx(np.average(np.arange(devices), weights=counted))
+    if aggregator == "mean":
+        assert first == pytest.approx(np.average(np.arange(devices), weights=counted))
+
+
+def first_step(devices: int, aggregator: str, rng: np.random.Generator):
+    names = [f"d{index}" for index in range(devices)]
+    session = AtOnceSession("s", SessionSettings(devices=devices, rejoin_deadline_s=0, aggregator=aggregator))
+    does: dict[str, Iterator[None]] = {}
+    for name in rng.permutation([name for name in names for _ in range(3)]):
+        if name not in does:
+            does[name] = takes_part(session, name)
+        next(does[name], None)
+    session.advance(1.0)
+    return results(session)
+
+
+def takes_part(session: Session, name: str) -> Iterator[None]:
+    index = int(name[1:])
+    held = HELD[index]
+    session.join(Joining(name, SPECS, {}, b"same", training_samples=held), now=0.0)
+    yield
+    samples = min(held, 1 << 20)
+    for key, values in ((W, [index, index]), (A, GOOD)):
+        assert session.wants(name, 0, samples, key, 1.0)
+        session.contribute(name, samples, key, np.asarray(values, np.float32))
+    session.advance(1.0)
+    yield
+    session.complete(name, 0, Contribution(samples, float(index)), 1.0)
+    session.advance(1.0)
 
 
 def test_the_session_can_set_how_many_samples_count():
@@ -112,7 +166,7 @@ MOVES = (TensorSpec("w", (2,), kind="delta"), SPECS[1])
 
 def test_the_samples_of_several_batches_are_those_of_as_many():
     session = begun(2, held=40, specs=MOVES)
-    session.batches = None  # only the devices know
+    session.progress.batches = None  # only the devices know
     for batches in (10, 10, 10):
         for index in range(2):
             contribute(session, index, [1.0, 1.0], samples=32 * batches, batches=batches)
@@ -239,4 +293,4 @@ def test_impossible_settings_are_refused(settings, match):
 def test_a_rule_by_element_leaves_no_choice_of_sparse_moves():
     moves = (TensorSpec("w", (4096,), kind="delta"),)
     for rule, count in (("median", 0), ("history", 2)):
-        assert len(begun(2, specs=moves, aggregator=rule)._cadence._sizes) == count
+        assert len(begun(2, specs=moves, aggregator=rule).progress._cadence._sizes) == count

@@ -17,6 +17,6 @@ def test_the_log_says_once_a_minute_how_far_the_run_is(caplog):
         chronicle._tell(committed(step, 1_000.0 + step))
     assert TELL_EVERY_S == 60
     assert caplog.messages == [
-        "session 's': 61 of 1,000 batches, 16 min left, 1.0 batches/s",
-        "session 's': 121 of 1,000 batches, 15 min left, 1.0 batches/s",
+        "session 's': step 61 of 1,000, 16 min left, 1.0 batches/s",
+        "session 's': step 121 of 1,000, 15 min left, 1.0 batches/s",
     ]

@@ -180,7 +180,7 @@ def test_they_come_back_from_the_record_as_they_were(tmp_path):
 def test_the_length_of_the_run_is_what_the_devices_that_are_there_say():
     statistics = statistics_of(joined("a"), joined("b"))
     assert statistics.run_steps is None
-    assert (statistics.done, statistics.progress(0.0)) == (0, "0 batches")
+    assert (statistics.done, statistics.progress(0.0)) == (0, "step 0")
     statistics = statistics_of(joined("a", run_steps=60), joined("b", run_steps=100), joined("c"))
     assert statistics.run_steps == 100
     statistics.apply(left("b", 1.0, "OK", "stopped"))
@@ -189,7 +189,7 @@ def test_the_length_of_the_run_is_what_the_devices_that_are_there_say():
     assert statistics.run_steps == 100  # nobody who is there says
     for step in (58, 59, 100):  # the last one averages what devices have of their own
         statistics.apply(committed(step, 3.0))
-    assert statistics.progress(3.0) == "100 of 100 batches"
+    assert statistics.progress(3.0) == "step 100 of 100"
 
 
 def test_progress_is_in_batches_at_the_pace_of_the_last_minute():
@@ -199,12 +199,10 @@ def test_progress_is_in_batches_at_the_pace_of_the_last_minute():
         *(committed(10 * i + 9, 5.0 * i, batches=10, correct=min(i, 3)) for i in range(10)),
     )
     assert (statistics.done, statistics.batches_per_s(45.0), statistics.averages) == (100, 2.0, True)
-    assert (
-        statistics.progress(45.0) == "100 of 1,000 batches, 8 min left, 2.0 batches/s, best accuracy 30.0% at step 39"
-    )
+    assert statistics.progress(45.0) == "step 100 of 1,000, 8 min left, 2.0 batches/s, best accuracy 30.0% at step 39"
     assert "left" not in statistics.progress(200.0)  # it pauses
     statistics.apply(phase(pb.PHASE_ENDED, 46.0))
-    assert statistics.progress(46.0) == "100 of 1,000 batches, best accuracy 30.0% at step 39"
+    assert statistics.progress(46.0) == "step 100 of 1,000, best accuracy 30.0% at step 39"
 
 
 def test_progress_comes_back_from_the_record(tmp_path):

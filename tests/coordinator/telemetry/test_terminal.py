@@ -80,4 +80,4 @@ def test_how_far_the_run_is_is_shown_and_of_which_weights_the_accuracy_is():
     view.apply(committed(858, 101.0, correct=9))
     text = printed(view)
     assert "accuracy 90.0% (averaged weights)" in text
-    assert "859 of 3,000 batches, best accuracy 90.0% at step 858" in text
+    assert "step 859 of 3,000, best accuracy 90.0% at step 858" in text

@@ -84,3 +84,11 @@ def test_a_checkpoint_without_the_personal_layers_is_no_model(run, tmp_path):
     assert "it lacks 'output.weight', which is 10 x" in result.output
     assert "take a device's own model" in " ".join(result.output.split())
     assert not (tmp_path / "m.pt").exists()
+
+
+def test_serve_says_that_its_repository_is_no_folder(run, tmp_path):
+    task = load_task("digits")
+    Artefact.of(task, "digits", task.model(), 1).save(tmp_path / "model.pt")
+    result = run("serve", tmp_path / "model.pt", "--repository", tmp_path / "models")
+    assert result.exit_code == 1
+    assert "is no folder" in result.output

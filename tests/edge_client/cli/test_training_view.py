@@ -17,7 +17,7 @@ def show(monkeypatch, file, every_s=10.0, steps=12):
     """Return what is printed of the first steps of a run of twenty."""
     console = training_view.out.__class__()
     console._file = file
-    console._force_terminal = console.is_interactive = file.isatty()
+    console.is_interactive = file.isatty()
     monkeypatch.setattr(training_view, "out", console)
     now = 0.0
     with TrainingView("gateway-7", 20, clock=lambda: now) as view:
@@ -31,9 +31,9 @@ def show(monkeypatch, file, every_s=10.0, steps=12):
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(monkeypatch):
     lines = show(monkeypatch, io.StringIO()).splitlines()
     assert len(lines) == 12 * 10 // LINE_EVERY_S
-    assert lines[0] == "gateway-7: 3 of 20 batches, best accuracy 5.0% at step 0, loss 0.3333, accuracy 5.0%"
+    assert lines[0] == "gateway-7: step 3 of 20, best accuracy 5.0% at step 0, loss 0.5000, accuracy 5.0%"
     assert lines[-1] == (
-        "gateway-7: 12 of 20 batches, 80 s left, 0.10 batches/s, best accuracy 30.0% at step 5, loss 0.0833, "
+        "gateway-7: step 12 of 20, 80 s left, 0.10 batches/s, best accuracy 30.0% at step 5, loss 0.5000, "
         "accuracy 30.0%"
     )
     assert all("\x1b" not in line for line in lines)
@@ -48,9 +48,9 @@ def test_a_terminal_has_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = show(monkeypatch, Terminal())
     assert "gateway-7" in text
-    assert "12 of 20 batches, 80 s left" in text
+    assert "step 12 of 20, 80 s left" in text
 
 
 @pytest.mark.parametrize("steps", [21, 25])
 def test_averages_at_the_end_are_no_batches_of_the_run(monkeypatch, steps):
-    assert "20 of 20 batches" in show(monkeypatch, io.StringIO(), every_s=40.0, steps=steps).splitlines()[-1]
+    assert "step 20 of 20" in show(monkeypatch, io.StringIO(), every_s=40.0, steps=steps).splitlines()[-1]

@@ -55,7 +55,10 @@ def test_its_certificate_is_a_folder_or_three_files(tmp_path, monkeypatch):
             'state_dir = "x"\n[server]\nrest_port = 70000',
             r"server.rest_port: .*65535 \(it is 70000\)",
         ),
-        ('state_dir = "x"\n[model]\nengine = "tpu"', "model.engine: .*'torch', 'export' or 'onnx'.*it is 'tpu'"),
+        (
+            'state_dir = "x"\n[model]\nengine = "tpu"',
+            "model.engine: .*'torch', .*'onnx' or 'executorch'.*it is 'tpu'",
+        ),
         ('state_dir = "x"\n[model]\nname = "a/b"', "model.name"),
         ('state_dir = "x"\n[server]\nhost = "0.0.0.0"', "server: host 0.0.0.0 can be reached from other machines"),
         ('state_dir = "x"\n[server]\nmax_waiting = 1', "server: max_waiting 1 is below max_batch 64"),

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,13 +17,13 @@ from edge_client.inference.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edge_client.inference.linger import PROBE_EVERY
+from edge_client.inference.linger import PROBE_EVERY, SURE_AFTER
 from edge_client.inference.queue import BatchQueue, Waiting
 from edge_client.tasks import SampleError
 
 
 def waiting(samples: int, deadline_s: float = 100.0, *, is_decoded: bool = True) -> Waiting:
-    return Waiting(samples, deadline_s, torch.zeros(samples) if is_decoded else None)
+    return Waiting(samples, deadline_s, np.zeros(samples) if is_decoded else None)
 
 
 @given(
@@ -71,7 +71,7 @@ def test_a_request_that_is_being_decoded_keeps_its_place_and_holds_nobody_up():
     queue.add(slow)
     queue.add(quick)
     assert queue.take(0).batch == [quick]
-    slow.raw = torch.zeros(1)
+    slow.raw = np.zeros(1)
     queue.add(quick)
     assert queue.take(0).batch == [slow, quick]
 
@@ -91,20 +91,20 @@ class HeldModel:
         assert self.go_on.acquire(timeout=30)
         if self.fails:
             raise ValueError("no memory")
-        return raw.clone()
+        return raw.copy()
 
 
 async def held_batcher(max_batch=4, max_waiting=6):
     """Return a batcher whose model is at work on a request, that request, and the model."""
     model, batcher = HeldModel(), Batcher(max_batch, max_waiting, quick_s=0.0)
     batcher.serving = Serving(1, model)
-    first = asyncio.create_task(batcher.submit(torch.tensor([[0.0]]), 1, 30))
+    first = asyncio.create_task(batcher.submit(np.array([[0.0]]), 1, 30))
     await asyncio.to_thread(model.began.acquire)
     return batcher, first, model
 
 
 def ask(batcher, number, samples=1, timeout_s=30.0):
-    return asyncio.create_task(batcher.submit(torch.full((samples, 1), float(number)), samples, timeout_s))
+    return asyncio.create_task(batcher.submit(np.full((samples, 1), float(number)), samples, timeout_s))
 
 
 async def settle():
@@ -121,7 +121,7 @@ def test_requests_that_come_while_the_model_is_busy_run_together():
             model.go_on.release()
         for number, task in enumerate([first, *others]):
             answer = await task
-            assert answer.probabilities.unique().tolist() == [number]
+            assert set(answer.probabilities.ravel()) == {number}
         assert [len(task.result().probabilities) for task in others] == [1, 2, 2]
         assert model.runs == [1, 3, 2]  # 1 + 2 fill a batch of 4 but for one place, and the request of 2 does not fit
         await batcher.drain(30)
@@ -223,7 +223,7 @@ def test_failures_are_those_of_the_requests_that_they_belong_to():
 
         model.go_on.release()
         bad = asyncio.create_task(batcher.submit(damaged, 1, 30))
-        good = asyncio.create_task(batcher.submit(lambda: torch.ones(1, 1), 1, 30))
+        good = asyncio.create_task(batcher.submit(lambda: np.ones((1, 1)), 1, 30))
         with pytest.raises(SampleError, match="it is damaged"):
             await bad
         assert (await good).probabilities.tolist() == [[1.0]]
@@ -247,11 +247,11 @@ def test_a_sample_that_overflows_fails_alone():
         await first
         with pytest.raises(NotFiniteError, match="the sample: the model's output 'probabilities' is not finite"):
             await bad
-        assert [(await task).probabilities.unique().tolist() for task in (good, two)] == [[1.0], [2.0]]
+        assert [(await task).probabilities.ravel().tolist() for task in (good, two)] == [[1.0], [2.0, 2.0]]
         assert model.runs == [1, 4]  # nothing was computed twice
         model.go_on.release()
         with pytest.raises(NotFiniteError, match="sample 2 of 3: "):
-            await batcher.submit(torch.tensor([[0.0], [float("inf")], [0.0]]), 3, 30)
+            await batcher.submit(np.array([[0.0], [np.inf], [0.0]]), 3, 30)
         await batcher.drain(30)
 
     asyncio.run(scenario())
@@ -267,7 +267,7 @@ def test_a_request_that_the_model_fails_at_fails_alone(quick_s, caplog):
             return probabilities
 
     async def scenario():
-        model, batcher = UnluckyModel(), Batcher(8, 8, quick_s=quick_s, quiet_s=0.01)
+        model, batcher = UnluckyModel(), Batcher(8, 8, quick_s=quick_s)
         batcher.serving = Serving(1, model)
         await ask(batcher, 0)
         tasks = [ask(batcher, number) for number in (1, 13, 2)]
@@ -292,7 +292,7 @@ class QuickModel:
 
     def probabilities(self, raw):
         self.runs.append(len(raw))
-        return raw.clone()
+        return raw.copy()
 
 
 class ShortModel(QuickModel):
@@ -313,9 +313,9 @@ def test_a_model_that_answers_too_little_fails_its_requests():
     asyncio.run(scenario())
 
 
-def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
+def test_a_quick_model_waits_while_the_event_loop_brings_requests_and_not_for_a_lone_client():
     async def scenario():
-        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_s=0.3)
+        model, batcher = QuickModel(), Batcher(64, 64, quick_s=60.0, quiet_turns=20)
         batcher.serving = Serving(1, model)
 
         async def ask_apart(count):
@@ -326,36 +326,68 @@ def test_a_quick_model_waits_for_half_as_many_requests_as_come_together():
             return tasks
 
         await ask(batcher, 0)  # the first run shows that the model is quick
-        for _ in range(PROBE_EVERY - 2):  # a lone client waits for nobody
+        tasks = await ask_apart(6)  # together they take more turns than one alone would wait
+        assert not any(task.done() for task in tasks)
+        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2, 3, 4, 5]
+        for _ in range(SURE_AFTER):  # whoever stays alone waits until it is quiet,
+            (task,) = await ask_apart(1)
+            assert not task.done()
+            await task
+        (probing,) = await ask_apart(1)
+        assert not probing.done()
+        await probing
+        for _ in range(PROBE_EVERY - 1):  # and then no more, but in a run that probes
             (task,) = await ask_apart(1)
             assert task.done()
-        tasks = await ask_apart(4)  # the run that probes waits until no more come
+        tasks = await ask_apart(2)
         assert not any(task.done() for task in tasks)
-        assert [(await task).probabilities.item() for task in tasks] == [0, 1, 2, 3]
-        tasks = await ask_apart(1)  # so the next waits for two,
-        assert not tasks[0].done()
-        tasks += await ask_apart(1)  # and no longer
-        assert all(task.done() for task in tasks)
-        (task,) = await ask_apart(1)  # whoever stays alone waits until it is quiet,
-        assert not task.done()
+        await asyncio.gather(*tasks)
+        (task,) = await ask_apart(1)
+        assert not task.done()  # for it is not alone any more
         await task
-        (task,) = await ask_apart(1)  # and then no more
-        assert task.done()
-        assert model.runs[PROBE_EVERY - 1 :] == [4, 2, 1, 1]
+        assert model.runs == [1, 6, *[1] * (SURE_AFTER + PROBE_EVERY), 2, 1]
         await batcher.drain(30)
 
     asyncio.run(scenario())
 
 
-def test_a_quick_model_that_waits_for_more_runs_when_its_batch_is_full():
+def test_a_quick_model_that_waits_for_more_runs_when_its_batch_is_full_or_its_time_is_over():
     async def scenario():
-        model, batcher = QuickModel(), Batcher(4, 64, quick_s=60.0, quiet_s=60.0)
+        model, batcher = QuickModel(), Batcher(4, 64, quick_s=60.0, quiet_turns=10**9)
         batcher.serving = Serving(1, model)
-        for _ in range(PROBE_EVERY - 1):
-            await ask(batcher, 0)
+        await ask(batcher, 0)
         tasks = [ask(batcher, number, 2) for number in range(2)]
-        await asyncio.wait_for(asyncio.gather(*tasks), 30)
-        assert model.runs[-1] == 4
+        await settle()
+        assert all(task.done() for task in tasks)
+        await asyncio.wait_for(ask(batcher, 0), 30)
+        assert model.runs == [1, 4, 1]
+        await batcher.drain(30)
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_others_held_up_leaves_a_quick_model_quick():
+    class Model(QuickModel):
+        def probabilities(self, raw):
+            self.thread = threading.current_thread()
+            return super().probabilities(raw)
+
+    async def scenario():
+        model, batcher = Model(), Batcher(4, 64, quick_s=60.0)
+        batcher.serving = Serving(1, model)
+
+        async def runs_on_the_event_loop():
+            await ask(batcher, 0)
+            return model.thread is threading.current_thread()
+
+        assert [await runs_on_the_event_loop() for _ in range(2)] == [False, True]  # nothing is known of the first
+        batcher._note_seconds(batcher.serving, 1e6)  # as if the system had run others meanwhile
+        assert await runs_on_the_event_loop()
+        for _ in range(100):
+            batcher._note_seconds(batcher.serving, 1e6)
+        assert not await runs_on_the_event_loop()
+        batcher.serving = Serving(2, model)
+        assert [await runs_on_the_event_loop() for _ in range(2)] == [False, True]
         await batcher.drain(30)
 
     asyncio.run(scenario())

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from engines import EVERY_ENGINE
 from PIL import Image
 from typer.testing import CliRunner
 
 from edge_client.cli import app
 from edge_client.inference import Artefact, ArtefactError, Recognizer
-from edge_client.inference.engine import ENGINES
 from edge_client.inference.onnx_engine import read_onnx, seal
 from edge_client.inference.onnx_export import to_int8_onnx, to_onnx
 from edge_client.tasks import Partition, SampleError, load_task
@@ -56,7 +56,7 @@ def digits(tmp_path_factory):
     return save("digits", tmp_path_factory.mktemp("digits"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 def test_engines_agree_in_any_batch(files, engine):
     name, folder = files
     model = load_task(name).model()
@@ -68,7 +68,7 @@ def test_engines_agree_in_any_batch(files, engine):
     loaded = Recognizer.load(folder / ("model.onnx" if engine == "onnx" else "model.pt"), engine)
     assert loaded.engine == engine
     for count in (5, 1, 2):
-        torch.testing.assert_close(loaded.probabilities(raw[:count]), expected[:count], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(loaded.probabilities(raw[:count].numpy()), expected[:count], rtol=0, atol=1e-5)
 
 
 def test_an_exported_file_knows_what_the_artefact_knows(files):
@@ -204,12 +204,12 @@ def test_an_application_needs_nothing_of_training(digits, tmp_path):
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ArtefactError, match=r"pip install 'edgenewton\[onnx\]'"):
+    with pytest.raises(ArtefactError, match=r"pip install 'edgenewton\[recognition\]'"):
         Recognizer.of(artefact_of("digits"), "onnx")
 
 
 def test_an_unknown_engine_is_named():
-    with pytest.raises(ValueError, match="engine 'tpu' is unknown; known are torch, export, onnx"):
+    with pytest.raises(ValueError, match="engine 'tpu' is unknown; known are torch, export, onnx, executorch"):
         Recognizer.of(artefact_of("digits"), "tpu")
 
 

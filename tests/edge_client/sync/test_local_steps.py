@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from edgenewton.common.loop_thread import LoopThread
 from edgenewton.v1.codecs import form_from_proto
 from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import parse_frame
@@ -15,6 +14,7 @@ from local_devices import (
     DEVICES,
     SCOPES,
     Device,
+    Recorded,
     Session,
     assert_close,
     assert_equal,
@@ -33,10 +33,9 @@ from local_devices import (
 from torch import nn
 
 from benchmarks.shared.tcp_proxy import TcpProxy
-from coordinator.serving.server import CoordinatorServer, embedded_coordinator
+from coordinator.serving.server import embedded_coordinator
 from coordinator.session.cadence import Cadence
 from coordinator.session.settings import SessionSettings
-from coordinator.telemetry.record import Record
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
 from edge_client.curvature.schedule import is_on_log_schedule
 from edge_client.exchange import ExchangeError, InProcessExchange, NonFiniteGradientError, StepResult
@@ -623,32 +622,6 @@ def test_a_device_that_is_restarted_writes_in_the_form_of_the_others():
         session.all(lambda device: device.train(12))
         assert_equal(session.devices)
         assert seen[0] == seen[1] == ({step: {SPARSE1} for step in (6, 8, 10)},) * 2
-
-
-class Recorded:
-    """A coordinator with a record, on a thread of its own."""
-
-    def __init__(self, path, port=0):
-        self._loop, self._record = LoopThread("coordinator"), Record(path)
-        self._loop.call(self._start(port), 10)
-        self.directory, self.address, self.port = self._server.directory, self._server.address, self._server.port
-
-    async def _start(self, port):
-        self._server = CoordinatorServer(port=port, record=self._record)
-        for session in self._record.resumable():
-            self._server.directory.resume(session)
-        await self._server.start()
-
-    async def _create(self, settings):
-        self.directory.create("s", settings)
-
-    def create_session(self, settings):
-        self._loop.call(self._create(settings), 10)
-
-    def suspend(self):
-        self._loop.call(self._server.stop("restarted", 0.1, suspend=True), 10)
-        self._loop.stop()
-        self._record.close()
 
 
 def test_a_coordinator_that_is_restarted_learns_the_form_from_the_devices(tmp_path):

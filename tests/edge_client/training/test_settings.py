@@ -66,7 +66,7 @@ def test_settings_are_written_as_in_flwr_run():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stepz=5", "setting 'stepz' is unknown; known are task, steps, batch-size"),
+        ("stepz=5", "setting 'stepz' is unknown; did you mean 'steps'"),
         ("steps=0", "setting 'steps' is 0: Input should be greater than or equal to 1"),
         ("steps=many", "setting 'steps' is 'many'"),
         ("batch-size=-1", "setting 'batch-size' is -1"),

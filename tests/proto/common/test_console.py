@@ -1,7 +1,9 @@
 import io
+import math
+from pathlib import Path
 
 import pytest
-from edgenewton.common.console import LineConsole
+from edgenewton.common.console import LineConsole, print_json
 from rich.table import Table
 
 
@@ -42,6 +44,15 @@ def test_a_file_gets_whole_rows_and_no_padding(printed):
     assert max(map(len, lines)) == len(LONG) + len("seven") + 7
 
 
-def test_a_terminal_has_its_width(printed):
-    lines = printed(Terminal(), f"saved as {LONG}").splitlines()
-    assert max(map(len, lines)) <= 40
+def test_a_terminal_folds_by_itself_so_that_a_path_stays_whole(printed):
+    assert printed(Terminal(), f"saved as {LONG}") == f"saved as {LONG}\n"
+
+
+def test_a_file_has_no_colours_whoever_forces_them(printed, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in printed(io.StringIO(), "saved", style="red")
+
+
+def test_numbers_that_json_does_not_know_are_null(capsys):
+    print_json({"loss": math.nan, "curve": [(1, math.inf)], "path": Path("a/b")}, is_line=True)
+    assert capsys.readouterr().out == '{"loss": null, "curve": [[1, null]], "path": "a/b"}\n'

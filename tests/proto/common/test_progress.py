@@ -84,11 +84,11 @@ def test_the_first_of_equal_accuracies_is_the_best():
     [
         (
             (859, 3000, 7.1, Best(800, 0.913)),
-            "859 of 3,000 batches, 5 min left, 7.1 batches/s, best accuracy 91.3% at step 800",
+            "step 859 of 3,000, 5 min left, 7.1 batches/s, best accuracy 91.3% at step 800",
         ),
-        ((859, None, 7.1, None), "859 batches, 7.1 batches/s"),
-        ((859, 3000, None, None), "859 of 3,000 batches"),
-        ((3000, 3000, 7.1, None), "3,000 of 3,000 batches, 7.1 batches/s"),
+        ((859, None, 7.1, None), "step 859, 7.1 batches/s"),
+        ((859, 3000, None, None), "step 859 of 3,000"),
+        ((3000, 3000, 7.1, None), "step 3,000 of 3,000, 7.1 batches/s"),
     ],
 )
 def test_what_is_not_known_is_not_said(arguments, text):

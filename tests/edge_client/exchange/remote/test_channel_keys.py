@@ -47,7 +47,7 @@ def files(authority):
 
 
 def key_of(files, session="s", device="d1"):
-    return signed_channel_key(files.read(), session, device, public_key(random_secret()))
+    return signed_channel_key(files.read(), session, pb.ChannelKey(device=device, public=public_key(random_secret())))
 
 
 def test_a_key_that_its_devices_certificate_signed_is_taken(files):

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from local_devices import Device, Recorded
 from torch import nn
 
 from coordinator.serving.server import embedded_coordinator
@@ -203,10 +204,15 @@ def test_a_device_that_reveals_a_wrong_share_is_named_and_the_others_go_on(coord
         return said
 
     coordinator.create_session("s", SessionSettings(devices=4, quorum=3, step_deadline_s=5, secure_aggregation=True))
-    models, act = [model_of() for _ in range(4)], silent(1, tampered)[1]
+    models = [model_of() for _ in range(4)]
+
+    def slow(said):
+        time.sleep(0.3)  # the wrong share is there before the others'
+        return said
+
     with ThreadPoolExecutor(4) as pool:
         futures = [
-            pool.submit(train, coordinator, d, EveryBatch, 6, models[d], act if d == 1 else lambda o, s: None)
+            pool.submit(train, coordinator, d, EveryBatch, 6, models[d], silent(d, tampered if d == 1 else slow)[d])
             for d in range(4)
         ]
         with pytest.raises(ExchangeError, match="device 'd1'.* revealed a share of device 'd1' in step 3"):
@@ -257,3 +263,46 @@ def test_a_device_that_comes_late_masks_from_its_second_step_on(coordinator, pla
         futures.append(pool.submit(late))
         assert_identical([future.result() for future in futures])
     assert "d3" in seen
+
+
+def test_a_coordinator_sees_no_state_that_heals_a_device(coordinator):
+    """It carries states; whoever has only what it has cannot read them."""
+    coordinator.create_session("s", SessionSettings(devices=2, secure_aggregation=True))
+    room = coordinator.directory.find("s")
+    seen, take = [], room.healing._broker.take
+
+    async def watched(upload, chunks):
+        snapshot = await take(upload, chunks)
+        seen.append(bytes(snapshot.data))
+        return snapshot
+
+    room.healing._broker.take = watched
+    models, joined = [model_of(1), model_of(0)], threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(
+            train, coordinator, 0, EveryBatch, 5, models[0], lambda o, step: None if step else (o.join(), joined.set())
+        )
+        assert joined.wait(30)
+        second = pool.submit(train, coordinator, 1, EveryBatch, 5, models[1])
+        assert_identical([first.result(), second.result()])
+    assert seen
+    for data in seen:
+        assert b"PK" not in data[:4]  # as torch.save begins
+        assert len(np.unique(np.frombuffer(data, np.uint8))) == 256
+
+
+def test_a_coordinator_that_is_restarted_asks_for_keys_anew(tmp_path):
+    first = Recorded(tmp_path / "record")
+    first.create_session(SessionSettings(devices=3, secure_aggregation=True))
+    devices = [Device(first.address, number) for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda device: device.train(6), devices))
+        first.suspend()
+        second = Recorded(tmp_path / "record", first.port)
+        list(pool.map(lambda device: device.train(12), devices))
+        for device in devices[1:]:
+            for (step, one), (_, other) in zip(devices[0].seen, device.seen, strict=True):
+                assert all(torch.equal(one[name], other[name]) for name in one), step
+        for device in devices:
+            device.close()
+        second.suspend()

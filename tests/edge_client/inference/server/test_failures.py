@@ -7,11 +7,11 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from engines import EVERY_ENGINE
 from fragile_task import HUGE
 from server_process import serving
 from tritonclient.utils import InferenceServerException
 
-from edge_client.inference.engine import ENGINES
 from edge_client.inference.server.protocol import InferResponse, OutputTensor
 from edge_client.inference.server.rest_server import make_app
 from edge_client.inference.server.service import InferenceService
@@ -21,7 +21,7 @@ INFER = f"/v2/models/{NAME}/infer"
 NOT_FINITE = "the model's output 'probabilities' is not finite, for its numbers overflow inside the model"
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=EVERY_ENGINE)
 def server(request, tmp_path_factory):
     with serving(NAME, tmp_path_factory.mktemp(request.param), request.param) as server:
         yield server

@@ -5,11 +5,13 @@ tritonclient's here. The requests come over real connections.
 """
 
 import gc
+import gzip
 import json
 import socket
 import threading
 import time
 import tracemalloc
+import zlib
 
 import grpc
 import httpx
@@ -19,6 +21,7 @@ from edgenewton.common.loop_thread import LoopThread
 
 from edge_client.inference import Artefact, Recognizer
 from edge_client.inference.errors import BadRequestError, OverloadedError, TooLargeError
+from edge_client.inference.server.compression import accepted_coding, pack, unpack
 from edge_client.inference.server.memory import MemoryBudget
 from edge_client.inference.server.protocol import RequestedOutput
 from edge_client.inference.server.rest_server import make_app
@@ -200,6 +203,70 @@ def test_a_client_that_has_taken_its_memory_is_told_to_wait():
 
 
 # ---------------------------------------------------------------------- gRPC, from its bytes
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_body_that_unpacks_to_too_much_is_refused_at_the_limit(served, coding):
+    packer = zlib.compressobj(1, wbits=31 if coding == "gzip" else 15)
+    bomb = b"".join([packer.compress(bytes(1 << 20)) for _ in range(100)]) + packer.flush()
+    assert len(bomb) < 1 << 20
+    tracemalloc.start()
+    try:
+        status, told = served.infer(bomb, **{"Content-Encoding": coding})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (status, "unpacks to more than 16777216 bytes" in told["error"]) == (413, True), told
+    assert peak < 24 << 20
+    assert_answers(served)
+
+
+def test_memory_is_counted_while_a_body_unpacks():
+    served = Served(max_memory_bytes=8 << 20)
+    packed = gzip.compress(bytes(6 << 20))
+    status, told = served.infer(packed, **{"Content-Encoding": "gzip"})
+    assert (status, "the request's unpacked body needs" in told["error"]) == (413, True), told
+    assert served.service.memory.taken == 0
+    served.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "headers", "message"),
+    [
+        (lambda packed: packed[:-9], {"Content-Encoding": "gzip"}, "the body's gzip ends too early"),
+        (lambda packed: packed + b"more", {"Content-Encoding": "gzip"}, "goes on behind the end of its gzip"),
+        (lambda packed: packed, {"Content-Encoding": "deflate"}, "the body is not deflate"),
+        (lambda packed: packed, {"Content-Encoding": "gzip, gzip"}, "'gzip, gzip' is unknown: send it as gzip or"),
+        (lambda packed: packed, {"Content-Encoding": "br"}, "'br' is unknown"),
+    ],
+)
+def test_damaged_and_unknown_codings_are_bad_requests(served, change, headers, message):
+    status, told = served.infer(change(gzip.compress(request_text())), **headers)
+    assert (status, message in told["error"]) == (400, True), told
+
+
+def test_answers_are_packed_for_who_takes_them_so():
+    for accepted, coding in (
+        ("gzip", "gzip"),
+        ("deflate, gzip;q=0.5", "deflate"),
+        ("br, x-gzip", "gzip"),
+        ("gzip;q=0", ""),
+        ("gzip;q=much", ""),
+        ("identity, *", ""),
+        ("", ""),
+    ):
+        assert accepted_coding(accepted) == coding
+    for coding in ("gzip", "deflate"):
+        assert unpack(pack(b"9" * 70_000, coding), coding, 1 << 20, lambda _: None) == b"9" * 70_000
+
+
+def test_without_a_repository_no_client_loads_or_unloads(served):
+    for action in ("load", "unload"):
+        answer = served.http.post(f"/v2/repository/models/digits/{action}")
+        assert (answer.status_code, "has named no model repository" in answer.json()["error"]) == (403, True)
+    answer = served.http.post("/v2/repository/index", content=b" " * (65 << 10))
+    assert answer.status_code == 413
+    assert [entry["name"] for entry in served.http.post("/v2/repository/index").json()] == ["digits"]
 
 
 def field(number, content):

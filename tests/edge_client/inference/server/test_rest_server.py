@@ -53,7 +53,8 @@ def test_readiness_and_metadata(client):
     assert client.is_server_ready()
     assert client.is_model_ready("digits", "1")
     assert not client.is_model_ready("digits", "2")
-    assert client.get_server_metadata()["extensions"] == ["classification", "binary_tensor_data"]
+    extensions = client.get_server_metadata()["extensions"]
+    assert {"classification", "binary_tensor_data", "model_repository", "statistics"} <= set(extensions)
     metadata = client.get_model_metadata("digits")
     assert metadata["inputs"][0] == {"name": "raw", "datatype": "UINT8", "shape": [-1, 8, 8]}
     with pytest.raises(InferenceServerException, match="model 'trees' is unknown"):
@@ -109,7 +110,12 @@ def test_plain_json_nested_or_flat_and_base64(server, http):
         ({"inputs": []}, 400, "a request has one input"),
         ({"inputs": [{}]}, 400, "inputs.0.name: Field required"),
         (body(name="x"), 400, "input 'x' is unknown"),
-        (body(datatype="FP32", data=[float("nan")] * 64), 400, "is FP32; the model expects UINT8"),
+        (body(datatype="FP32", data=[float("nan")] * 64), 400, "and nan at [0, 0, 0] is no UINT8"),
+        (body(datatype="FP32", data=[0] * 63 + [1e39]), 400, "FP32 goes from"),
+        (body(more=1), 400, "inputs.0.more: it is no part of a request; leave it out"),
+        (body(parameters={"shared_memory_offset": 0}), 400, "inputs.0: parameter 'shared_memory_offset' is unknown"),
+        (body() | {"model_name": "trees"}, 400, "the body is for 'trees', and the address for 'digits'"),
+        (body() | {"outputs": [{"name": "label", "parameters": {"k": 2}}]}, 400, "parameter 'k' is unknown: known"),
         (body(datatype="UINT9"), 400, "datatype 'UINT9' is unknown"),
         (body(shape=[1, 8]), 400, "shape [1, 8] has 8 elements, the data 64"),
         (body(shape=[64]), 400, "has shape [64]; the model expects [-1, 8, 8]"),
@@ -180,7 +186,7 @@ def test_recognize_takes_an_image_file(server, http, kind):
         (b"no image", {"Content-Type": "image/png"}, "is not an image that can be read"),
         (image_file(0)[:70], {}, "the image"),
         (b"x", {"Content-Type": "multipart/form-data; boundary=x"}, "curl --data-binary @FILE"),
-        (b"x", {"Content-Encoding": "gzip"}, "the body is compressed"),
+        (b"no gzip", {"Content-Encoding": "gzip"}, "the body is not gzip"),
     ],
 )
 def test_recognize_says_what_is_wrong_with_a_file(server, http, content, headers, message):
