@@ -5,14 +5,12 @@ number of samples. Costs are those of masked sessions beside int8 sessions that 
 """
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -20,7 +18,7 @@ from benchmarks.exchange.peers import SPAWN
 from benchmarks.privacy import costs
 from benchmarks.privacy.attacks import BATCHES, Case, Finding, attack
 from benchmarks.privacy.dropouts import SIZES, key_seconds, survival
-from benchmarks.privacy.fleet import DEVICES, NETWORKS
+from benchmarks.privacy.fleet import DEVICES, NETWORKS, be_quiet
 from benchmarks.privacy.membership import Membership, infer, shadows
 from benchmarks.privacy.modes import BY_NAME, MODES
 from benchmarks.privacy.report import QUOTED_NETWORK, cost_table, headline, leak_tables, membership_table
@@ -88,7 +86,7 @@ _PARTS = ("costs", "attacks", "membership")
 def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: int) -> list[Finding]:
     cases = [Case(network, mode, batch) for batch in batches for mode in modes for network in NETWORKS]
     findings: list[Finding] = []
-    with ProcessPoolExecutor(jobs, SPAWN, _quiet) as pool:
+    with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
         asked = [pool.submit(attack, case, devices) for case in cases]
         for number, done in enumerate(as_completed(asked), start=1):
             findings += done.result()
@@ -98,7 +96,7 @@ def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: i
 
 
 def _membership(modes: Sequence[str], jobs: int, steps: int) -> dict[str, Membership]:
-    with ProcessPoolExecutor(jobs, SPAWN, _quiet) as pool:
+    with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
         known = pool.submit(shadows, QUOTED_NETWORK, steps=steps).result()
         asked = {mode: pool.submit(infer, BY_NAME[mode], QUOTED_NETWORK, known, steps) for mode in modes}
         return {mode: done.result() for mode, done in asked.items()}
@@ -113,14 +111,7 @@ def _costs(*, quick: bool) -> dict[str, costs.Ratio]:
     return found
 
 
-def _quiet() -> None:
-    """Take one thread, and do not warn of keys that nobody vouches for, once for each device."""
-    torch.set_num_threads(1)
-    logging.getLogger("edge_client").setLevel(logging.ERROR)
-
-
 if __name__ == "__main__":
-    logging.getLogger("edge_client").setLevel(logging.ERROR)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(main)
     app()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.exchange.peers import SPAWN
-from benchmarks.privacy.fleet import DEVICES, batch_of, digits
+from benchmarks.privacy.fleet import DEVICES, batch_of, be_quiet, digits
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
@@ -126,7 +126,7 @@ def _of_session(kind: str, results: Any, steps: int) -> Cost:
 
 
 def _device(address: str, index: int, network: str, sessions: Sequence[str], steps: int, results: Any) -> None:
-    torch.set_num_threads(1)
+    be_quiet()
     for session in sessions:
         model = NETWORKS[network]()
         with GradientExchange.connect(address, session=session, device=f"d{index}", connect_timeout_s=60) as exchange:

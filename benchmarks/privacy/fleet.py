@@ -1,5 +1,6 @@
 """Devices that train together, as threads with a real coordinator over gRPC, and what the coordinator sees of them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,12 @@ def make(network: str, seed: int = 0) -> nn.Module:
     """Return a network with weights that follow from a seed."""
     torch.manual_seed(seed)
     return NETWORKS[network]()
+
+
+def be_quiet() -> None:
+    """Take one thread in this process, and do not warn of keys that nobody vouches for, once for each device."""
+    torch.set_num_threads(1)
+    logging.getLogger("edge_client").setLevel(logging.ERROR)
 
 
 @dataclass

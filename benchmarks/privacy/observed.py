@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgenewton.secure_aggregation.contribution_form import Totals
 from edgenewton.v1.framing import SliceKey
 from torch import Tensor
 
@@ -85,11 +84,11 @@ class Watch:
 
     def _noting_sums(
         self, slices: Mapping[SliceKey, Sequence[Held]], contributions: Mapping[str, Contribution]
-    ) -> tuple[StepOutcome, Totals]:
-        outcome, totals = self._combine(slices, contributions)
+    ) -> StepOutcome:
+        outcome = self._combine(slices, contributions)
         for key, values in outcome.values.items():
             self._seen[_SUMS, self._session.step.number].pieces[key] = values.copy()
-        return outcome, totals
+        return outcome
 
     def _as_reals(self, key: SliceKey, values: Any) -> np.ndarray[Any, Any]:
         masking = self._session.masking
