@@ -1,1 +1,1 @@
-"""What a curious coordinator learns of a device's samples in each mode of a session, and what hiding them costs."""
+"""What privacy costs, and what attacks learn with and without it."""
