@@ -13,6 +13,8 @@ from edge_client.exchange import TensorKey
 
 _MOST_FEATURES = 100.0
 """No feature of the networks here is larger; it bounds the polytope."""
+_MOST_SOUGHT = 32
+"""Images that are sought for features, the likeliest first."""
 
 
 def from_gradient(run: Run, seen: Mapping[TensorKey, Tensor], count: int) -> Tensor:
@@ -21,7 +23,7 @@ def from_gradient(run: Run, seen: Mapping[TensorKey, Tensor], count: int) -> Ten
     low, high = _bounds(run)
     rng = np.random.default_rng(0)
     found = inputs_from_rows(rows, count, low=low, high=high, unit=rows.shape[1] - 1, rng=rng)
-    return images_with(run.model, found[:, :-1])
+    return images_with(run.model, found[:_MOST_SOUGHT, :-1])
 
 
 def from_factor(run: Run, seen: Mapping[TensorKey, Tensor], count: int) -> Tensor | None:
@@ -34,7 +36,7 @@ def from_factor(run: Run, seen: Mapping[TensorKey, Tensor], count: int) -> Tenso
     # A factor in several parts has the bias' element in the last; the first has features enough for an image.
     unit = len(factor) - 1 if len(parts) == 1 else None
     found = inputs_from_factor(factor, count, low=low, high=high, unit=unit, rng=np.random.default_rng(0))
-    return images_with(run.model, found[:, :unit])
+    return images_with(run.model, found[:_MOST_SOUGHT, :unit])
 
 
 def _bounds(run: Run) -> tuple[float, float]:
