@@ -21,8 +21,9 @@ from edge_client.exchange.remote.assembly import AssembledStep
 from edge_client.exchange.remote.masking import Masking, ReadyMasks
 from edge_client.exchange.remote.membership import GrpcMembership
 
-_FED_BACK = ("gradient", "delta")
-"""Kinds of which what was rounded away is sent with the next ones."""
+_FEW_BITS = 8
+"""With fewer, what was rounded away of gradients is sent with the next ones; with as many, what is late harms more than
+what is lost: the weights have moved, and the curvature magnifies it."""
 _KEPT = "delta"
 """What is sent later as a whole if it was not in the sum; a gradient that is late is of the past."""
 
@@ -63,11 +64,12 @@ class ErrorMemory:
         self._pending = {}
         for index, flat in contribution.values.items():
             for piece in self._layout.slices(index):
-                values = self._to_send(piece, flat, contribution.samples)
+                is_fed_back = piece.spec.kind == _KEPT or (piece.spec.kind == "gradient" and form.bits < _FEW_BITS)
+                values = self._to_send(piece, flat, contribution.samples, is_fed_back=is_fed_back)
                 how = form.of(piece)
                 encoded = how.encode(values)
                 clipped[index] += encoded.clipped
-                if piece.spec.kind in _FED_BACK and contribution.samples:
+                if is_fed_back and contribution.samples:
                     self._pending[piece.key] = piece.spec.kind, values, values - encoded.written
                 masked = masks.mask(stream_of(piece.key), encoded.integers, how.sum_bits)
                 yield from packer.add(piece, pack(masked, how.sum_bits))
@@ -94,7 +96,7 @@ class ErrorMemory:
             for index, flat in contribution.values.items():
                 for piece in self._layout.slices(index):
                     if piece.spec.kind == _KEPT:
-                        self._errors[piece.key] = self._to_send(piece, flat, contribution.samples)
+                        self._errors[piece.key] = self._to_send(piece, flat, contribution.samples, is_fed_back=True)
         self._pending = {}
 
     def forget(self) -> None:
@@ -120,9 +122,9 @@ class ErrorMemory:
             errors[key] = error.cpu().numpy().astype(np.float32)
         self._errors, self._pending = errors, {}
 
-    def _to_send(self, piece: Slice, flat: Float32Array, samples: int) -> Float32Array:
+    def _to_send(self, piece: Slice, flat: Float32Array, samples: int, *, is_fed_back: bool) -> Float32Array:
         values = np.float32(samples) * flat[piece.key.offset : piece.key.offset + piece.length]
-        error = self._errors.get(piece.key) if piece.spec.kind in _FED_BACK and samples else None
+        error = self._errors.get(piece.key) if is_fed_back and samples else None
         return values if error is None else values + error
 
 

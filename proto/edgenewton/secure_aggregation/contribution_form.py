@@ -12,8 +12,8 @@ from edgenewton.secure_aggregation.fixed_point import BLOCK, FixedPoint, Float32
 from edgenewton.secure_aggregation.messages import scales_from_bytes
 from edgenewton.v1.framing import Layout, Slice, SliceKey
 
-CURVATURE_BITS = 16
-"""Of curvature statistics: an inverse magnifies what is rounded away."""
+CURVATURE_BITS = 12
+"""Of curvature statistics: an inverse magnifies what is rounded away. More are of no use that could be measured."""
 _NUMBERS = 5
 NUMBERS_STREAM = 2**64 - 1
 """Of the numbers beside the slices."""

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, agree, public_key
-from edgenewton.secure_aggregation.mask_stream import mask
-from edgenewton.secure_aggregation.modular_integers import Integers, add, subtract
+from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits, word_of
 from edgenewton.secure_aggregation.shamir import random_secret, split
 from edgenewton.secure_aggregation.step_keys import Announcement, Channel, Shares, StepKeys, digest
 
@@ -52,7 +54,8 @@ class StepMasks:
         self._channels = {other: Channel(session, step, secrets[other]) for other in self._neighbours}
         self._key, self._seed = random_secret(), random_secret()
         self._held: dict[str, Shares] = {}
-        self._pair_keys: dict[str, bytes] = {}
+        self._self_mask = MaskKey(self._seed)
+        self._pair_masks: dict[str, MaskKey] = {}
         self._maskers: frozenset[str] | None = None
         self._told = b""
         self._used: set[int] = set()
@@ -94,7 +97,7 @@ class StepMasks:
             self._held[other] = self._channels[other].open(other, self._device, announced)
             purpose = pair_purpose(self._session, self._step, self._device, other, told)
             try:
-                self._pair_keys[other] = agree(self._key, announced.public, purpose)
+                self._pair_masks[other] = MaskKey(agree(self._key, announced.public, purpose))
             except KeyAgreementError as error:
                 raise SecureAggregationError(other, f"has no key for step {self._step}: {error}") from error
         self._maskers, self._told = frozenset(maskers), told
@@ -117,11 +120,13 @@ class StepMasks:
         if stream in self._used:
             raise RuntimeError(f"vector {stream} of step {self._step} was masked already")
         self._used.add(stream)
-        masked = values.copy()
-        add(masked, mask(self._seed, stream, len(values), bits), bits)
-        for other, key in self._pair_keys.items():
-            change = add if self._device < other else subtract
-            change(masked, mask(key, stream, len(values), bits), bits)
+        word = word_of(bits)
+        masked = values.astype(word)
+        masked += self._self_mask.draw(stream, len(values), word)
+        for other, key in self._pair_masks.items():
+            change = np.add if self._device < other else np.subtract
+            change(masked, key.draw(stream, len(values), word), out=masked)
+        keep_bits(masked, bits)
         return masked
 
     def reveal(self, contributed: Collection[str]) -> Revealed:

@@ -260,8 +260,10 @@ def test_packed_integers_are_read_as_they_were(bits, length, seed):
     data = pack(values, bits)
     assert len(data) == packed_length(length, bits) <= (length * bits + 7) // 8
     np.testing.assert_array_equal(unpack(data, length, bits), values)
-    plain = sum(int(value) << (bits * place) for place, value in enumerate(values))
-    assert data == plain.to_bytes(len(data), "little")
+    whole, left = divmod(bits, 8)
+    lower = b"".join(int(value).to_bytes(8, "little")[:whole] for value in values)
+    upper = sum((int(value) >> 8 * whole) << (left * place) for place, value in enumerate(values))
+    assert data == lower + upper.to_bytes(len(data) - len(lower), "little")
 
 
 @given(st.integers(2, 64), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9))
