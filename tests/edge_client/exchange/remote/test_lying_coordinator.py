@@ -5,14 +5,14 @@ import pytest
 from edgenewton.secure_aggregation.contribution_form import key_hint
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.fixed_point import FixedPoint
-from edgenewton.secure_aggregation.mask_stream import mask
+from edgenewton.secure_aggregation.mask_stream import MaskKey
 from edgenewton.secure_aggregation.messages import (
     announcements_to_bytes,
     scales_to_bytes,
     set_to_bytes,
     step_keys_from_proto,
 )
-from edgenewton.secure_aggregation.modular_integers import add, signed, subtract
+from edgenewton.secure_aggregation.modular_integers import add, keep_bits, signed
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CodecChoice
 from edgenewton.v1.framing import Layout
@@ -131,7 +131,8 @@ def test_scales_by_which_all_but_one_would_send_zeros_give_no_sum(liar, lies):
         add(total, liar.devices[name].take_ready(STEP).masks.mask(STREAM, sent, form.sum_bits), form.sum_bits)
     for name in circle:  # with all self masks taken out, as the shares allow
         seed = liar.devices[name]._rounds[keys[name].public][2]._seed
-        subtract(total, mask(seed, STREAM, 4, form.sum_bits), form.sum_bits)
+        total -= MaskKey(seed).draw(STREAM, 4, total.dtype)
+    keep_bits(total, form.sum_bits)
     found = signed(total, form.sum_bits)
     assert (found == signed(own, form.sum_bits)).all() == (not lies)
 
