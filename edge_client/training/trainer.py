@@ -99,7 +99,8 @@ class Trainer:
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
 
-        Training data that end, and cannot be gone through again, end it before; the report says so.
+        Training data that end, and cannot be gone through again, end it before, and so does a privacy budget that is
+        spent; the report says so.
 
         Raises:
             DataError: the training data cannot be loaded.
@@ -115,6 +116,8 @@ class Trainer:
         is_done = False
         while not is_done and not ended:
             while self.optimizer.current_step < target:
+                if ended := self.plan.ended:
+                    break
                 try:
                     taken = self.train_batch()
                 except StreamEndedError as error:
@@ -190,6 +193,7 @@ class Trainer:
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
             evaluation=evaluation,
+            epsilon=self.plan.epsilon,
         )
 
     def _note_loss(self, result: StepResult | None, *, is_average: bool = False) -> None:

@@ -63,6 +63,8 @@ class TrainedStep:
     bytes_received: int = 0
     evaluation: Evaluation | None = None
     """Of the device's model before the step, if it was tried."""
+    epsilon: float | None = None
+    """What the device's data have cost of its privacy budget so far, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class TrainingReport:
     seconds: float
     weights_digest: str
     ended: str = ""
-    """Why training ended before its last step; empty unless its data did."""
+    """Why training ended before its last step; empty unless its data, or its privacy budget, did."""
 
 
 class Worker(Protocol):

@@ -25,22 +25,25 @@ class FixedPoint:
         devices: so many vectors may be added.
         scales: of the blocks (float32), by which the largest integer stands for the largest magnitude: a block of scale
             0 is written as zeros. None for elements that are written finely: in 64 bits, each a multiple of 2^-30.
+        unit: what 1 stands for, of elements that are multiples of it already: they are written in `bits`, without
+            scales.
 
     """
 
     bits: int
     devices: int
     scales: Float32Array | None = None
+    unit: float | None = None
 
     @property
     def sum_bits(self) -> int:
         """Bits of the sum, and so of each masked integer."""
-        return MOST_BITS if self.scales is None else bits_for_sum(self.bits, self.devices)
+        return MOST_BITS if self._is_fine else bits_for_sum(self.bits, self.devices)
 
     @property
     def largest(self) -> int:
         """The largest integer of a device."""
-        if self.scales is None:
+        if self._is_fine:
             return (1 << (MOST_BITS - 2)) // self.devices  # a bit less: float64 rounds integers of that size
         return (1 << (self.bits - 1)) - 1
 
@@ -57,10 +60,14 @@ class FixedPoint:
         """Return the sum of the devices' values (float64), from that of their integers."""
         return signed(summed, self.sum_bits) * self._steps(len(summed))
 
+    @property
+    def _is_fine(self) -> bool:
+        return self.scales is None and self.unit is None
+
     def _steps(self, length: int) -> npt.NDArray[np.float64]:
         """Return what 1 stands for, of each element."""
         if self.scales is None:
-            return np.full(1, EXACT_RESOLUTION)
+            return np.full(1, EXACT_RESOLUTION if self.unit is None else self.unit)
         steps = self.scales.astype(np.float64) / self.largest
         return np.repeat(steps, BLOCK)[:length]
 
