@@ -183,10 +183,11 @@ class Trainer:
             raise RuntimeError("the optimizer's step left no result")
         self._note_loss(result)
         traffic = self.exchange.traffic
+        has_own_loss = result.is_own or self.plan.is_private  # with a privacy budget nobody tells another one
         return TrainedStep(
             step=step,
             loss=value,
-            session_loss=value if math.isnan(self._session_loss) and result.is_own else self._session_loss,
+            session_loss=value if math.isnan(self._session_loss) and has_own_loss else self._session_loss,
             devices=result.devices,
             exchange_s=self.optimizer.exchange_s,
             curvature_s=self.optimizer.curvature_s,

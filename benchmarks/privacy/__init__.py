@@ -1,0 +1,1 @@
+"""What privacy costs, and what attacks learn with and without it."""

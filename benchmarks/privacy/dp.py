@@ -1,0 +1,219 @@
+"""Accuracy under a privacy budget: second-order local steps against DP-FedAvg and DP-SGD, `python -m benchmarks.privacy.dp`.
+
+All three clip each device's contribution, add the same noise by the same accountant, and are given their options by the
+same kind of search: the best mean over the seeds counts. The devices are simulated one after the other, and the noise
+of a sum is drawn at once instead of share by share, which is the same distribution but for less than 1e-1000.
+
+- ours: each device takes steps of `NewtonOptimizer` with its own curvature, as `PrivateLocalSteps` lets it.
+- DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963), with a fixed clip norm as in Flower's mod: local
+  steps of SGD.
+- DP-SGD with a device as the unit: one gradient of all of a device's samples in each exchange, and momentum on the
+  noised means.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.shared.results import save_results
+from edge_client import Curvature, NewtonOptimizer, Refresh
+from edge_client.privacy import ClippedNoise, PrivacyBudget
+from edge_client.privacy.discrete_gaussian import discrete_gaussian
+from edge_client.tasks import Partition, Samples, load_task
+
+TASKS = ("digits", "motion")
+DEVICES = (100, 8)
+EPSILONS = (2.0, 4.0, 8.0)
+DELTA = 1e-5
+BATCH = 32
+SEEDS = (0, 1, 2)
+_TRIALS = Path("runs/privacy-dp.jsonl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one method."""
+
+    method: str
+    exchanges: int
+    local_steps: int
+    clip_norm: float
+    lr: float
+    momentum: float = 0.0
+    """On the noised means."""
+
+
+GRID: dict[str, list[Options]] = {
+    "ours": [Options("ours", r, 10, c, lr) for r, c, lr in product((3, 8), (0.5, 1.5), (0.05, 0.2))],
+    "dp-fedavg": [Options("dp-fedavg", r, 10, c, lr) for r, c, lr in product((3, 8, 25), (0.5, 1.5), (0.1, 0.3))],
+    "dp-sgd": [Options("dp-sgd", r, 1, 1.0, lr, 0.9) for r, lr in product((25, 100), (0.05, 0.2, 0.5))],
+}
+
+
+def model_of(task: str) -> nn.Module:
+    """Return a model with few parameters, since noise is added to each: 2,410 for digits, 646 for motion."""
+    if task == "digits":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Conv2d(6, 8, (1, 9), stride=(1, 4)), nn.ReLU(), nn.AvgPool2d((1, 8)), nn.Flatten(), nn.LazyLinear(6)
+    )
+
+
+@cache
+def shares(task: str, devices: int, seed: int) -> tuple[list[Samples], Samples]:
+    """Return each device's training samples, spread alike, and all held-out ones."""
+    of = load_task(task)
+    trained = [of.train_data(Partition(index, devices, "iid", seed=seed)) for index in range(devices)]
+    held_out = of.test_data(Partition(0, 1, "iid", seed=seed))
+    assert all(isinstance(share, Samples) for share in [*trained, held_out])
+    return trained, held_out  # type: ignore[return-value]
+
+
+class Device:
+    """One simulated device: its samples, its model, and its optimizer, whose curvature it keeps."""
+
+    def __init__(self, samples: Samples, options: Options, task: str, seed: int) -> None:
+        self._samples = samples
+        self._options = options
+        self._generator = torch.Generator().manual_seed(seed)
+        self.model = model_of(task)
+        with torch.no_grad():
+            self.model(samples.inputs[:1])
+        self._optimizer: torch.optim.Optimizer
+        if options.method == "ours":
+            refresh = Refresh(warmup_steps=1, factor_every=100, inverse_every=100, growth=1.5)
+            self._optimizer = NewtonOptimizer(
+                self.model, lr=options.lr, curvature=Curvature("kfac"), refresh=refresh, averaging=None
+            )
+        else:
+            self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0 if self._is_whole else options.lr)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._options.method == "dp-sgd"
+
+    def move_from(self, anchor: Tensor) -> Tensor:
+        """Return what the local steps move the parameters by."""
+        put(self.model, anchor)
+        for _ in range(self._options.local_steps):
+            count = len(self._samples)
+            size = count if self._is_whole else min(BATCH, count)
+            chosen = torch.randperm(count, generator=self._generator)[:size]
+            self._optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.model(self._samples.inputs[chosen]), self._samples.targets[chosen])
+            loss.backward()
+            self._optimizer.step()
+        return flat(self.model) - anchor
+
+
+def trial(task: str, devices: int, epsilon: float, options: Options, seed: int) -> float:
+    """Return the accuracy on the held-out samples."""
+    torch.manual_seed(seed)
+    trained, held_out = shares(task, devices, seed)
+    fleet = [Device(share, options, task, seed * 1_000 + index) for index, share in enumerate(trained)]
+    anchor = flat(fleet[0].model)
+    budget = PrivacyBudget(epsilon, DELTA, options.clip_norm, devices, options.exchanges)
+    random_bytes = np.random.default_rng((seed, 7)).bytes
+    noise = ClippedNoise(budget, len(anchor), random_bytes)
+    together = round(noise.deviation * math.sqrt(devices))
+    velocity = torch.zeros_like(anchor)
+    for _ in range(options.exchanges):
+        total = discrete_gaussian(together, len(anchor), random_bytes)
+        for device in fleet:
+            total = total + noise.clipped(device.move_from(anchor).numpy())
+        velocity = options.momentum * velocity + torch.from_numpy(total * (noise.grid / devices)).float()
+        anchor = anchor + (options.lr if options.method == "dp-sgd" else 1.0) * velocity
+    put(fleet[0].model, anchor)
+    with torch.no_grad():
+        right = fleet[0].model(held_out.inputs).argmax(1) == held_out.targets
+    return float(right.float().mean())
+
+
+def flat(model: nn.Module) -> Tensor:
+    """Return a model's parameters, one after the other."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+@torch.no_grad()
+def put(model: nn.Module, values: Tensor) -> None:
+    """Give a model parameters that `flat` gave."""
+    torch.nn.utils.vector_to_parameters(values.clone(), model.parameters())
+
+
+def cases() -> Iterator[tuple[str, int, float, Options, int]]:
+    """Yield what is to be measured, the first seed of all first."""
+    for seed, devices, epsilon, task in product(SEEDS, DEVICES, (4.0, 8.0, 2.0), TASKS):
+        for options in [option for grid in GRID.values() for option in grid]:
+            yield task, devices, epsilon, options, seed
+
+
+def summary(trials: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the headline, and for each case the best options of each method by the mean over the seeds it has."""
+    rows = []
+    for task, devices, epsilon in product(TASKS, DEVICES, EPSILONS):
+        row: dict[str, Any] = {"task": task, "devices": devices, "epsilon": epsilon}
+        for method, grid in GRID.items():
+            means = []
+            for options in grid:
+                found = [
+                    t["accuracy"]
+                    for t in trials
+                    if (t["task"], t["devices"], t["epsilon"], t["options"]) == (task, devices, epsilon, asdict(options))
+                ]
+                if found:
+                    means.append((statistics.mean(found), len(found), asdict(options)))
+            if len(means) < len(grid):
+                break
+            accuracy, seeds, best = max(means, key=lambda mean: mean[0])
+            row[method] = {"accuracy": accuracy, "seeds": seeds, "options": best}
+        else:
+            others = max(row[method]["accuracy"] for method in GRID if method != "ours")
+            row["gain_points"] = 100 * (row["ours"]["accuracy"] - others)
+            rows.append(row)
+    gains = [row["gain_points"] for row in rows]
+    return {"dp_accuracy_gain_median": statistics.median(gains) if gains else None}, rows
+
+
+def main() -> None:
+    """Measure what is not measured yet, for as long as is given, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the next run goes on")
+    parser.add_argument("--part", default="0/1", help="measure only every n-th case, as 0/2 and 1/2 side by side")
+    parser.add_argument("--report", action="store_true", help="write the results of what was measured, and end")
+    arguments = parser.parse_args()
+    number, parts = map(int, arguments.part.split("/"))
+    torch.set_num_threads(1)
+    _TRIALS.parent.mkdir(exist_ok=True)
+    before = _TRIALS.read_text().splitlines() if _TRIALS.exists() else []
+    known = {line.rpartition(', "accuracy"')[0] for line in before}
+    until = time.monotonic() + 60 * arguments.minutes
+    for index, (task, devices, epsilon, options, seed) in enumerate(cases()):
+        if arguments.report or time.monotonic() > until:
+            break
+        case = {"task": task, "devices": devices, "epsilon": epsilon, "seed": seed, "options": asdict(options)}
+        if index % parts != number or json.dumps(case).removesuffix("}") in known:
+            continue
+        accuracy = trial(task, devices, epsilon, options, seed)
+        with _TRIALS.open("a") as file:
+            file.write(json.dumps({**case, "accuracy": accuracy}) + os.linesep)
+        print(f"{task}, {devices} devices, epsilon {epsilon:g}, {options}, seed {seed}: {accuracy:.3f}", flush=True)
+    if arguments.report:
+        headline, rows = summary([json.loads(line) for line in _TRIALS.read_text().splitlines()])
+        print(save_results("privacy-dp", headline, {"delta": DELTA, "cases": rows}))
+
+
+if __name__ == "__main__":
+    main()
