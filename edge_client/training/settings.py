@@ -183,6 +183,11 @@ class TrainSettings(BaseModel):
             "personal": self.personal,
         }
         cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
+        if self.epsilon is not None:
+            return self._private_plan(self.epsilon, cadence, exchange, probe)
+        if self.clip_norm is not None or self.noise_devices is not None:
+            name = "clip-norm" if self.clip_norm is not None else "noise-devices"
+            raise SettingsError(f"setting {name!r} is for a privacy budget: set 'epsilon', too, or leave it out")
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
             raise SettingsError(
@@ -192,11 +197,6 @@ class TrainSettings(BaseModel):
             raise SettingsError("setting 'whiten' is for gradients: that needs the cadence 'every-batch'")
         if self.overlap and self.cadence == "every-batch":
             raise SettingsError("setting 'overlap' is for rounds of local steps: the cadence is 'every-batch'")
-        if self.epsilon is not None:
-            return self._private_plan(self.epsilon, cadence, exchange, probe)
-        if self.clip_norm is not None or self.noise_devices is not None:
-            name = "clip-norm" if self.clip_norm is not None else "noise-devices"
-            raise SettingsError(f"setting {name!r} is for a privacy budget: set 'epsilon', too, or leave it out")
         if cadence != "every-batch":
             every = self.local_steps if cadence == "local-steps" else None
             options |= {"overlap": self.overlap, "outer": self.outer}

@@ -147,6 +147,7 @@ class Trainer:
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
             weights_digest=digest,
+            epsilon=self.plan.epsilon,
             ended=ended,
         )
 

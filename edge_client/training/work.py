@@ -82,6 +82,8 @@ class TrainingReport:
     bytes_received: int
     seconds: float
     weights_digest: str
+    epsilon: float | None = None
+    """What the device's data have cost of its privacy budget, if it has one; the loss is NaN then."""
     ended: str = ""
     """Why training ended before its last step; empty unless its data, or its privacy budget, did."""
 
