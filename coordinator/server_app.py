@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from coordinator.flower.bundle import bundled_homes
 from coordinator.flower.checkpoint import CheckpointError, load_checkpoint
 from coordinator.flower.nodes import OpenGrid
 from coordinator.flower.observer import RunObserver
@@ -27,6 +28,12 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train a model over the nodes of the grid, as the run's config says."""
     _show_log()
+    for home in bundled_homes():
+        log.warning(
+            "the app's folder has a FLWR_HOME, %s, which is bundled and sent with it, and all runs before with "
+            "that: move it out of the app's folder, or name it in the app's .gitignore",
+            home,
+        )
     config, device_settings = split_run_config(context.run_config)
     resumed = load_checkpoint(config.resume) if config.resume is not None else None
     if resumed is not None and resumed.round >= config.rounds:

@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from edgenewton.common.extras import needing
+
 if TYPE_CHECKING:
     from edge_client.curvature.measured_inputs import MeasuredInputs
     from edge_client.curvature.probe import Probe
@@ -72,5 +74,6 @@ def __getattr__(name: str) -> object:
 
         return version()
     if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        with needing(f"edge_client.{name}", "training"):
+            return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

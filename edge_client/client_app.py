@@ -10,7 +10,7 @@ config, or of the environment.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -31,24 +31,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-app = ClientApp()
-
 
 _ERROR_CODE = 1
 _STATE_KEY = "state"
 _RETURN_DEADLINE_S = 60.0
 """A daemon that dies may come back within so many seconds, and its training goes on."""
 
-Handler = Callable[[Message, Context], Message]
+Handler = Callable[[Message, Context, Collection[str]], Message]
 
 
 def _explain_failures(handler: Handler) -> Handler:
     """Answer a failure that a person can mend with its sentence instead of a stack trace."""
 
     @wraps(handler)
-    def answer(message: Message, context: Context) -> Message:
+    def answer(message: Message, context: Context, allow_tasks: Collection[str] = ()) -> Message:
         try:
-            return handler(message, context)
+            return handler(message, context, allow_tasks)
         except (WorkError, ValueError) as error:
             log.error("%s", error)
             return Message(Error(_ERROR_CODE, str(error)), reply_to=message)
@@ -71,7 +69,7 @@ class _NodeState:
 
 
 @contextmanager
-def _worker(context: Context) -> Iterator[Worker]:
+def _worker(context: Context, allow_tasks: Collection[str]) -> Iterator[Worker]:
     socket = str(context.node_config.get("daemon-socket", os.environ.get(SOCKET_VARIABLE, "")))
     if not socket:
         from edge_client.training.own_process import OwnProcess
@@ -80,7 +78,8 @@ def _worker(context: Context) -> Iterator[Worker]:
         tls = str(context.node_config.get("tls", os.environ.get(TLS_VARIABLE, "")))
         allowed = str(context.node_config.get("allow-tasks", os.environ.get(ALLOW_VARIABLE, "")))
         files = TlsFiles.parse(tls) if tls else None
-        yield OwnProcess(_NodeState(context.state), files, allowed.split(), publishing)
+        names = {*allowed.split(), *allow_tasks}
+        yield OwnProcess(_NodeState(context.state), files, names, publishing)
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon
@@ -110,18 +109,16 @@ def _publishing(context: Context) -> "Publishing | None":
     return Publishing(publish, every)
 
 
-@app.query()
 @_explain_failures
-def query(message: Message, context: Context) -> Message:
+def query(message: Message, context: Context, allow_tasks: Collection[str] = ()) -> Message:
     """Check the settings and answer the initial weights."""
-    with _worker(context) as worker:
+    with _worker(context, allow_tasks) as worker:
         weights = worker.initial_weights(_settings(message))
     return Message(RecordDict({"arrays": _record(weights)}), reply_to=message)
 
 
-@app.train()
 @_explain_failures
-def train(message: Message, context: Context) -> Message:
+def train(message: Message, context: Context, allow_tasks: Collection[str] = ()) -> Message:
     """Train a round's batches in step with the other devices."""
     config = message.content.config_records["config"]
     request = TrainRequest(
@@ -133,7 +130,7 @@ def train(message: Message, context: Context) -> Message:
         steps=int(config["steps"]),  # type: ignore[arg-type]
         weights=_weights(message),
     )
-    with _worker(context) as worker:
+    with _worker(context, allow_tasks) as worker:
         report, weights = worker.train(request)
     metrics = MetricRecord(
         {
@@ -154,14 +151,28 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.evaluate()
 @_explain_failures
-def evaluate_model(message: Message, context: Context) -> Message:
+def evaluate_model(message: Message, context: Context, allow_tasks: Collection[str] = ()) -> Message:
     """Try the model on this device's held-out samples."""
-    with _worker(context) as worker:
+    with _worker(context, allow_tasks) as worker:
         result = worker.evaluate(_data(message, context), _weights(message))
     metrics = MetricRecord({"num-examples": result.samples, "accuracy": result.accuracy, "loss": result.loss})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def make_client_app(allow_tasks: Collection[str] = ()) -> ClientApp:
+    """Return a ClientApp, for a Flower app of your own.
+
+    Args:
+        allow_tasks: import paths of tasks that a run may name besides those that the node allows: the Flower app's own,
+            whose code came with it and runs on the node anyway. A daemon goes by its configuration alone.
+
+    """
+    made = ClientApp()
+    made.query()(lambda message, context: query(message, context, allow_tasks))
+    made.train()(lambda message, context: train(message, context, allow_tasks))
+    made.evaluate()(lambda message, context: evaluate_model(message, context, allow_tasks))
+    return made
 
 
 def _weights(message: Message) -> bytes:
@@ -186,3 +197,6 @@ def _data(message: Message, context: Context) -> DataRequest:
         raise WorkError(
             f"the node's config lacks {error}; start it with --node-config 'partition-id=0 num-partitions=4'"
         ) from None
+
+
+app = make_client_app()

@@ -13,7 +13,7 @@ import sklearn.datasets  # noqa: F401
 import torch
 from edgenewton.common.failpoints import arm
 
-from coordinator.cli import app as coordinator_app
+from coordinator.cli.commands import app as coordinator_app
 from edge_client.exchange.remote import GradientExchange
 from edge_client.sync.replica import weights_digest
 from edge_client.training.checkpoint import DeviceCheckpoint

@@ -128,7 +128,7 @@ def pixels() -> torch.Tensor:
 
 def measure_in_process(folder: Path, seconds: float, figures: Figures) -> None:
     """Call recognizers in this process."""
-    raw = pixels()
+    raw = pixels().numpy()
     for engine, file in (("torch", "model.pt"), ("export", "model.pt"), ("onnx", "model.onnx")):
         recognizer = Recognizer.load(folder / file, "export" if engine == "export" else None)
         record(figures, f"in process, {engine}", time_calls(partial(recognizer.probabilities, raw), seconds))

@@ -17,14 +17,10 @@ def process_age_s() -> float:
 
 def main(path: Path, engine: str, seconds: float) -> None:
     """Recognise one sample again and again."""
-    import torch
-
     from edge_client.inference import Recognizer
 
-    torch.set_num_threads(1)
-    recognizer = Recognizer.load(path, engine or None)  # type: ignore[arg-type]
-    info = recognizer.info
-    raw = torch.zeros(1, *info.raw_shape, dtype=info.torch_dtype)
+    recognizer = Recognizer.load(path, engine or None, threads=1)  # type: ignore[arg-type]
+    raw = recognizer.info.blank(1)
     recognizer.probabilities(raw)
     start = process_age_s()
     for _ in range(200):

@@ -59,7 +59,7 @@ class Measured:
     start_s: float
     """From the start of the process to the first answer."""
     rss_mb: float
-    """Resident memory after all answers, in 2^20 bytes, PyTorch's included."""
+    """Resident memory after all answers, in 2^20 bytes, of everything that the engine needs."""
     p50_us: float
     """Of the calls with one decoded sample, on one thread."""
     p99_us: float

@@ -21,6 +21,9 @@ RAY_DID_NOT_START = "ray/_private/node.py"
 """In the log of a run on the simulation engine that is worth another: the traceback goes through where Ray starts its
 processes. It waits 15 or 30 s for each, a constant, and on a busy machine they now and then abort or take longer. No
 client has run then."""
+INSTALLS_NOTHING = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+"""Environment variable; "1" unless it is set. Else Flower makes an environment for each run, and installs into it what
+the app's pyproject.toml names."""
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 15.0
 
@@ -29,9 +32,9 @@ class FlowerError(RuntimeError):
     """Flower's processes could not be started or ended; the text says which."""
 
 
-def flower_command(name: str) -> str:
-    """Return the path of a Flower command that belongs to this Python."""
-    beside = Path(sys.executable).with_name(name)
+def flower_command(name: str, programs: Path | None = None) -> str:
+    """Return the path of a Flower command in a folder; of one that belongs to this Python unless given."""
+    beside = (programs or Path(sys.executable).parent) / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
         raise FileNotFoundError(f"the command {name} is not installed beside {sys.executable}")
@@ -64,10 +67,16 @@ class PrivateFlower:
     Args:
         folder: where its log `superlink.log` stays.
         supernodes: so many processes, each a node of the deployment engine; 0 for the simulation engine.
+        programs: folder with Flower's commands; those of this Python unless given.
+        base: environment variables of its processes, beside its own; those of this process unless given.
 
     """
 
-    def __init__(self, folder: Path, supernodes: int = 0) -> None:
+    def __init__(
+        self, folder: Path, supernodes: int = 0, *, programs: Path | None = None, base: Mapping[str, str] = os.environ
+    ) -> None:
+        self._programs = programs or Path(sys.executable).parent
+        self._base = dict(base)
         self.log_path = folder.resolve() / "superlink.log"
         self.port = free_port()
         self.supernodes = supernodes
@@ -109,7 +118,7 @@ class PrivateFlower:
         Its exit status does not say whether the run succeeded.
         """
         config = " ".join(f"{name}={_toml(value)}" for name, value in settings.items())
-        command = [flower_command("flwr"), "run", str(app), "private", "--stream"]
+        command = [flower_command("flwr", self._programs), "run", str(app), "private", "--stream"]
         if not self.supernodes:
             resources = f"num-supernodes={devices} client-resources-num-cpus=1 init-args-num-cpus={devices}"
             command += ["--federation-config", resources]
@@ -153,22 +162,22 @@ class PrivateFlower:
             '[superlink]\ndefault = "private"\n\n'
             f'[superlink.private]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
-        self._environment = os.environ | {
+        self._environment = self._base | {
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            INSTALLS_NOTHING: os.environ.get(INSTALLS_NOTHING, "1"),
             "PYTHONUNBUFFERED": "1",  # or the log of `flwr run` would come when the run is over
             # Ray puts Unix sockets below it, whose paths may have 107 characters.
             "RAY_TMPDIR": str(root),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{self._programs}{os.pathsep}{self._base.get('PATH', '')}",
         }
 
     def _spawn(self, command: str, *options: str) -> "subprocess.Popen[bytes]":
         """Start one of Flower's servers; all of them write into the same log."""
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [flower_command(command), *options],
+                [flower_command(command, self._programs), *options],
                 env=self._environment,
                 cwd=self._root,
                 stdin=subprocess.DEVNULL,
@@ -200,9 +209,11 @@ class PrivateFlower:
 
 
 @contextlib.contextmanager
-def private_flower(folder: Path) -> Iterator[PrivateFlower]:
+def private_flower(
+    folder: Path, programs: Path | None = None, base: Mapping[str, str] = os.environ
+) -> Iterator[PrivateFlower]:
     """Run a Flower of its own for the length of a `with` block; its log stays in `folder`."""
-    flower = PrivateFlower(folder)
+    flower = PrivateFlower(folder, programs=programs, base=base)
     try:
         flower.start()
         yield flower

@@ -1,19 +1,15 @@
 """The operator's command `edge-coordinator`."""
 
-from edgenewton.common.command_line import CommandLine
+import sys
 
-from coordinator.cli.ca import app as ca
-from coordinator.cli.report import report
-from coordinator.cli.serve import serve
-from coordinator.cli.verify import verify
-from coordinator.cli.watch import watch
-
-app = CommandLine("Synchronises the gradients of edge devices that train one model together.")
-for _command in (serve, watch, report, verify):
-    app.command()(_command)
-app.add_typer(ca, name="ca")
+from edgenewton.common.extras import MissingExtraError, needing
 
 
 def main() -> None:
     """Run the command."""
+    try:
+        with needing("edge-coordinator", "coordinator"):
+            from coordinator.cli.commands import app
+    except MissingExtraError as error:
+        sys.exit(f"error: {error}")
     app()

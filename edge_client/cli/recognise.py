@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import fail, out, print_json
+from edgenewton.common.extras import needing
 from edgenewton.common.tables import Column, Table
 
 from edge_client.daemon.environment import ALLOW_VARIABLE
 from edge_client.inference import ArtefactError, Recognizer
 from edge_client.inference.engine_name import EngineName
-from edge_client.tasks import SampleError, TaskError, load_task
+from edge_client.tasks.errors import SampleError, TaskError
 
 Model = Annotated[Path, typer.Argument(help="A trained model (.pt), or an exported one (.onnx, .pte).")]
 Engine = Annotated[
@@ -65,6 +66,9 @@ def tasks(
     name: Annotated[str, typer.Argument(help="Name or import path of the task.")] = "digits", as_json: Json = False
 ) -> None:
     """Show what a task expects and recognises."""
+    with needing("to show a task", "training"):
+        from edge_client.tasks import load_task
+        from edge_client.tasks.task import Task as _  # noqa: F401  # it brings torch
     try:
         task = load_task(name)
     except TaskError as error:

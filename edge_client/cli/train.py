@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from edgenewton.common.command_line import Json
 from edgenewton.common.console import err, fail, out, print_json, warn
+from edgenewton.common.extras import needing
 
 from edge_client.cli.model_file import check_output, save
 
@@ -68,14 +69,15 @@ def train(
     With --state a supervisor may kill and restart it at any time: it takes its place again.
     """
     # What training needs takes seconds to import, and other subcommands need none of it.
-    from edge_client.cli.training_view import TrainingView
-    from edge_client.exchange import ExchangeError
-    from edge_client.exchange.remote import TlsFiles
-    from edge_client.inference import Artefact
-    from edge_client.tasks import TaskError
-    from edge_client.training.checkpoint import DeviceCheckpoint
-    from edge_client.training.run import Saving, train_in_session
-    from edge_client.training.settings import SettingsError, parse_settings
+    with needing("to train", "training"):
+        from edge_client.cli.training_view import TrainingView
+        from edge_client.exchange import ExchangeError
+        from edge_client.exchange.remote import TlsFiles
+        from edge_client.inference import Artefact
+        from edge_client.tasks import TaskError
+        from edge_client.training.checkpoint import DeviceCheckpoint
+        from edge_client.training.run import Saving, train_in_session
+        from edge_client.training.settings import SettingsError, parse_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 import click
 from edgenewton.common.command_line import Command
+from edgenewton.common.extras import MissingExtraError, needing
 
 
 class TrainCommand(Command):
@@ -10,10 +11,14 @@ class TrainCommand(Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write options, and the settings that `--config` takes."""
         super().format_options(ctx, formatter)
-        # It brings torch, which takes seconds.
-        from edge_client.training.settings_help import settings_by_section
-
         formatter.write_paragraph()
+        try:
+            # It brings torch, which takes seconds.
+            with needing("the list of settings", "training"):
+                from edge_client.training.settings_help import settings_by_section
+        except MissingExtraError as error:
+            formatter.write_text(str(error))
+            return
         formatter.write_text("Settings, as -c NAME=VALUE, with their defaults:")
         for section, settings in settings_by_section().items():
             with formatter.section(section.capitalize()):

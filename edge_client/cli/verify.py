@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgenewton.common.command_line import Json
+from edgenewton.common.extras import needing
 from edgenewton.common.verify_command import Files, verify_files
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ def _report_on_model(path: Path, data: bytes) -> "FileReport | None":
     """Return what a model file is that has a digest of its own: of an earlier release, or in ONNX."""
     from edgenewton.common.file_report import FileReport, Verdict
 
-    # They bring torch, which takes seconds.
     if path.suffix == ".onnx":
         from edge_client.inference import ArtefactError
         from edge_client.inference.onnx_engine import read_onnx
@@ -37,7 +37,8 @@ def _report_on_model(path: Path, data: bytes) -> "FileReport | None":
 
 
 def _report_on_torch_file(path: Path) -> "FileReport | None":
-    import torch
+    with needing("to verify a model of an earlier release", "training"):
+        import torch
     from edgenewton.common.file_report import FileReport, Verdict
 
     from edge_client.inference import Artefact, ArtefactError

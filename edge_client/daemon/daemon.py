@@ -331,7 +331,7 @@ class Daemon:
         if serving is None:
             return True
         info = serving.recognizer.info
-        sample = torch.zeros(1, *info.raw_shape, dtype=info.torch_dtype)
+        sample = info.blank(1)
         try:
             await self.service.batcher.submit(sample, 1, _PULSE_DEADLINE_S)
         except (OverloadedError, NotFiniteError):  # the model did answer, though it makes nothing of zeros

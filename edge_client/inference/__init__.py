@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_client.inference.artefact import Artefact, ArtefactError
+    from edge_client.inference.artefact import Artefact
+    from edge_client.inference.errors import ArtefactError
     from edge_client.inference.model import ModelInfo
     from edge_client.inference.recognizer import Prediction, Recognizer
 
@@ -12,7 +13,7 @@ __all__ = ["Artefact", "ArtefactError", "ModelInfo", "Prediction", "Recognizer"]
 
 _MODULES = {
     "Artefact": "artefact",
-    "ArtefactError": "artefact",
+    "ArtefactError": "errors",
     "ModelInfo": "model",
     "Prediction": "recognizer",
     "Recognizer": "recognizer",

@@ -26,15 +26,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from edge_client.inference.errors import ArtefactError
 from edge_client.tasks import Task, load_foreign_task
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Artefact", "ArtefactError"]
 
 FORMAT = "edgenewton-model"
 FORMAT_VERSION = 1
 _KEYS = ("task", "labels", "input_shape", "step", "software_version", "weights", "digest")
-
-
-class ArtefactError(ValueError):
-    """A model file cannot be used; the text names the file and says why."""
 
 
 def _software_version() -> str:

@@ -7,6 +7,7 @@ threads runs on the event loop itself. While that one runs, no requests can come
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -14,17 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.inference.errors import DeadlineError, RequestError, TooLargeError, UnavailableError
 from edge_client.inference.linger import Linger
 from edge_client.inference.queue import BatchQueue, Waiting
-from edge_client.inference.recognizer import Recognizer, ensure_finite, is_finite
+from edge_client.inference.recognizer import Probabilities, Recognizer, ensure_finite, is_finite
 from edge_client.inference.statistics import Statistics
-from edge_client.tasks import SampleError, TaskError
+from edge_client.tasks.errors import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Serving:
 class Answer(NamedTuple):
     """Probabilities `[n, labels]`, all of one version."""
 
-    probabilities: Tensor
+    probabilities: Probabilities
     serving: Serving
 
 
@@ -128,7 +129,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def submit(self, raw: Tensor | Callable[[], Tensor], samples: int, timeout_s: float) -> Answer:
+    async def submit(self, raw: NDArray[Any] | Callable[[], NDArray[Any]], samples: int, timeout_s: float) -> Answer:
         """Wait for the answer to a request.
 
         Args:
@@ -163,7 +164,7 @@ class Batcher:
         if self._alarm is None or deadline_s < self._alarm.when():
             self._set_alarm(loop, deadline_s)
         try:
-            if isinstance(raw, Tensor):
+            if isinstance(raw, np.ndarray):
                 self._take_in(request, raw)
             else:
                 decoding = loop.run_in_executor(self._decoders, raw)
@@ -191,12 +192,12 @@ class Batcher:
         self._model_thread.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _take_in(self, request: _Request, raw: Tensor) -> None:
+    def _take_in(self, request: _Request, raw: NDArray[Any]) -> None:
         request.raw = raw
         request.ready_ns = time.perf_counter_ns()
         self._schedule()
 
-    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[Tensor]") -> None:
+    def _note_decoded(self, request: _Request, decoding: "asyncio.Future[NDArray[Any]]") -> None:
         if decoding.cancelled():
             self._fail(request, UnavailableError(self._draining or _STOPS))
         elif (error := decoding.exception()) is not None:
@@ -277,14 +278,17 @@ class Batcher:
     def _answers(self, serving: Serving, batch: list[_Request]) -> list[Answer | Exception]:
         began_ns = time.perf_counter_ns()
         given = [request.raw for request in batch if request.raw is not None]
-        raw = given[0] if len(given) == 1 else torch.cat(given)
+        raw = given[0] if len(given) == 1 else np.concatenate(given)
         together_ns = time.perf_counter_ns()
         probabilities = serving.recognizer.probabilities(raw)
         ran_ns = time.perf_counter_ns()
         seconds = (ran_ns - began_ns) / 1e9
         self._note_seconds(serving, seconds)
         self._on_batch(BatchReport(len(batch), raw.shape[0], seconds))
-        parts = probabilities.split_with_sizes([request.samples for request in batch])
+        ends = list(itertools.accumulate(request.samples for request in batch))
+        if ends[-1] != len(probabilities):
+            raise RequestError(f"the model gave {len(probabilities)} rows for {ends[-1]} samples")
+        parts = [probabilities[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
         answers: list[Answer | Exception] = [Answer(rows, serving) for rows in parts]
         if not is_finite(probabilities):
             answers = [_checked(Answer(rows, serving)) for rows in parts]

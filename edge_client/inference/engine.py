@@ -1,16 +1,17 @@
 """Engines: what runs a model. Each turns decoded samples into probabilities, and all agree."""
 
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.devices import CPU, choose_device, to_device
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
 from edge_client.inference.engine_name import ENGINES, EngineName
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
-from edge_client.inference.model import ModelInfo
 from edge_client.inference.pipeline import Preprocessing, build_classifier, preprocesses
 from edge_client.tasks import Task
 
@@ -22,14 +23,8 @@ class Engine(Protocol):
     def name(self) -> str:
         """One of `ENGINES`."""
 
-    def __call__(self, raw: Tensor) -> Tensor:
-        """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
-
-
-class FileEngine(Engine, Protocol):
-    """Runs an exported file, which tells what it recognises."""
-
-    info: ModelInfo
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """Return probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`."""
 
 
 class TorchEngine:
@@ -43,10 +38,10 @@ class TorchEngine:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
 
 
 class ExportEngine:
@@ -70,10 +65,15 @@ class ExportEngine:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        probabilities: Tensor = self._classifier(to_device(self._preprocessing(raw), self._device))
-        return probabilities.cpu()
+        inputs = self._preprocessing(torch.from_numpy(raw))
+        return _on_host(self._classifier(to_device(inputs, self._device)))
+
+
+def _on_host(probabilities: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = probabilities.cpu().numpy()
+    return array
 
 
 def make_engine(name: EngineName, artefact: Artefact, task: Task, device: str = "cpu") -> Engine:
@@ -109,28 +109,6 @@ def make_engine(name: EngineName, artefact: Artefact, task: Task, device: str = 
             check_executorch(device)
             return ExecutorchEngine(to_executorch(artefact, task), device)
     raise ValueError(f"engine {name!r} is unknown; known are {', '.join(ENGINES)}")
-
-
-def load_exported(name: EngineName, path: Path, device: str = "cpu") -> FileEngine:
-    """Return the engine of an exported file.
-
-    Args:
-        name: of the engine, as `EXPORTED` has it.
-        path: the file.
-        device: the hardware that the model runs on.
-
-    Raises:
-        ArtefactError: the file cannot be used, the engine needs a package that is not installed, or cannot use the
-            device.
-
-    """
-    if name == "executorch":
-        from edge_client.inference.executorch_engine import ExecutorchEngine, read_executorch
-
-        return ExecutorchEngine(read_executorch(path), device)
-    from edge_client.inference.onnx_engine import OnnxEngine, read_onnx
-
-    return OnnxEngine(read_onnx(path), device)
 
 
 def _chosen(device: str) -> torch.device:

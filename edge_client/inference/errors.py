@@ -1,6 +1,10 @@
 """Why a request was not answered, as the servers translate it into their status codes."""
 
-from edge_client.tasks import SampleError
+from edge_client.tasks.errors import SampleError
+
+
+class ArtefactError(ValueError):
+    """A model file cannot be used; the text names the file and says why."""
 
 
 class NotFiniteError(SampleError):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from edgenewton.common.extras import needing
 from numpy.typing import NDArray
 
 from edge_client.inference.recognizer import Recognizer, ensure_finite
@@ -60,9 +60,9 @@ def evaluate_files(recognizer: Recognizer, files: dict[str, list[Path]]) -> Conf
     answers: list[int] = []
     for start in range(0, len(pairs), _BATCH):
         paths = [path for _, path in pairs[start : start + _BATCH]]
-        probabilities = recognizer.probabilities(torch.stack([recognizer.decode(path) for path in paths]))
+        probabilities = recognizer.probabilities(np.stack([recognizer.decode(path) for path in paths]))
         ensure_finite(probabilities, paths)
-        answers += probabilities.argmax(dim=1).tolist()
+        answers += probabilities.argmax(axis=1).tolist()
     return confusion_of(labels, np.array([target for target, _ in pairs]), np.array(answers))
 
 
@@ -73,10 +73,11 @@ def save_confusion(confusion: Confusion, path: Path, title: str) -> None:
         OSError: the picture cannot be written.
 
     """
-    import matplotlib as mpl
+    with needing("a picture of the confusion", "tasks"):
+        import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
 
     count = len(confusion.labels)
     side = min(2.0 + 0.55 * count, 16.0)

@@ -6,22 +6,22 @@ pass over it.
 """
 
 import contextlib
-import functools
 import importlib
-import importlib.util
 import os
 import sys
 import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+from edgenewton.common.extras import MissingExtraError, needing
 from edgenewton.common.sealed_file import DamagedError, Kind, OtherKindError, check
-from torch import Tensor
+from numpy.typing import NDArray
 
 from edge_client.device_name import AUTO, check_device_name
-from edge_client.inference.artefact import ArtefactError
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.model import ModelInfo
 
 FORMAT_VERSION = 1
@@ -30,6 +30,9 @@ FORWARD, INFO = "forward", "edgenewton"
 # What `executorch.runtime` wraps; that module imports the whole exporter, which takes seconds and 140 MB.
 RUNTIME = "executorch.extension.pybindings._C"
 _CPUINFO = b"[cpuinfo_utils.cpp:"
+
+_threads: list[int] = []
+"""What the kernels of this process were given; empty at first."""
 
 
 def import_executorch(module: str) -> types.ModuleType:
@@ -40,13 +43,13 @@ def import_executorch(module: str) -> types.ModuleType:
 
     """
     try:
-        return importlib.import_module(module)
+        with needing("ExecuTorch", "executorch"):
+            import torch
+
+            return importlib.import_module(module)
+    except MissingExtraError as error:
+        raise ArtefactError(str(error)) from None
     except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(missing) is None:
-            raise ArtefactError(
-                f"ExecuTorch needs the package {missing!r}: pip install 'edgenewton[executorch]'"
-            ) from None
         raise ArtefactError(
             f"the package 'executorch' cannot be loaded beside PyTorch {torch.__version__}: {error}; install releases "
             "that fit each other: pip install --upgrade 'edgenewton[executorch]'"
@@ -93,11 +96,11 @@ def read_executorch(path: Path) -> bytes:
 class ExecutorchEngine:
     """Runs the bytes of a model file in ExecuTorch, sample by sample: a program holds memory for one.
 
-    The first engine of a process sets the threads of all, to as many as torch may use then.
-
     Args:
         content: the bytes.
         device: "cpu" or "auto".
+        threads: that all programs of this process may use: the first engine decides it; as many as torch may use then,
+            unless given.
 
     Raises:
         ArtefactError: ExecuTorch is not installed, refuses the model, or cannot use the device; or the model is of a
@@ -107,10 +110,14 @@ class ExecutorchEngine:
 
     name = "executorch"
 
-    def __init__(self, content: bytes, device: str = "cpu") -> None:
+    def __init__(self, content: bytes, device: str = "cpu", threads: int | None = None) -> None:
         check_executorch(device)
         runtime = import_executorch(RUNTIME)
-        _set_threads(runtime)
+
+        import torch
+
+        _set_threads_once(runtime, threads or torch.get_num_threads())
+        self._to_tensor = torch.from_numpy
         self._content = content  # the program reads its weights from there
         try:
             self._program = runtime._load_program_from_buffer(content)
@@ -120,19 +127,21 @@ class ExecutorchEngine:
             raise ArtefactError(f"ExecuTorch refuses the model: {error}") from None
         self.info = ModelInfo.from_json(info, FORMAT_VERSION)
 
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        raw = raw.contiguous()
+        samples = self._to_tensor(np.ascontiguousarray(raw))
         # Outputs are copies: the next sample overwrites the program's own memory.
-        rows = [self._forward((raw[place : place + 1],))[0] for place in range(len(raw))]
-        return torch.cat(rows) if rows else torch.empty(0, len(self.info.labels))
+        rows = [self._forward((samples[place : place + 1],))[0].numpy() for place in range(len(raw))]
+        return np.concatenate(rows) if rows else np.empty((0, len(self.info.labels)), np.float32)
 
 
-@functools.cache
-def _set_threads(runtime: types.ModuleType) -> None:
-    """Give the kernels as many threads as torch may use; once, because it may not be done while a model runs."""
+def _set_threads_once(runtime: types.ModuleType, threads: int) -> None:
+    """Give the kernels their threads; once, because it may not be done while a model runs."""
+    if _threads:
+        return
+    _threads.append(threads)
     with _without_remarks_on_the_processor():
-        runtime._unsafe_reset_threadpool(torch.get_num_threads())
+        runtime._unsafe_reset_threadpool(threads)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import ArtefactError
+from edge_client.inference.errors import ArtefactError
 from edge_client.tasks import Task
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from edge_client.inference.artefact import ArtefactError
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.recognizer import Recognizer
-from edge_client.tasks import SampleError, TaskError
+from edge_client.tasks.errors import SampleError, TaskError
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,16 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.tasks import Task
+from edge_client.inference.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from edge_client.inference.artefact import Artefact
+    from edge_client.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class ModelInfo:
     software_version: str
 
     @classmethod
-    def of(cls, artefact: Artefact, task: Task) -> Self:
+    def of(cls, artefact: "Artefact", task: "Task") -> Self:
         """Return what is known of an artefact of a task."""
         return cls(
             task=artefact.task,
@@ -43,10 +47,13 @@ class ModelInfo:
         )
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """`raw_dtype` for torch."""
-        dtype: torch.dtype = getattr(torch, self.raw_dtype)
-        return dtype
+    def numpy_dtype(self) -> "np.dtype[Any]":
+        """`raw_dtype` for NumPy."""
+        return np.dtype(self.raw_dtype)
+
+    def blank(self, samples: int) -> NDArray[Any]:
+        """Return decoded samples of zeros, `[samples, *raw_shape]`."""
+        return np.zeros((samples, *self.raw_shape), self.numpy_dtype)
 
     def to_json(self, **more: object) -> str:
         """Return it as JSON, with more entries."""

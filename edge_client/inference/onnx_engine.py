@@ -6,16 +6,18 @@ is merged into it. So damage is noticed, and any ONNX tool still reads the file.
 """
 
 import hashlib
+import os
+import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from edgenewton.common.extras import MissingExtraError, needing
+from numpy.typing import NDArray
 
 from edge_client.device_name import AUTO, check_device_name
-from edge_client.inference.artefact import ArtefactError
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.model import ModelInfo
 
 INFO_KEY = "edgenewton"
@@ -35,7 +37,7 @@ _TAIL_LENGTH = len(_TAIL_HEAD) + _DIGEST_LENGTH
 
 
 def import_onnx(module: str) -> types.ModuleType:
-    """Return a module of the extra `onnx`.
+    """Return a module of the extras `recognition` (onnxruntime) and `onnx`.
 
     Raises:
         ArtefactError: it is not installed.
@@ -43,12 +45,12 @@ def import_onnx(module: str) -> types.ModuleType:
     """
     import importlib
 
+    extra = "recognition" if module == "onnxruntime" else "onnx"
     try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ArtefactError(
-            f"ONNX needs the package {module.partition('.')[0]!r}: pip install 'edgenewton[onnx]'"
-        ) from None
+        with needing("ONNX", extra):
+            return importlib.import_module(module)
+    except MissingExtraError as error:
+        raise ArtefactError(str(error)) from None
 
 
 def seal(body: bytes) -> bytes:
@@ -76,12 +78,13 @@ def read_onnx(path: Path) -> bytes:
 
 
 class OnnxEngine:
-    """Runs the bytes of a model file in ONNX Runtime, on as many threads as torch may use.
+    """Runs the bytes of a model file in ONNX Runtime.
 
     Args:
         content: the bytes.
         device: the hardware that the model runs on: "cpu", "cuda" (or "cuda:1"), or "auto" for the first of CUDA and
             the CPU that ONNX Runtime can use.
+        threads: that it may use; as many as torch may, or one for each core where there is no torch, unless given.
 
     Raises:
         ArtefactError: ONNX Runtime is not installed, refuses the model, or cannot use the device; or the model is of a
@@ -91,11 +94,11 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, content: bytes, device: str = "cpu") -> None:
+    def __init__(self, content: bytes, device: str = "cpu", threads: int | None = None) -> None:
         runtime = import_onnx("onnxruntime")
         providers = _providers(device, runtime.get_available_providers())
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = threads or _usual_threads()
         options.inter_op_num_threads = 1
         # Threads that wait busily would take the processor from training.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -105,10 +108,16 @@ class OnnxEngine:
             raise ArtefactError(f"ONNX Runtime refuses the model: {error}") from None
         self.info = _read_info(self._session.get_modelmeta().custom_metadata_map)
 
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """Return probabilities: see `Engine`."""
-        (probabilities,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(raw.numpy())})
-        return torch.from_numpy(probabilities)
+        (probabilities,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(raw)})
+        array: NDArray[np.float32] = probabilities
+        return array
+
+
+def _usual_threads() -> int:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch is not None else len(os.sched_getaffinity(0))
 
 
 def _providers(device: str, available: list[str]) -> list[Any]:

@@ -13,7 +13,8 @@ import torch
 from edgenewton.common.files import write_atomically
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
+from edge_client.inference.errors import ArtefactError
 from edge_client.inference.exporting import batch_graph, ensure_runs, example_inputs, example_samples, exporting
 from edge_client.inference.model import ModelInfo
 from edge_client.inference.onnx_engine import FORMAT_VERSION, INFO_KEY, INPUT, OUTPUT, import_onnx, seal

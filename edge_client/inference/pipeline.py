@@ -1,11 +1,13 @@
 """From decoded samples to probabilities: what every engine computes, and what exported models contain."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
+from edge_client.inference.errors import ArtefactError
+from edge_client.inference.shapes import shape_text
 from edge_client.tasks import Task
 
 
@@ -76,8 +78,3 @@ def _difference(artefact: Artefact, task: Task, expected: Mapping[str, Tensor]) 
         if name not in expected:
             return f"its {name!r}, which is {shape_text(tensor.shape)}, is not in the model"
     return None
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as people read it, "1 x 8 x 8"."""
-    return " x ".join(map(str, shape)) or "a scalar"

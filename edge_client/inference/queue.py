@@ -1,9 +1,9 @@
 """The queue of requests that wait for the model: which of them make up the next batch."""
 
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from numpy.typing import NDArray
 
 from edge_client.inference.errors import OverloadedError
 
@@ -15,7 +15,7 @@ class Waiting:
     samples: int
     deadline_s: float
     """Point in time, on the clock of who calls the queue."""
-    raw: Tensor | None = field(default=None, repr=False)
+    raw: NDArray[Any] | None = field(default=None, repr=False)
     """Decoded samples `[samples, *raw_shape]`; None while they are being decoded."""
 
 

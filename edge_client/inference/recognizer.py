@@ -1,24 +1,33 @@
-"""Recognition: raw samples in, labels with probabilities out."""
+"""Recognition: raw samples in, labels with probabilities out.
 
+Samples and probabilities are NumPy's arrays, so that a device whose model runs in ONNX Runtime needs no PyTorch.
+"""
+
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from edgenewton.common.extras import needing
+from numpy.typing import NDArray
 
-from edge_client.inference.artefact import Artefact, ArtefactError
-from edge_client.inference.engine import Engine, load_exported, make_engine
 from edge_client.inference.engine_name import EXPORTED, EngineName
-from edge_client.inference.errors import NotFiniteError
+from edge_client.inference.errors import ArtefactError, NotFiniteError
 from edge_client.inference.model import ModelInfo
-from edge_client.inference.pipeline import shape_text
-from edge_client.tasks import SampleError, Task, TaskError, load_foreign_task
+from edge_client.inference.shapes import shape_text
+from edge_client.tasks.decoders import Decoder, load_foreign_decoder
+from edge_client.tasks.errors import SampleError, TaskError
 
-_OF_NUMPY = frozenset((torch.float16, torch.float32, torch.float64))
+if TYPE_CHECKING:
+    from edge_client.inference.artefact import Artefact
+    from edge_client.inference.engine import Engine
+    from edge_client.tasks.task import Task
+
+Probabilities = NDArray[np.float32]
+"""`[n, labels]`."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,12 @@ class Recognizer:
     Args:
         info: what is known of the model.
         engine: what runs it.
-        task: decodes samples; without it, arrays can be recognised.
+        task: decodes samples, or a task's decoder; without it, arrays can be recognised.
         lack: why there is no task, for the error of other samples.
 
     """
 
-    def __init__(self, info: ModelInfo, engine: Engine, task: Task | None, lack: str = "") -> None:
+    def __init__(self, info: ModelInfo, engine: "Engine", task: "Task | Decoder | None", lack: str = "") -> None:
         self.info = info
         self._engine = engine
         self._task = task
@@ -53,7 +62,7 @@ class Recognizer:
 
     @classmethod
     def of(
-        cls, artefact: Artefact, engine: EngineName = "torch", device: str = "cpu", allow: Collection[str] = ()
+        cls, artefact: "Artefact", engine: EngineName = "torch", device: str = "cpu", allow: Collection[str] = ()
     ) -> Self:
         """Return a recognizer for an artefact.
 
@@ -72,6 +81,9 @@ class Recognizer:
             TaskError: its task cannot be loaded, or is not allowed.
 
         """
+        from edge_client.inference.engine import make_engine
+        from edge_client.tasks import load_foreign_task
+
         task = load_foreign_task(artefact.task, allow)
         return cls(ModelInfo.of(artefact, task), make_engine(engine, artefact, task, device), task)
 
@@ -82,6 +94,7 @@ class Recognizer:
         engine: EngineName | None = None,
         device: str = "cpu",
         allow: Collection[str] = (),
+        threads: int | None = None,
     ) -> Self:
         """Return a recognizer for a model file: an artefact (.pt) or an exported model (.onnx, .pte).
 
@@ -91,8 +104,10 @@ class Recognizer:
                 .pte file in ExecuTorch.
             device: the hardware that the model runs on: see `of`.
             allow: import paths of tasks whose code may be run: see `of`.
+            threads: that the model may use; as torch, or ONNX Runtime without it, would have it unless given.
 
         Raises:
+            MissingExtraError: a package is missing that the file needs; the text says which extra brings it.
             ArtefactError: the file cannot be used, or the device; the text names it.
             TaskError: the task of an artefact cannot be loaded, or is not allowed.
 
@@ -100,20 +115,30 @@ class Recognizer:
         path = Path(path)
         try:
             if path.suffix in EXPORTED:
-                return cls._load_exported(path, engine, device, allow)
+                return cls._load_exported(path, engine, device, allow, threads)
+            with needing("a model as an artefact (.pt)", "training"):
+                import torch
+
+                from edge_client.inference.artefact import Artefact
+            if threads is not None:
+                torch.set_num_threads(threads)
             return cls.of(Artefact.load(path), engine or "torch", device, allow)
         except ArtefactError as error:
             text = str(error)
             raise ArtefactError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     @classmethod
-    def _load_exported(cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str]) -> Self:
+    def _load_exported(
+        cls, path: Path, engine: EngineName | None, device: str, allow: Collection[str], threads: int | None
+    ) -> Self:
+        from edge_client.inference.exported import load_exported
+
         name, title = EXPORTED[path.suffix]
         if engine not in (None, name):
             raise ArtefactError(f"{path} is {title}; engine {engine!r} cannot run it")
-        loaded = load_exported(name, path, device)
+        loaded = load_exported(name, path, device, threads)
         try:
-            return cls(loaded.info, loaded, load_foreign_task(loaded.info.task, allow))
+            return cls(loaded.info, loaded, load_foreign_decoder(loaded.info.task, allow))
         except TaskError as error:  # arrays can be recognised without the task's code
             return cls(loaded.info, loaded, None, str(error))
 
@@ -133,11 +158,11 @@ class Recognizer:
         """
         if not samples:
             return []
-        probabilities = self.probabilities(torch.stack([self.decode(sample) for sample in samples]))
+        probabilities = self.probabilities(np.stack([self.decode(sample) for sample in samples]))
         ensure_finite(probabilities, samples)
         return self.predictions(probabilities)
 
-    def decode(self, sample: object) -> Tensor:
+    def decode(self, sample: object) -> NDArray[Any]:
         """Return a raw sample as numbers, `[*raw_shape]` of `raw_dtype`.
 
         Raises:
@@ -147,40 +172,40 @@ class Recognizer:
         """
         if self._task is not None:
             with self._running("decode"):
-                raw = self._task.decode(sample)
-            if not isinstance(raw, Tensor):
+                decoded = self._task.decode(sample)
+                raw = _array_of(decoded)
+            if raw is None:
                 raise TaskError(
-                    f"decode of task {self.info.task!r} gave a {type(raw).__name__}; it must return a tensor"
+                    f"decode of task {self.info.task!r} gave a {type(decoded).__name__}; it must return a tensor"
                 )
         elif isinstance(sample, np.ndarray):
-            raw = torch.from_numpy(sample)
+            raw = sample
         else:
             raise SampleError(
                 f"only decoded samples can be recognised, arrays {list(self.info.raw_shape)} of {self.info.raw_dtype}: "
                 f"{self._lack or 'the recognizer has no task'}"
             )
-        self.check(raw.unsqueeze(0))
+        self.check(raw[None])
         return raw
 
-    def check(self, raw: Tensor) -> None:
+    def check(self, raw: NDArray[Any]) -> None:
         """Check a batch of decoded samples.
 
         Raises:
             SampleError: its shape or dtype are not the model's, or a sample holds NaN or infinity; the text says which.
 
         """
-        if raw.dtype != self.info.torch_dtype:
-            given = str(raw.dtype).removeprefix("torch.")
-            raise SampleError(f"the sample holds {given}; the model expects {self.info.raw_dtype}")
-        if tuple(raw.shape[1:]) != self.info.raw_shape:
+        if raw.dtype != self.info.numpy_dtype:
+            raise SampleError(f"the sample holds {raw.dtype}; the model expects {self.info.raw_dtype}")
+        if raw.shape[1:] != self.info.raw_shape:
             raise SampleError(
                 f"the sample is {shape_text(raw.shape[1:])}; the model expects {shape_text(self.info.raw_shape)}"
             )
-        if raw.is_floating_point() and (bad := _first_not_finite(raw)) is not None:
+        if raw.dtype.kind == "f" and (bad := _first_not_finite(raw)) is not None:
             which = f"sample {bad + 1} of {len(raw)}: " if len(raw) > 1 else ""
             raise SampleError(f"{which}the sample holds NaN or infinity")
 
-    def probabilities(self, raw: Tensor) -> Tensor:
+    def probabilities(self, raw: NDArray[Any]) -> Probabilities:
         """Return float32 probabilities `[n, labels]` of decoded samples `[n, *raw_shape]`.
 
         A sample that makes the model's numbers overflow has NaN for probabilities: `ensure_finite` says which.
@@ -199,7 +224,7 @@ class Recognizer:
             )
         return probabilities
 
-    def predictions(self, probabilities: Tensor) -> list[Prediction]:
+    def predictions(self, probabilities: Probabilities) -> list[Prediction]:
         """Return probabilities `[n, labels]` as predictions.
 
         Raises:
@@ -237,7 +262,7 @@ class Recognizer:
         return Prediction(label, probabilities[label], probabilities)
 
 
-def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None:
+def ensure_finite(probabilities: NDArray[Any], samples: Sequence[object] = ()) -> None:
     """Check probabilities `[n, labels]`; `samples` that are paths are called so.
 
     Raises:
@@ -256,16 +281,24 @@ def ensure_finite(probabilities: Tensor, samples: Sequence[object] = ()) -> None
     )
 
 
-def is_finite(rows: Tensor) -> bool:
-    """Return whether a tensor holds neither NaN nor infinity."""
-    if rows.dtype in _OF_NUMPY and rows.is_cpu:
-        return bool(np.isfinite(rows.detach().numpy()).all())  # for small tensors in a fifth of torch's time
-    return bool(rows.isfinite().all())
+def is_finite(rows: NDArray[Any]) -> bool:
+    """Return whether an array holds neither NaN nor infinity."""
+    return bool(np.isfinite(rows).all())
 
 
-def _first_not_finite(rows: Tensor) -> int | None:
+def _first_not_finite(rows: NDArray[Any]) -> int | None:
     """Return the place of the first row, of `[n, ...]`, that holds NaN or infinity."""
     if is_finite(rows):
         return None
-    finite = rows.isfinite()
-    return int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])
+    return int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+
+
+def _array_of(decoded: Any) -> NDArray[Any] | None:
+    """Return what a task decoded as an array; None if it is neither one nor a tensor."""
+    if isinstance(decoded, np.ndarray):
+        return decoded
+    torch = sys.modules.get("torch")  # whose tensor it is has imported it
+    if torch is None or not isinstance(decoded, torch.Tensor):
+        return None
+    array: NDArray[Any] = decoded.detach().cpu().numpy()
+    return array

@@ -31,7 +31,8 @@ from edgenewton.common.sealed_file import (
     tell_aside,
 )
 
-from edge_client.inference.artefact import Artefact, ArtefactError
+from edge_client.inference.artefact import Artefact
+from edge_client.inference.errors import ArtefactError
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,18 @@
 
 import importlib
 from collections.abc import Collection
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
+from edgenewton.common.extras import MissingExtraError, needing
 from edgenewton.common.suggestions import suggestion
 
-from edge_client.tasks.allowed import TaskNotAllowedError, check_allowed
-from edge_client.tasks.data import DataError
-from edge_client.tasks.task import Data, Partition, PartitionKind, SampleError, Samples, Task, TaskError
+from edge_client.tasks.allowed import TaskNotAllowedError, check_foreign_task
+from edge_client.tasks.errors import SampleError, TaskError
+
+if TYPE_CHECKING:
+    from edge_client.tasks.data import DataError
+    from edge_client.tasks.task import Data, Partition, PartitionKind, Samples, Task
 
 TASKS = {
     "digits": "edge_client.tasks.digits:DigitsTask",
@@ -40,7 +46,17 @@ __all__ = [
 ]
 
 
-def load_foreign_task(name: str, allow: Collection[str] = ()) -> Task:
+_MODULES = {"DataError": "data"} | dict.fromkeys(("Data", "Partition", "PartitionKind", "Samples", "Task"), "task")
+
+
+def __getattr__(name: str) -> object:
+    # Imported when asked for: what only recognises an exported model needs no PyTorch.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_foreign_task(name: str, allow: Collection[str] = ()) -> "Task":
     """Return the task that a file, or somebody else, names: as `load_task`, if its code may be run.
 
     Args:
@@ -56,24 +72,16 @@ def load_foreign_task(name: str, allow: Collection[str] = ()) -> Task:
     return load_task(name)
 
 
-def check_foreign_task(name: str, allow: Collection[str] = ()) -> None:
-    """Check that the code of a task that a file, or somebody else, names may be run.
-
-    Raises:
-        TaskNotAllowedError: it may not.
-
-    """
-    if name not in TASKS and ":" in name:  # another name is no code that could be run
-        check_allowed(name, allow)
-
-
-def load_task(name: str) -> Task:
+def load_task(name: str) -> "Task":
     """Return the task of a name, or of an import path "package.module:Class" (or an instance instead of a class).
 
     Raises:
         TaskError: there is no such task, or it cannot be used; the text says what is missing.
 
     """
+    with needing("a task", "training"):
+        from edge_client.tasks.task import Task
+
     module_name, _, attribute = TASKS.get(name, name).partition(":")
     if not (module_name and attribute):
         raise TaskError(
@@ -81,7 +89,10 @@ def load_task(name: str) -> Task:
             f"{suggestion(name, TASKS)}"
         )
     try:
-        module = importlib.import_module(module_name)
+        with needing(f"task {name!r}", "tasks") if name in TASKS else nullcontext():
+            module = importlib.import_module(module_name)
+    except MissingExtraError as error:
+        raise TaskError(str(error)) from None
     except Exception as error:  # a user's module runs here, and may raise anything
         raise TaskError(f"task {name!r}: module {module_name!r} cannot be imported: {_describe(error)}") from error
     if not hasattr(module, attribute):

@@ -8,7 +8,7 @@ point, or one that the operator allows.
 from collections.abc import Collection
 from importlib.metadata import entry_points
 
-from edge_client.tasks.task import TaskError
+from edge_client.tasks.errors import TaskError
 
 ENTRY_POINT_GROUP = "edgenewton.tasks"
 """Where installed packages announce their tasks, in their metadata: `name = "package.module:Class"`."""
@@ -37,6 +37,17 @@ def check_allowed(path: str, allowed: Collection[str]) -> None:
         f"--allow-task {path} (in Python allow=[{path!r}], in a daemon's configuration allow_tasks), or install a "
         f"package that announces it as an entry point of {ENTRY_POINT_GROUP!r}"
     )
+
+
+def check_foreign_task(name: str, allow: Collection[str] = ()) -> None:
+    """Check that the code of a task that a file, or somebody else, names may be run.
+
+    Raises:
+        TaskNotAllowedError: it may not.
+
+    """
+    if ":" in name:  # another name is that of a built-in task, or of no code that could be run
+        check_allowed(name, allow)
 
 
 def _announced() -> set[str]:

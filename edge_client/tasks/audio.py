@@ -13,7 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from edge_client.tasks.task import SampleError
+from edge_client.tasks.errors import SampleError
 
 Waveform = NDArray[np.float32]
 """Mono samples, `[n]`, of which -1 to 1 is the full range."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_client.tasks.labelled_files import files_by_label
 from edge_client.tasks.partition import part
 from edge_client.tasks.tables import read_npz, read_rows, to_numbers
 from edge_client.tasks.task import Partition, SampleError, Samples, Task, TaskError
@@ -109,28 +110,6 @@ class DatasetTask(Task):
         chosen = of[part(groups if targets.ndim > 1 and groups is not None else targets, partition, groups)]
         with torch.no_grad():
             return Samples(self.preprocess(self.loaded.raw[chosen]), self.loaded.targets[chosen])
-
-
-def files_by_label(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of a folder with one folder per label, `FOLDER/LABEL/...`, both in alphabetical order.
-
-    Raises:
-        SampleError: there is no such folder, no label in it, or a label without files.
-
-    """
-    if not folder.is_dir():
-        raise SampleError(f"{folder} is not a folder")
-    found = {
-        path.name: sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    }
-    if not found:
-        raise SampleError(f"{folder} has no folders; one folder of files per label was expected")
-    for label, files in found.items():
-        if not files:
-            raise SampleError(f"{folder / label} has no files")
-    return found
 
 
 def image_folder(folder: Path, decode: Callable[[Path], Tensor]) -> Dataset:

@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from edgenewton.common.extras import needing
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from edge_client.tasks.images import gray_square, label_in_image, save_labelled
+from edge_client.tasks.decoders.digits import LABELS, LEVELS, SIZE, DigitsDecoder
+from edge_client.tasks.images import save_labelled
 from edge_client.tasks.partition import part
 from edge_client.tasks.task import Partition, Samples, Task
 
-SIZE = 8
-_LEVELS = 16
-"""Pixels are counts of dark dots, 0 to 16."""
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0
 
@@ -27,10 +26,11 @@ class DigitsTask(Task):
     """Recognises one digit in an image of 8 x 8 pixels, light on dark."""
 
     name = "digits"
-    labels: Sequence[str] = tuple("0123456789")
+    labels: Sequence[str] = LABELS
     input_shape = (1, SIZE, SIZE)
     raw_shape = (SIZE, SIZE)
     raw_dtype = torch.uint8
+    _decoder = DigitsDecoder()
 
     def model(self) -> nn.Module:
         """Return a small convolutional network (38,282 parameters)."""
@@ -57,26 +57,16 @@ class DigitsTask(Task):
         return _share(_split()[1], Partition(partition.index, partition.count, "iid", seed=partition.seed))
 
     def decode(self, sample: object) -> Tensor:
-        """Return an image as gray pixels, uint8 `[8, 8]`, dark to light.
-
-        Args:
-            sample: path of an image, bytes of one, PIL image (any mode), or array `[8, 8]` of the data set's own
-                levels, 0 to 16.
-
-        Raises:
-            SampleError: it is none of these, damaged, or not 8 x 8.
-
-        """
-        pixels = gray_square(sample, SIZE, most=_LEVELS, kind="a digit", expects="the digits task expects")
-        return torch.from_numpy(pixels.round().astype(np.uint8))
+        """Return an image as gray pixels, uint8 `[8, 8]`, dark to light: see `DigitsDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return gray pixels, uint8 `[n, 8, 8]`, as inputs, float32 `[n, 1, 8, 8]`."""
-        return _scale((raw.float() * (_LEVELS / 255)).round()).unsqueeze(1)
+        return _scale((raw.float() * (LEVELS / 255)).round()).unsqueeze(1)
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that an image file carries as text, as those of `save_sample` do."""
-        return label_in_image(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def sample_image(self, index: int) -> Image.Image:
         """Return held-out image number `index` in mode "L", which `prepare` turns into exactly the held-out input.
@@ -88,7 +78,7 @@ class DigitsTask(Task):
         images = _split()[1].images
         if not 0 <= index < len(images):
             raise IndexError(f"there is no held-out digit {index}; there are {len(images)}, numbered from 0")
-        return Image.fromarray((images[index] * (255 / _LEVELS)).round().astype(np.uint8))
+        return Image.fromarray((images[index] * (255 / LEVELS)).round().astype(np.uint8))
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out image number `index` as a PNG that carries its label; return the label.
@@ -123,8 +113,9 @@ class _Part(NamedTuple):
 def _split() -> tuple[_Part, _Part]:
     """Return what is trained on and what is held out: the same for every device and every seed."""
     # Importing scikit-learn takes most of a second, which `edge-client predict` need not wait for.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with needing("the data of task 'digits'", "tasks"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     data: Any = load_digits()
     targets = data.target.astype(np.int64)
@@ -142,4 +133,4 @@ def _share(whole: _Part, partition: Partition) -> Samples:
 
 def _scale(levels: Tensor) -> Tensor:
     """Return levels 0 to 16 as values from -1 to 1, which have mean -0.39 and standard deviation 0.75 here."""
-    return levels / (_LEVELS / 2) - 1
+    return levels / (LEVELS / 2) - 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from edge_client.tasks.task import SampleError
+from edge_client.tasks.errors import SampleError
 
 MAX_PIXELS = 16_000_000
 """Larger images are refused before they are decoded."""

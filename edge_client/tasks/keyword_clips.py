@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edge_client.tasks.audio import Recording
 from edge_client.tasks.cache import cached
+from edge_client.tasks.decoders.sounds import KEYWORDS
 from edge_client.tasks.speech import Utterance, speak
 
 _VERSION = 1
@@ -23,7 +24,7 @@ _VERSION = 1
 class Recipe:
     """What is spoken: every word in every accent by every voice, `takes` times with other pitch and speed."""
 
-    words: tuple[str, ...] = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+    words: tuple[str, ...] = KEYWORDS
     accents: tuple[str, ...] = (
         "en-029",  # Caribbean
         "en",  # British (en-GB)

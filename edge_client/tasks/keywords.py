@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edge_client.tasks.audio import label_in_title, loudest, waveform_of, write_wav
+from edge_client.tasks.audio import write_wav
+from edge_client.tasks.decoders.sounds import KEYWORDS_RATE as RATE
+from edge_client.tasks.decoders.sounds import KeywordsDecoder
 from edge_client.tasks.keyword_clips import Clips, Recipe, load_clips
 from edge_client.tasks.log_mel import LogMel
 from edge_client.tasks.partition import part
 from edge_client.tasks.task import Partition, Samples, Task
 
-RATE = 16_000
-"""Samples per second that the front end expects."""
 LENGTH = RATE
-"""Samples that it expects: one second."""
+"""Samples that the front end expects: one second."""
 _RECIPE = Recipe()
 _PREPARATION = f"one second at {RATE} Hz, LogMel, version 2"
 
@@ -33,6 +33,7 @@ class KeywordsTask(Task):
     labels: Sequence[str] = _RECIPE.words
     input_shape = (1, 40, 50)
     raw_shape = (LENGTH,)
+    _decoder = KeywordsDecoder()
 
     def __init__(self) -> None:
         # Made here and not when it is first needed, which may be while a graph is exported.
@@ -66,17 +67,8 @@ class KeywordsTask(Task):
         return _share(clips, clips.held_out, Partition(partition.index, partition.count, "iid", seed=partition.seed))
 
     def decode(self, sample: object) -> Tensor:
-        """Return the second around the loudest part of a recording, float32 `[16000]`.
-
-        Args:
-            sample: path of a WAV file (any sample rate, PCM or float, any channels), its content as bytes, a
-                `Recording`, or an array `[n]` of 16,000 samples per second.
-
-        Raises:
-            SampleError: it is none of these, damaged, silent or too long.
-
-        """
-        return torch.from_numpy(loudest(waveform_of(sample, RATE, "a keyword"), LENGTH))
+        """Return the second around the loudest part of a recording, float32 `[16000]`: see `KeywordsDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return waveforms `[n, 16000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
@@ -85,7 +77,7 @@ class KeywordsTask(Task):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a file carries as its title, as those of `save_sample` do."""
-        return label_in_title(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out clip number `index` as a WAV file that carries its label; return the label.

@@ -17,20 +17,18 @@ from edge_client.tasks.audio import (
     MAX_SECONDS,
     Recording,
     Waveform,
-    label_in_title,
     loudest,
     read_sound,
     resample,
-    waveform_of,
     write_wav,
 )
 from edge_client.tasks.datasets import Dataset
+from edge_client.tasks.decoders.sounds import FULL, LanguagesDecoder, to_integers
+from edge_client.tasks.decoders.sounds import LANGUAGES_RATE as RATE
 from edge_client.tasks.log_mel import LogMel
 from edge_client.tasks.packages import DebianPackage, PackagedData, PackagedTask
 from edge_client.tasks.task import SampleError
 
-RATE = 8_000
-"""Samples per second: those of the telephone."""
 LENGTH = RATE
 """One second."""
 _CLIPS = 3
@@ -41,7 +39,6 @@ _BYTES = range(2 * _SHORTEST, 2 * RATE * MAX_SECONDS)
 """Of a recording that is used: a few have no sound, or more than `read_sound` takes."""
 _QUIET = 0.01
 """A second with less of the energy that the loudest one of its recording has is a pause."""
-_FULL = 32_767
 _VOICES = {
     "English": ("en", "en_US_f_Allison", "Allison"),
     "French": ("fr", "fr_CA_f_June", "June"),
@@ -81,7 +78,7 @@ def read_recordings(files: Mapping[str, bytes]) -> dict[str, Tensor]:
     clips, rows = [], []
     for target, speaker, prompt, path in recordings:
         for waveform in _cut(resample(read_sound(files[path], path), RATE, path)):
-            clips.append(_to_integers(waveform))
+            clips.append(torch.from_numpy(to_integers(waveform)))
             rows.append((target, speaker, names.index(prompt), prompt in held_out))
     targets, speakers, numbers, is_held_out = torch.tensor(rows).unbind(1)
     return {
@@ -107,12 +104,6 @@ def _cut(waveform: Waveform) -> list[Waveform]:
     return [clip for clip, energy in zip(clips, energies, strict=True) if energy > quietest]
 
 
-def _to_integers(waveform: Waveform) -> Tensor:
-    """Return a waveform as 16-bit samples of full range."""
-    peak = float(np.abs(waveform).max().clip(min=1e-9))
-    return torch.from_numpy((waveform * (_FULL / peak)).round().astype(np.int16))
-
-
 ASTERISK_PROMPTS = PackagedData(
     name="asterisk-prompts-1",
     about="clips of telephone prompts in five languages",
@@ -134,6 +125,7 @@ class LanguagesTask(PackagedTask):
     labels: Sequence[str] = tuple(_VOICES)
     input_shape = (1, 40, 50)
     raw_shape = (LENGTH,)
+    _decoder = LanguagesDecoder()
     raw_dtype = torch.int16
     data = ASTERISK_PROMPTS
 
@@ -161,27 +153,17 @@ class LanguagesTask(PackagedTask):
         )
 
     def decode(self, sample: object) -> Tensor:
-        """Return the second around the loudest part of a recording, int16 `[8000]`; one of a second as it is.
-
-        Args:
-            sample: path of a WAV file (any sample rate, PCM or float, any channels), its content as bytes, a
-                `Recording`, or an array `[n]` of 8,000 samples per second.
-
-        Raises:
-            SampleError: it is none of these, damaged, silent or too long.
-
-        """
-        waveform = waveform_of(sample, RATE, "speech")
-        return _to_integers(waveform if len(waveform) == LENGTH else loudest(waveform, LENGTH))
+        """Return the second around the loudest part of a recording, int16 `[8000]`: see `LanguagesDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return waveforms `[n, 8000]` as log-mel pictures, float32 `[n, 1, 40, 50]`."""
-        inputs: Tensor = self._front_end(raw.float() / _FULL)
+        inputs: Tensor = self._front_end(raw.float() / FULL)
         return inputs
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that a file carries as its title, as those of `save_sample` do."""
-        return label_in_title(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out clip number `index` as a WAV file that carries its label; return the label.

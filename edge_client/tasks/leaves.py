@@ -8,25 +8,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset
+from edge_client.tasks.decoders.leaves import LENGTH, SPECIES, LeavesDecoder
 from edge_client.tasks.packages import PackagedData, PackagedTask, PythonPackage
-from edge_client.tasks.tables import label_in_first_line, read_numbers, real_numbers, to_numbers
+from edge_client.tasks.tables import to_numbers
 from edge_client.tasks.task import SampleError
 
-LENGTH = 427
-SPECIES = (
-    "Acer circinatum",
-    "Acer glabrum",
-    "Acer macrophyllum",
-    "Acer negundo",
-    "Quercus garryana",
-    "Quercus kelloggii",
-)
-"""In the order of the archive's classes 1 to 6."""
 _PARTS = ("TRAIN", "TEST")
 
 
@@ -83,6 +73,7 @@ class LeavesTask(PackagedTask):
     input_shape = (1, LENGTH)
     raw_shape = (LENGTH,)
     data = OSU_LEAF
+    _decoder = LeavesDecoder()
 
     def model(self) -> nn.Module:
         """Return a small convolutional network along the outline, which closes: it has no beginning and no end."""
@@ -106,29 +97,8 @@ class LeavesTask(PackagedTask):
         return Dataset(tensors["outlines"], tensors["targets"], SPECIES, is_held_out=tensors["is_held_out"])
 
     def decode(self, sample: object) -> Tensor:
-        """Return an outline, float32 `[427]`.
-
-        Args:
-            sample: path of a CSV file of 427 numbers in one column or row, bytes of one, or array `[427]`.
-
-        Raises:
-            SampleError: it is none of these, damaged, constant, or of another length.
-
-        """
-        if isinstance(sample, (str, Path)):
-            name, numbers = str(sample), read_numbers(Path(sample))
-        elif isinstance(sample, bytes):
-            name, numbers = "the table", read_numbers(sample)
-        elif isinstance(sample, np.ndarray):
-            name, numbers = "the array", real_numbers(sample)
-        else:
-            raise SampleError(f"a leaf is a path, bytes or an array, not {type(sample).__name__}")
-        if sorted(numbers.shape) not in ([LENGTH], [1, LENGTH]):
-            shape = " x ".join(map(str, numbers.shape))
-            raise SampleError(f"{name} has {shape} numbers; the leaves task expects {LENGTH}, the outline of a leaf")
-        if np.ptp(numbers) == 0:
-            raise SampleError(f"{name} is no outline: all its numbers are alike")
-        return torch.from_numpy(numbers.reshape(LENGTH))
+        """Return an outline, float32 `[427]`: see `LeavesDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return outlines `[n, 427]` as inputs, float32 `[n, 1, 427]`, each of mean 0 and deviation 1."""
@@ -137,7 +107,7 @@ class LeavesTask(PackagedTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label in the first line of a file, as those of `save_sample` have it."""
-        return label_in_first_line(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out leaf number `index` as CSV that carries its label; return the label.

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset, DatasetTask
+from edge_client.tasks.decoders.motion import COLUMNS, MotionDecoder
 from edge_client.tasks.motion_physics import GRAVITY, LENGTH, MOTIONS
-from edge_client.tasks.tables import label_in_first_line, read_numbers, real_numbers
-from edge_client.tasks.task import SampleError
 
 SENSORS = 8
 """Sensors with errors of their own; the partition `natural` gives each device other ones."""
 WINDOWS = 40
 """Windows of each motion from each sensor."""
-COLUMNS = ("ax", "ay", "az", "gx", "gy", "gz")
 _SEED = 0
 _TURNING_SCALE = 5.0
 """Angular velocities are divided by it, rad/s."""
@@ -31,6 +29,7 @@ class MotionTask(DatasetTask):
     labels: Sequence[str] = tuple(MOTIONS)
     input_shape = (len(COLUMNS), 1, LENGTH)
     raw_shape = (LENGTH, len(COLUMNS))
+    _decoder = MotionDecoder()
 
     def model(self) -> nn.Module:
         """Return a small convolutional network over time."""
@@ -49,30 +48,8 @@ class MotionTask(DatasetTask):
         )
 
     def decode(self, sample: object) -> Tensor:
-        """Return a window as float32 `[128, 6]`: specific force x, y, z in m/s^2, angular velocity x, y, z in rad/s.
-
-        Args:
-            sample: path of a CSV file of 128 rows and 6 columns (with or without a line of names), bytes of one, or
-                array `[128, 6]`.
-
-        Raises:
-            SampleError: it is none of these, damaged, or of another shape.
-
-        """
-        if isinstance(sample, (str, Path)):
-            name, window = str(sample), read_numbers(Path(sample))
-        elif isinstance(sample, bytes):
-            name, window = "the table", read_numbers(sample)
-        elif isinstance(sample, np.ndarray):
-            name, window = "the array", real_numbers(sample)
-        else:
-            raise SampleError(f"a motion is a path, bytes or an array, not {type(sample).__name__}")
-        if window.shape != self.raw_shape:
-            raise SampleError(
-                f"{name} has {' x '.join(map(str, window.shape))} numbers; the motion task expects {LENGTH} rows "
-                f"({LENGTH / 50:g} s) of {', '.join(COLUMNS)}"
-            )
-        return torch.from_numpy(window)
+        """Return a window as float32 `[128, 6]`: see `MotionDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return windows `[n, 128, 6]` as inputs, float32 `[n, 6, 1, 128]`."""
@@ -99,7 +76,7 @@ class MotionTask(DatasetTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label in the first line of a file, as those of `save_sample` have it."""
-        return label_in_first_line(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out window number `index` as CSV that carries its label; return the label.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.tasks.task import SampleError
+from edge_client.tasks.errors import SampleError
 
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from edge_client.tasks.errors import SampleError, TaskError
 
-class TaskError(ValueError):
-    """A task cannot be found, or does not do what a task must; the text says which and why."""
-
-
-class SampleError(ValueError):
-    """A raw sample cannot be used; the text names it and says what was expected."""
+__all__ = ["Data", "Partition", "PartitionKind", "SampleError", "Samples", "Task", "TaskError"]
 
 
 @dataclass(frozen=True)

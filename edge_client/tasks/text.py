@@ -1,43 +1,29 @@
 """Text, letter by letter: a small language model on the sayings of `fortune`, which are sorted by topic."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset
+from edge_client.tasks.decoders.text import ALPHABET, PLACES, TextDecoder, to_tokens
 from edge_client.tasks.packages import DebianPackage, PackagedData, PackagedTask
 from edge_client.tasks.task import SampleError
 from edge_client.tasks.transformer import Positions, TransformerBlock
 
-PLACES = 48
-"""Characters that the model sees."""
-ALPHABET = " etoanisrhl\nducmygfp.wb,-vk\"TI'ASWC:MBDxELHPNORGF1j?)(!YJz0qU;2K9358V4*7_6=X/Q[]>#`Z<&@$+^\\~%|{}"
-"""What there is, the common ones first."""
+__all__ = ["ALPHABET", "PLACES", "TOPICS", "TextModel", "TextTask", "read_sayings", "to_tokens"]
+
 TOPICS = (
     *("art", "computers", "cookie", "definitions", "education", "food", "humorists", "law", "linux", "miscellaneous"),
     *("people", "platitudes", "politics", "science", "sports", "startrek", "tao", "wisdom", "work"),
 )
 """Files of the package."""
 _FOLDER = "usr/share/games/fortunes"
-_OVERSTRIKE = re.compile(".\x08")
-"""What a printer would have printed another character upon."""
 _TEST_FRACTION = 0.1
 _SPLIT_SEED = 0
 _NAMES = {" ": "space", "\n": "newline"}
-_PLACE_OF = {character: place for place, character in enumerate(ALPHABET)}
-MAX_BYTES = 16_000_000
-"""Longer texts are refused."""
-
-
-def to_tokens(text: str) -> NDArray[np.uint8]:
-    """Return a text as places in the alphabet, uint8; tabs are spaces, and what the alphabet lacks is left out."""
-    spaced = _OVERSTRIKE.sub("", text).expandtabs(4)
-    return np.array([_PLACE_OF[character] for character in spaced if character in _PLACE_OF], dtype=np.uint8)
 
 
 def read_sayings(files: Mapping[str, bytes]) -> dict[str, Tensor]:
@@ -111,6 +97,7 @@ class TextTask(PackagedTask):
     input_shape = (PLACES,)
     raw_dtype = torch.int64
     data = FORTUNES
+    _decoder = TextDecoder()
 
     def model(self) -> nn.Module:
         """Return a small transformer (82,000 parameters)."""
@@ -122,31 +109,8 @@ class TextTask(PackagedTask):
         return Dataset(windows[:, :-1], windows[:, 1:], tuple(self.labels), tensors["topics"], tensors["is_held_out"])
 
     def decode(self, sample: object) -> Tensor:
-        """Return the last 48 characters of a text as places in the alphabet, int64 `[48]`; newlines before a short one.
-
-        Args:
-            sample: path of a text file (UTF-8), or its content as bytes.
-
-        Raises:
-            SampleError: it is neither, too long, no text, or has no character of the alphabet.
-
-        """
-        if isinstance(sample, (str, Path)):
-            name, content = str(sample), _read(Path(sample))
-        elif isinstance(sample, bytes):
-            name, content = "the text", sample
-        else:
-            raise SampleError(f"a text is a path or bytes, not {type(sample).__name__}")
-        try:
-            tokens = to_tokens(content.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise SampleError(f"{name} is no text in UTF-8: {error}") from None
-        if not len(tokens):
-            raise SampleError(f"{name} is empty, or has no character that the model knows")
-        padded = np.full(PLACES, _PLACE_OF["\n"], dtype=np.int64)
-        kept = tokens[-PLACES:]
-        padded[PLACES - len(kept) :] = kept
-        return torch.from_numpy(padded)
+        """Return the last 48 characters of a text as places in the alphabet, int64 `[48]`: see `TextDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def probe(self, generator: torch.Generator, n: int) -> Tensor:
         """Return `n` texts of independent characters, int64 `[n, 48]`, the common ones often (Zipf's law)."""
@@ -163,14 +127,3 @@ class TextTask(PackagedTask):
         place = self.held_out_sample(index, "text")
         path.write_text("".join(ALPHABET[token] for token in self.loaded.raw[place].tolist()), encoding="utf-8")
         return self.labels[int(self.loaded.targets[place, -1])]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SampleError(f"{path} has more than {MAX_BYTES:,} bytes")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SampleError(f"{path} does not exist") from None
-    except OSError as error:
-        raise SampleError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from coordinator.cli import app
+from coordinator.cli.commands import app
 from coordinator.report.run import read_run
 
 pytestmark = pytest.mark.processes

@@ -8,7 +8,7 @@ import pytest
 from processes import Coordinator, running
 from typer.testing import CliRunner
 
-from coordinator.cli import app
+from coordinator.cli.commands import app
 
 pytestmark = pytest.mark.processes
 

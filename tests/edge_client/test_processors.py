@@ -3,6 +3,7 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import second_device
 import torch
@@ -260,11 +261,10 @@ def test_a_model_recognises_where_it_is_told_to(hardware, engine, tmp_path):
     task = load_task("digits")
     artefact = Artefact.of(task, "digits", build_model(task, 0).to(hardware), 0)
     artefact.save(tmp_path / "model.pt")
-    raw = torch.randint(0, 255, (3, *task.raw_shape), dtype=torch.uint8)
+    raw = torch.randint(0, 255, (3, *task.raw_shape), dtype=torch.uint8).numpy()
     one = Recognizer.load(tmp_path / "model.pt", engine, device=hardware).probabilities(raw)
     other = Recognizer.load(tmp_path / "model.pt").probabilities(raw)
-    assert one.device.type == "cpu"
-    torch.testing.assert_close(one, other)
+    np.testing.assert_allclose(one, other, rtol=1.3e-6, atol=1e-5)
 
 
 def test_recognition_names_a_device_that_is_not_there(tmp_path):

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from edge_client.inference.batcher import BatchReport
 from edge_client.inference.errors import NotFiniteError
-from edge_client.tasks import SampleError
+from edge_client.tasks.errors import SampleError
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

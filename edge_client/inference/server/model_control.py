@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_client.inference.artefact import ArtefactError
 from edge_client.inference.errors import (
+    ArtefactError,
     BadRequestError,
     NotAllowedError,
     OverloadedError,

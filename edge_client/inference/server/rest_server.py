@@ -23,7 +23,7 @@ from edge_client.inference.server.rest_json import JSON_LENGTH_HEADER, RequestMe
 from edge_client.inference.server.rest_models import models_router
 from edge_client.inference.server.rest_v1 import v1_router
 from edge_client.inference.server.service import InferenceService
-from edge_client.tasks import SampleError, TaskError
+from edge_client.tasks.errors import SampleError, TaskError
 
 _STATUS = {
     errors.BadRequestError: HTTPStatus.BAD_REQUEST,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from edge_client.inference.batcher import Answer, Batcher, Serving
 from edge_client.inference.errors import BadRequestError, TooLargeError, UnavailableError, UnknownModelError
@@ -34,7 +34,7 @@ from edge_client.inference.server.protocol import (
 )
 from edge_client.inference.server.served_model import ServedModel
 from edge_client.inference.server.sizes import SMALL, answer_bytes
-from edge_client.tasks import SampleError
+from edge_client.tasks.errors import SampleError
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,7 @@ class InferenceService:
             model: that it is of; one that is not there yet comes to be. Empty for the one that is always there.
 
         """
-        shape = (1, *recognizer.info.raw_shape)
-        warm_up = torch.zeros(shape, dtype=recognizer.info.torch_dtype)
-        await asyncio.to_thread(recognizer.probabilities, warm_up)
+        await asyncio.to_thread(recognizer.probabilities, recognizer.info.blank(1))
         name = model or self.model
         if name not in self._models:
             self._models[name] = self._new_model(name)
@@ -297,9 +295,8 @@ class InferenceService:
             )
         self._check_count(tensor.shape[0])
         data = tensor.data if tensor.datatype == datatype else cast_exactly(RAW, tensor.datatype, tensor.data, datatype)
-        raw = torch.from_numpy(data)
-        serving.recognizer.check(raw)
-        return await model.batcher.submit(raw, tensor.shape[0], timeout_s)
+        serving.recognizer.check(data)
+        return await model.batcher.submit(data, tensor.shape[0], timeout_s)
 
     async def _infer_encoded(
         self, model: ServedModel, serving: Serving, tensor: InputTensor, timeout_s: float
@@ -314,10 +311,10 @@ class InferenceService:
     async def _decode_and_infer(
         self, model: ServedModel, serving: Serving, contents: Sequence[bytes], timeout_s: float
     ) -> Answer:
-        def decode() -> torch.Tensor:
+        def decode() -> NDArray[Any]:
             if len(contents) == 1:
-                return serving.recognizer.decode(contents[0]).unsqueeze(0)
-            return torch.stack([_decode_one_of(serving, contents, place) for place in range(len(contents))])
+                return serving.recognizer.decode(contents[0])[None]
+            return np.stack([_decode_one_of(serving, contents, place) for place in range(len(contents))])
 
         return await model.batcher.submit(decode, len(contents), timeout_s)
 
@@ -349,7 +346,7 @@ def _check_outputs(outputs: Sequence[RequestedOutput]) -> None:
         names.add(output.name)
 
 
-def _decode_one_of(serving: Serving, contents: Sequence[bytes], place: int) -> torch.Tensor:
+def _decode_one_of(serving: Serving, contents: Sequence[bytes], place: int) -> NDArray[Any]:
     try:
         return serving.recognizer.decode(contents[place])
     except SampleError as error:
@@ -360,15 +357,15 @@ def _output(answer: Answer, output: RequestedOutput) -> OutputTensor:
     probabilities = answer.probabilities
     labels = answer.serving.recognizer.info.labels
     if output.name == PROBABILITIES and output.class_count:
-        top = probabilities.topk(min(output.class_count, len(labels)), dim=1)
+        best_first = np.argsort(-probabilities, axis=1, kind="stable")[:, : output.class_count]
         texts = [
-            f"{value:f}:{index}:{labels[index]}"
-            for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            for value, index in zip(values, indices, strict=True)
+            f"{row[index]:f}:{index}:{labels[index]}"
+            for row, indices in zip(probabilities.tolist(), best_first.tolist(), strict=True)
+            for index in indices
         ]
-        return OutputTensor(PROBABILITIES, "BYTES", tuple(top.values.shape), text_elements(texts))
+        return OutputTensor(PROBABILITIES, "BYTES", best_first.shape, text_elements(texts))
     if output.name == PROBABILITIES:
-        data: Data = probabilities.numpy()
-        return OutputTensor(PROBABILITIES, "FP32", tuple(probabilities.shape), data)
-    best = [labels[index] for index in probabilities.argmax(dim=1).tolist()]
+        data: Data = probabilities
+        return OutputTensor(PROBABILITIES, "FP32", probabilities.shape, data)
+    best = [labels[index] for index in probabilities.argmax(axis=1).tolist()]
     return OutputTensor(LABEL, "BYTES", (len(best),), text_elements(best))

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_client.tasks.decoders.fashion import LABELS, SIZE
 from edge_client.tasks.packages import DebianPackage, PackagedData
 from edge_client.tasks.task import SampleError
 
-SIZE = 28
-LABELS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+__all__ = ["FASHION_MNIST", "LABELS", "SIZE", "read_idx", "read_images"]
+
 _FOLDER = "usr/share/datasets/fashion-mnist"
 _PARTS = ("train", "t10k")
 _IMAGES, _LABELS = (0x08, 3), (0x08, 1)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from edge_client.tasks.datasets import Dataset
-from edge_client.tasks.fashion.images import FASHION_MNIST, LABELS, SIZE
+from edge_client.tasks.decoders.fashion import LABELS, SIZE, FashionDecoder
+from edge_client.tasks.fashion.images import FASHION_MNIST
 from edge_client.tasks.fashion.residual import ResidualNetwork, group_norm
 from edge_client.tasks.fashion.vision_transformer import VisionTransformer
-from edge_client.tasks.images import gray_square, label_in_image, save_labelled
+from edge_client.tasks.images import save_labelled
 from edge_client.tasks.packages import PackagedTask
 
 _MEAN, _DEVIATION = 0.286, 0.353
@@ -28,6 +28,7 @@ class FashionTask(PackagedTask):
     raw_shape = (SIZE, SIZE)
     raw_dtype = torch.uint8
     data = FASHION_MNIST
+    _decoder = FashionDecoder()
 
     def model(self) -> nn.Module:
         """Return a residual network with BatchNorm (147,066 parameters)."""
@@ -38,17 +39,8 @@ class FashionTask(PackagedTask):
         return Dataset(tensors["images"], tensors["targets"], LABELS, is_held_out=tensors["is_held_out"])
 
     def decode(self, sample: object) -> Tensor:
-        """Return an image as gray pixels, uint8 `[28, 28]`, dark to light.
-
-        Args:
-            sample: path of an image, bytes of one, PIL image (any mode), or array `[28, 28]` of levels 0 to 255.
-
-        Raises:
-            SampleError: it is none of these, damaged, or not 28 x 28.
-
-        """
-        pixels = gray_square(sample, SIZE, most=255, kind="an article", expects="the fashion tasks expect")
-        return torch.from_numpy(pixels.round().astype(np.uint8))
+        """Return an image as gray pixels, uint8 `[28, 28]`, dark to light: see `FashionDecoder.decode`."""
+        return torch.from_numpy(self._decoder.decode(sample))
 
     def preprocess(self, raw: Tensor) -> Tensor:
         """Return gray pixels, uint8 `[n, 28, 28]`, as inputs, float32 `[n, 1, 28, 28]` of mean 0 and deviation 1."""
@@ -56,7 +48,7 @@ class FashionTask(PackagedTask):
 
     def true_label(self, sample: object) -> str | None:
         """Return the label that an image file carries as text, as those of `save_sample` do."""
-        return label_in_image(sample, self.labels)
+        return self._decoder.true_label(sample)
 
     def save_sample(self, index: int, path: Path) -> str:
         """Write held-out image number `index` as a PNG that carries its label; return the label.

@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, CommandFunctionType
 
-from edgenewton.common.console import UNLIMITED, err
+from edgenewton.common.console import UNLIMITED, err, fail
+from edgenewton.common.extras import MissingExtraError
 from edgenewton.common.suggestions import suggestion
 from edgenewton.common.version import version
 
@@ -53,6 +54,13 @@ class Command(TyperCommand):
             # Click 8.5 takes from Typer's arguments what they say of themselves.
             if isinstance(parameter, click.Argument) and not getattr(parameter, "help", None):
                 parameter.help = told.get(parameter.name or "")  # type: ignore[attr-defined, unused-ignore]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; what is not installed is an error in a sentence."""
+        try:
+            return super().invoke(ctx)
+        except MissingExtraError as error:
+            fail(str(error))
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write nothing: they are among the sections, whatever Click's version."""

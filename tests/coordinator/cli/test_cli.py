@@ -2,7 +2,7 @@ import socket
 
 from typer.testing import CliRunner
 
-from coordinator.cli import app
+from coordinator.cli.commands import app
 
 
 def serve(*arguments):

@@ -11,7 +11,7 @@ from edgenewton.common.identity import IdentityError, Kind, identity_of
 from edgenewton.common.tls import TlsError, TlsFiles
 from typer.testing import CliRunner
 
-from coordinator.cli import app
+from coordinator.cli.commands import app
 from coordinator.identity.authority import Authority, AuthorityError
 from coordinator.identity.ledger import LedgerError
 from coordinator.identity.server_tls import ServerTls, ServerTlsFiles

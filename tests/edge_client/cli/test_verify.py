@@ -11,7 +11,7 @@ from edgenewton.common.identity import Kind
 from flwr.app import Array, ArrayRecord
 from typer.testing import CliRunner
 
-from coordinator.cli import app as coordinator_app
+from coordinator.cli.commands import app as coordinator_app
 from coordinator.flower.checkpoint import save_checkpoint
 from coordinator.flower.history import save_history
 from coordinator.identity.audit import AuditLog

@@ -1,0 +1,1 @@
+"""What an installation takes: disk by extra; and of a device that only recognises, time to start and memory."""

@@ -1,0 +1,1 @@
+"""What flower-app recognises, trained on devices together."""
