@@ -1,7 +1,7 @@
 """Accuracy under a privacy budget, ours against DP-FedAvg and DP-SGD: `python -m benchmarks.privacy.dp`.
 
 All three clip each device's contribution, add the same noise by the same accountant, and are given their options by the
-same kind of search: the best mean over the seeds counts. The devices are simulated one after the other, and the noise
+same kind of search: the best mean over the seeds counts. The devices are simulated, and the noise
 of a sum is drawn at once instead of share by share, which is the same distribution but for less than 1e-1000.
 
 - ours: each device takes steps of `NewtonOptimizer` with its own curvature, as `PrivateLocalSteps` lets it.
@@ -58,12 +58,12 @@ class Options:
 
 
 GRID: dict[str, list[Options]] = {
-    "ours": [Options("ours", r, 1, 0.1, 0.1, o, 0.9) for r, o in product((12, 25), (0.5, 1.0))],
+    "ours": [Options("ours", r, 1, 0.1, 0.1, o, 0.9) for r, o in ((12, 1.0), (25, 0.5), (25, 1.0))],
     "dp-fedavg": [
         Options("dp-fedavg", r, 10, c, 0.1, o, m)
-        for r, c, (o, m) in product((6, 12), (0.3, 1.0), ((1.0, 0.0), (0.5, 0.9)))
+        for (r, c), (o, m) in product(((6, 1.0), (12, 0.3), (12, 1.0)), ((1.0, 0.0), (0.5, 0.9)))
     ],
-    "dp-sgd": [Options("dp-sgd", r, 1, 1.0, 1.0, o, 0.9) for r, o in product((12, 25, 50), (0.05, 0.1, 0.2))],
+    "dp-sgd": [Options("dp-sgd", r, 1, 1.0, 1.0, o, 0.9) for r, o in product((25, 50), (0.05, 0.1, 0.2))],
 }
 DAMPING = 1.0
 """Of ours, in units of the mean curvature: a device's few samples tell the small eigenvalues badly."""
@@ -78,6 +78,14 @@ def model_of(task: str) -> nn.Module:
     )
 
 
+def built(task: str, samples: Samples) -> nn.Module:
+    """Return a model whose layers know the shape of their inputs."""
+    model = model_of(task)
+    with torch.no_grad():
+        model(samples.inputs[:1])
+    return model
+
+
 @cache
 def shares(task: str, devices: int, seed: int) -> tuple[list[Samples], Samples]:
     """Return each device's training samples, spread alike, and all held-out ones."""
@@ -88,54 +96,80 @@ def shares(task: str, devices: int, seed: int) -> tuple[list[Samples], Samples]:
     return trained, held_out  # type: ignore[return-value]
 
 
-class Device:
-    """One simulated device: its samples, its model, and its optimizer, whose curvature it keeps."""
+class NewtonFleet:
+    """Simulated devices, each with a model and an optimizer, whose curvature it keeps."""
 
-    def __init__(self, samples: Samples, options: Options, task: str, seed: int) -> None:
-        self._samples = samples
+    def __init__(self, shares: Sequence[Samples], options: Options, task: str, seed: int) -> None:
+        self._shares, self._options = shares, options
+        self._generator = torch.Generator().manual_seed(seed)
+        refresh = Refresh(warmup_steps=1, factor_every=100, inverse_every=100, growth=1.5)
+        trust = TrustRegion(damping=DAMPING)
+        self._models = [built(task, shares[0]) for _ in shares]
+        self._optimizers = [
+            NewtonOptimizer(model, lr=options.lr, momentum=0.0, trust=trust, refresh=refresh, averaging=None)
+            for model in self._models
+        ]
+
+    def moves_from(self, anchor: Tensor) -> Tensor:
+        """Return what the local steps of each device move the parameters by, `[devices, parameters]`."""
+        return torch.stack([self._move(device, anchor) for device in range(len(self._shares))])
+
+    def _move(self, device: int, anchor: Tensor) -> Tensor:
+        model, optimizer, share = self._models[device], self._optimizers[device], self._shares[device]
+        put(model, anchor)
+        for _ in range(self._options.local_steps):
+            chosen = torch.randperm(len(share), generator=self._generator)[:BATCH]
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(share.inputs[chosen]), share.targets[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return flat(model) - anchor
+
+
+class SgdFleet:
+    """Simulated devices that take steps of SGD, all at once."""
+
+    def __init__(self, shares: Sequence[Samples], options: Options, task: str, seed: int) -> None:
         self._options = options
         self._generator = torch.Generator().manual_seed(seed)
-        self.model = model_of(task)
-        with torch.no_grad():
-            self.model(samples.inputs[:1])
-        self._optimizer: torch.optim.Optimizer
-        if options.method == "ours":
-            refresh = Refresh(warmup_steps=1, factor_every=100, inverse_every=100, growth=1.5)
-            self._optimizer = NewtonOptimizer(
-                self.model,
-                lr=options.lr,
-                momentum=0.0,
-                trust=TrustRegion(damping=DAMPING),
-                refresh=refresh,
-                averaging=None,
-            )
-        else:
-            self._optimizer = torch.optim.SGD(self.model.parameters(), lr=options.lr)
+        self._counts = [len(share) for share in shares]
+        self._inputs = nn.utils.rnn.pad_sequence([share.inputs for share in shares], batch_first=True)
+        self._targets = nn.utils.rnn.pad_sequence([share.targets for share in shares], batch_first=True)
+        model = built(task, shares[0])
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
-    @property
-    def _is_whole(self) -> bool:
-        return self._options.method == "dp-sgd"
+        def loss(vector: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+            pieces = vector.split([shape.numel() for shape in shapes.values()])
+            parameters = {name: piece.view(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
+            outputs = torch.func.functional_call(model, parameters, (inputs,))
+            return weights @ nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-    def move_from(self, anchor: Tensor) -> Tensor:
-        """Return what the local steps move the parameters by."""
-        put(self.model, anchor)
+        self._gradients = torch.func.vmap(torch.func.grad(loss))
+
+    def moves_from(self, anchor: Tensor) -> Tensor:
+        """Return what the local steps of each device move the parameters by, `[devices, parameters]`."""
+        moved = anchor.repeat(len(self._counts), 1)
+        most = max(self._counts)
+        size = most if self._options.method == "dp-sgd" else min(BATCH, most)
+        rows = torch.arange(len(self._counts)).unsqueeze(1)
         for _ in range(self._options.local_steps):
-            count = len(self._samples)
-            size = count if self._is_whole else min(BATCH, count)
-            chosen = torch.randperm(count, generator=self._generator)[:size]
-            self._optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(self._samples.inputs[chosen]), self._samples.targets[chosen])
-            loss.backward()
-            self._optimizer.step()
-        return flat(self.model) - anchor
+            chosen = torch.zeros(len(self._counts), size, dtype=torch.long)
+            weights = torch.zeros(len(self._counts), size)
+            for device, count in enumerate(self._counts):
+                drawn = torch.randperm(count, generator=self._generator)[:size]
+                chosen[device, : len(drawn)], weights[device, : len(drawn)] = drawn, 1 / len(drawn)
+            batch = self._inputs[rows, chosen], self._targets[rows, chosen], weights
+            moved -= self._options.lr * self._gradients(moved, *batch)
+        return moved - anchor
 
 
 def trial(task: str, devices: int, epsilon: float, options: Options, seed: int) -> float:
     """Return the accuracy on the held-out samples."""
-    torch.manual_seed(seed)
     trained, held_out = shares(task, devices, seed)
-    fleet = [Device(share, options, task, seed * 1_000 + index) for index, share in enumerate(trained)]
-    anchor = flat(fleet[0].model)
+    fleet = (NewtonFleet if options.method == "ours" else SgdFleet)(trained, options, task, seed)
+    torch.manual_seed(seed)
+    model = built(task, held_out)
+    anchor = flat(model)
     budget = PrivacyBudget(epsilon, DELTA, options.clip_norm, devices, options.exchanges)
     random_bytes = np.random.default_rng((seed, 7)).bytes
     noise = ClippedNoise(budget, len(anchor), random_bytes)
@@ -143,14 +177,14 @@ def trial(task: str, devices: int, epsilon: float, options: Options, seed: int) 
     velocity = torch.zeros_like(anchor)
     for _ in range(options.exchanges):
         total = discrete_gaussian(together, len(anchor), random_bytes)
-        for device in fleet:
-            total = total + noise.clipped(device.move_from(anchor).numpy())
+        for move in fleet.moves_from(anchor):
+            total = total + noise.clipped(move.numpy())
         mean = torch.from_numpy(total * (noise.grid / devices)).float()
         velocity = options.momentum * velocity + mean
         anchor = anchor + options.outer_lr * (mean + options.momentum * velocity)  # as `OuterStep` does
-    put(fleet[0].model, anchor)
+    put(model, anchor)
     with torch.no_grad():
-        right = fleet[0].model(held_out.inputs).argmax(1) == held_out.targets
+        right = model(held_out.inputs).argmax(1) == held_out.targets
     return float(right.float().mean())
 
 

@@ -148,8 +148,8 @@ class PrivateLocalSteps(LocalSteps):
         return super().state_dict() | {"privacy": self._ledger.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on in a round, and go on counting."""
-        super().load_state_dict(state)
+        """Go on in a round, and go on counting; what another plan had still to send stays here, without noise."""
+        super().load_state_dict({name: value for name, value in state.items() if name not in ("sent", "unsent")})
         self._ledger.load_state_dict(state.get("privacy", {}))
 
     # ------------------------------------------------------------------ inner workings

@@ -13,7 +13,9 @@ from coordinator.session.settings import SessionSettings
 from edge_client import GradientExchange, NewtonOptimizer, PrivacyBudget, PrivateLocalSteps
 from edge_client.exchange import ExchangeError
 from edge_client.privacy import PrivacyBudgetError
-from edge_client.sync import Shared
+from edge_client.sync import LocalSteps, Shared
+from edge_client.training.settings import check_settings
+from edge_client.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -53,8 +55,9 @@ def train(coordinator, device, steps=6, budget=None, state=None, model=None, **o
         optimizer = NewtonOptimizer(model, lr=0.05, sync=plan)
         if state is not None:
             optimizer.load_state_dict(state)
-        for step in range(steps):
-            train_batch(optimizer, model, device, step)
+        optimizer.join()
+        while optimizer.current_step < steps:  # a device that heals has taken batches that do not count
+            train_batch(optimizer, model, device, optimizer.current_step)
     return model.state_dict(), optimizer.state_dict(), plan
 
 
@@ -118,18 +121,20 @@ def test_a_resumed_session_goes_on_counting(coordinator):
     ends = run(coordinator, steps=4)
     spent = [end[2].epsilon for end in ends]
     with embedded_coordinator() as second:
-        again = run(second, steps=2, states=[end[1] for end in ends], first_step=4)
+        again = run(second, states=[end[1] for end in ends], first_step=4)
     assert all(now[2].epsilon > before for now, before in zip(again, spent, strict=True))
     assert all(now[2].ended for now in again)
 
 
 def test_a_device_without_its_last_state_has_spent_what_the_session_has(coordinator):
-    """One device comes back with a state of the beginning: it heals, and counts the rounds that it may have told."""
-    ends = run(coordinator, steps=4)
-    states = [end[1] for end in ends]
+    """It heals, and counts the rounds that it may have told, and what it sent before it healed."""
+    budget = budget_of(exchanges=5)
+    states = [end[1] for end in run(coordinator, steps=4, budget=budget)]
     with embedded_coordinator() as second:
-        again = run(second, steps=2, states=[None, *states[1:]], first_step=4)
-    assert again[0][2].epsilon == pytest.approx(again[1][2].epsilon)
+        again = run(second, states=[None, *states[1:]], budget=budget, first_step=4)
+    spent = [end[2].epsilon for end in again]
+    assert spent[1] == spent[2] < 8.0
+    assert spent[0] >= spent[1]
 
 
 def test_a_state_for_other_devices_has_neither_momenta_nor_curvature(coordinator):
@@ -181,3 +186,47 @@ def test_what_tells_more_than_moves_is_refused(coordinator, layers, options, tex
     coordinator.create_session("s", SessionSettings(devices=3))
     with pytest.raises(PrivacyBudgetError, match=text):
         train(coordinator, 0, model=model_of(*layers), **options)
+
+
+def test_what_another_plan_had_still_to_send_does_not_leave(coordinator):
+    """Neither a round that waits for its result nor what a codec had rounded away: nobody has noised them."""
+    plan = LocalSteps(overlap=True)
+    optimizer = NewtonOptimizer(model_of(), sync=plan)
+    optimizer.zero_grad()
+    state = optimizer.state_dict()
+    state["sync"]["sent"] = {"batches": 2}
+    state["sync"]["unsent"] = {("delta", "0.weight"): {"error": torch.ones(240)}}
+    exchange = GradientExchange.connect(coordinator.address, session="s", device="d0")
+    with exchange:
+        private = NewtonOptimizer(model_of(), sync=PrivateLocalSteps(exchange, budget_of(), 2))
+        private.load_state_dict(state)
+        saved = private.state_dict()["sync"]
+    assert "sent" not in saved
+    assert not saved["unsent"]
+
+
+def test_training_ends_by_itself_once_the_budget_is_spent(coordinator):
+    values = {"cadence": "local-steps", "local-steps": 2, "epsilon": 2.0, "clip-norm": 0.1, "noise-devices": 2}
+
+    def trained(at):
+        device, steps, state = at
+        with GradientExchange.connect(coordinator.address, session=f"to {steps}", device=f"d{device}") as exchange:
+            settings = check_settings({**values, "steps": steps, "batch-size": 8})
+            trainer = Trainer(settings, device, 2, exchange, weights=None, state=state)
+            taken = []
+            report = trainer.train(steps - trainer.optimizer.current_step, taken.append)
+            return report, taken, trainer.state_dict()
+
+    coordinator.create_session("to 4", SessionSettings(devices=2))
+    coordinator.create_session("to 8", SessionSettings(devices=2, first_step=4))
+    with ThreadPoolExecutor(2) as pool:
+        first = list(pool.map(trained, [(device, 4, None) for device in range(2)]))
+        again = list(pool.map(trained, [(device, 8, first[device][2]) for device in range(2)]))
+    for report, taken, _ in first:
+        assert not report.ended
+        assert report.epsilon == pytest.approx(2.0, rel=1e-6)
+        assert [step.epsilon for step in taken] == sorted(step.epsilon for step in taken)
+        assert all(math.isfinite(step.session_loss) for step in taken)  # the device's own
+    for report, taken, _ in again:
+        assert not taken
+        assert "the privacy budget is spent: 2 exchanges took epsilon 2 of 2" in report.ended
