@@ -139,7 +139,7 @@ class SgdFleet:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
         def loss(vector: Tensor, inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            pieces = vector.split([shape.numel() for shape in shapes.values()])
+            pieces = torch.split(vector, [shape.numel() for shape in shapes.values()])
             parameters = {name: piece.view(shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
             outputs = torch.func.functional_call(model, parameters, (inputs,))
             return weights @ nn.functional.cross_entropy(outputs, targets, reduction="none")

@@ -66,6 +66,10 @@ class PrivateLocalSteps(LocalSteps):
         self._budget = budget
         self._ledger = PrivacyLedger(budget)
         self._every = every
+        self._paid_to = 0
+        """The step after the last one that was paid."""
+        self._sent_step: int | None = None
+        """That was paid last since this device joined: it is released once, however often it is sent."""
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -75,7 +79,7 @@ class PrivateLocalSteps(LocalSteps):
     @property
     def ended(self) -> str:
         """Why no round may follow; empty if one may, or is on."""
-        return "" if self._round.batches else self._ledger.why_spent
+        return "" if self._round.batches or self._anchor_step == self._sent_step else self._ledger.why_spent
 
     @property
     def epsilon(self) -> float:
@@ -120,7 +124,6 @@ class PrivateLocalSteps(LocalSteps):
             PrivacyBudgetError: the session sums up fewer devices' noise than the budget needs.
 
         """
-        known = self._first_step
         super().join(options)
         place = self._place
         least = place.least_devices if isinstance(place, QuorumMembership) else 0
@@ -129,8 +132,10 @@ class PrivateLocalSteps(LocalSteps):
                 f"the noise of {self._budget.devices} devices is what the privacy budget needs in each sum, and the "
                 f"session's quorum is {least}: raise the coordinator's --quorum, or say so many devices in the budget"
             )
-        # A device that comes back from an older state may have told more than that state knows.
-        self._ledger.note(math.ceil(max(0, place.step - known) / self._every))
+        if place.step < self._paid_to:
+            self._paid_to = 0  # in another session
+        self._sent_step = None
+        self._pay_missed()
 
     def before_update(self, report: Report) -> Update:
         """Return the device's own gradients and curvature, for a step of its own.
@@ -139,26 +144,40 @@ class PrivateLocalSteps(LocalSteps):
             PrivacyBudgetError: the budget is spent.
 
         """
+        self._pay_missed()
         if self.ended:
             raise PrivacyBudgetError(self.ended)
         return super().before_update(report)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has spent."""
-        return super().state_dict() | {"privacy": self._ledger.state_dict()}
+        return super().state_dict() | {"privacy": self._ledger.state_dict() | {"paid_to": self._paid_to}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in a round, and go on counting; what another plan had still to send stays here, without noise."""
         super().load_state_dict({name: value for name, value in state.items() if name not in ("sent", "unsent")})
-        self._ledger.load_state_dict(state.get("privacy", {}))
+        spent: Mapping[str, Any] = state.get("privacy", {})
+        self._ledger.load_state_dict(spent)
+        self._paid_to = spent.get("paid_to", state["step"])  # what was trained without a budget is no part of it
 
     # ------------------------------------------------------------------ inner workings
 
     def _send(self, taken: Round) -> SentRound:
         """Send a round as one of one sample, so that each device weighs the same; the loss stays."""
-        self._ledger.charge()
+        self._pay_missed()
+        step = self._place.step
+        if step != self._sent_step:
+            self._ledger.charge()
+            self._sent_step, self._paid_to = step, step + taken.batches
         self._evaluation = None
         return super()._send(replace(taken, samples=1, loss=math.nan))
+
+    def _pay_missed(self) -> None:
+        """Pay for steps that the session took: a device that lost its state may have told of its data in them."""
+        missed = self._place.step - self._paid_to
+        if missed > 0:
+            self._ledger.note(math.ceil(missed / self._every))
+            self._paid_to = self._place.step
 
     @torch.no_grad()
     def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None, *, is_repeated: bool = False) -> None:

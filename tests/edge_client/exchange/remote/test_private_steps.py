@@ -1,5 +1,6 @@
 """Sessions under a privacy budget, with a real coordinator and devices in threads, masked and not."""
 
+import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -127,14 +128,29 @@ def test_a_resumed_session_goes_on_counting(coordinator):
 
 
 def test_a_device_without_its_last_state_has_spent_what_the_session_has(coordinator):
-    """It heals, and counts the rounds that it may have told, and what it sent before it healed."""
-    budget = budget_of(exchanges=5)
-    states = [end[1] for end in run(coordinator, steps=4, budget=budget)]
+    """It heals, and counts the rounds that it may have told; what it sends again is paid once."""
+    states = [end[1] for end in run(coordinator, steps=4)]
     with embedded_coordinator() as second:
-        again = run(second, states=[None, *states[1:]], budget=budget, first_step=4)
-    spent = [end[2].epsilon for end in again]
-    assert spent[1] == spent[2] < 8.0
-    assert spent[0] >= spent[1]
+        again = run(second, states=[None, *states[1:]], first_step=4)
+    assert [end[2].epsilon for end in again] == [pytest.approx(8.0, rel=1e-6)] * 3
+
+
+def test_steps_of_another_session_are_paid_too(coordinator):
+    """A second session begins at step 0 again, with states that have paid for its numbers in the first one."""
+    states = [end[1] for end in run(coordinator, steps=4)]
+    for state in states:
+        state["sync"]["step"] = 0
+    with embedded_coordinator() as second:
+        again = run(second, steps=2, states=states)
+    assert {end[1]["sync"]["privacy"]["exchanges"] for end in again} == {3}
+
+
+def test_what_was_trained_without_a_budget_is_no_part_of_it(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=3, first_step=40))
+    state = NewtonOptimizer(model_of()).state_dict() | {"sync": {"step": 40}}
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(lambda d: train(coordinator, d, steps=42, state=copy.deepcopy(state)), range(3)))
+    assert {end[1]["sync"]["privacy"]["exchanges"] for end in ends} == {1}
 
 
 def test_a_state_for_other_devices_has_neither_momenta_nor_curvature(coordinator):
