@@ -1,6 +1,6 @@
 BIN := .venv/bin
 PACKAGES := edge_client coordinator proto benchmarks tests
-BENCHMARKS := demo attacks fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo install
+BENCHMARKS := demo attacks privacy fleet convergence frontier long links overhead drift exchange codecs faults mixed inference zoo install
 # A benchmark's module below benchmarks/, where it is not its name
 MODULE_overhead := convergence.overhead
 MODULE_drift := convergence.drift

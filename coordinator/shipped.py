@@ -17,7 +17,7 @@ PARTS = (
     "constraints.txt",
     "deploy",
     "docker",
-    "hatch_build.py",
+    ".ci/hatch_build.py",
     "pyproject.toml",
 )
 """As a checkout has them; pyproject.toml puts them into the wheel."""

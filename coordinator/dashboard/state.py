@@ -46,6 +46,7 @@ def describe(room: WatchedSession, now: float, since: int | None = None) -> Stat
         "phase": statistics.phase,
         "reason": statistics.reason,
         "codec": session.settings.codec,
+        "masked": session.settings.secure_aggregation,
         "began_at": statistics.began_at,
         "ended_at": statistics.ended_at,
         "step": statistics.step,

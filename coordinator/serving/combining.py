@@ -18,6 +18,13 @@ log = logging.getLogger(__name__)
 
 LARGE_ELEMENTS = 200_000
 """Elements that take a rule about a millisecond; fewer are combined at once."""
+SLICE_ELEMENTS = 800
+"""So many elements take as long as one device's slice of few."""
+
+
+def is_large(closing: StepClosing) -> bool:
+    """Whether a step may take so long to combine that other sessions should not wait for it."""
+    return closing.elements + SLICE_ELEMENTS * closing.slices > LARGE_ELEMENTS
 
 
 class Combining:
@@ -76,9 +83,11 @@ class Combining:
         except Exception as error:
             outcome = error
         self._running = None
-        self._done(outcome)
-        if not self.is_running:
-            self._settle()
+        try:
+            self._done(outcome)
+        finally:  # whatever goes wrong, nobody waits for ever
+            if not self.is_running:
+                self._settle()
 
     def _settle(self) -> None:
         self._running = None

@@ -56,7 +56,7 @@ class Directory:
         """Create a session that devices can join; one of the same name that is over is replaced.
 
         Raises:
-            ValueError: the name is empty.
+            ValueError: the name is empty, or has characters that cannot be printed.
             RefusedError: a session of this name is running, or nobody can show that he may join.
 
         """
@@ -71,7 +71,7 @@ class Directory:
         """Go on with a recorded session: its devices gather again, and their own states decide at which step.
 
         Raises:
-            ValueError: the name is empty.
+            ValueError: the name is empty, or has characters that cannot be printed.
             RefusedError: a session of this name is running, or nobody can show that he may join.
 
         """
@@ -178,8 +178,8 @@ class Directory:
     def _check(self, name: str, settings: SessionSettings) -> None:
         """Check that a session can be opened."""
         self.gate.check_session(settings)
-        if not name:
-            raise ValueError("a session needs a name")
+        if not name or not name.isprintable():
+            raise ValueError(f"a session needs a name of printable characters, not {name!r}")
         existing = self._rooms.get(name)
         if existing is not None and not existing.session.is_over:
             raise RefusedError(Status.ALREADY_EXISTS, f"session {name!r} is running already")

@@ -6,7 +6,14 @@ from edgenewton.secure_aggregation.messages import announcements_to_bytes, set_t
 from edgenewton.v1 import exchange_pb2 as pb
 
 from coordinator.serving.outboxes import Outboxes
-from coordinator.session.decisions import Decision, DeviceJoined, KeysWanted, MaskersSettled, SharesWanted
+from coordinator.session.decisions import (
+    Decision,
+    DeviceJoined,
+    DeviceRemoved,
+    KeysWanted,
+    MaskersSettled,
+    SharesWanted,
+)
 from coordinator.session.roster import Roster
 
 
@@ -30,6 +37,10 @@ class MaskingMail:
         match decision:
             case DeviceJoined(member):
                 self._told.pop(member.device, None)
+            case DeviceRemoved(device):
+                self._told.pop(device, None)
+                for told in self._told.values():
+                    told.pop(device, None)
             case KeysWanted(step, circle, only):
                 for device in only or circle:
                     self._send(device, pb.Frame(step=step, keys_wanted=self._keys_wanted(device, circle)))

@@ -15,8 +15,7 @@ from edgenewton.secure_aggregation.modular_integers import Integers
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.framing import SENT_FRAME, Layout, Slice, check_values, parse_frame
 
-from coordinator.serving.combining import LARGE_ELEMENTS as LARGE_COMBINED
-from coordinator.serving.combining import Combining
+from coordinator.serving.combining import Combining, is_large
 from coordinator.serving.downlink import Downlink
 from coordinator.serving.healing import Healing
 from coordinator.serving.masking_mail import MaskingMail
@@ -384,7 +383,7 @@ class Room:
             self._combine(closing)
 
     def _combine(self, closing: d.StepClosing) -> None:
-        if closing.elements > LARGE_COMBINED:
+        if is_large(closing):
             self._combining.begin(closing)
             return
         try:
@@ -402,8 +401,12 @@ class Room:
         if isinstance(outcome, Exception):
             self.fail(outcome)
             return
-        self.session.combined(outcome, now)
-        self._carry_out()
+        try:
+            self.session.combined(outcome, now)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self._carry_out()
 
     def _send(self, decision: d.Decision) -> None:
         match decision:

@@ -52,7 +52,7 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     """Return what a device says of itself.
 
     Raises:
-        RefusedError: the device id, the version, the fingerprint or the sketch is wrong.
+        RefusedError: the device id, the version, an option, the fingerprint or the sketch is wrong.
 
     """
     if not request.device:
@@ -66,6 +66,12 @@ def joining_from_proto(request: pb.JoinRequest) -> Joining:
     # Before anything that another version may have changed.
     if request.protocol_version != PROTOCOL_VERSION:
         raise _other_version(request.device, request.protocol_version)
+    for name, value in request.options.items():
+        if not (name.isprintable() and value.isprintable()):
+            raise RefusedError(
+                Status.INVALID_ARGUMENT,
+                f"device {request.device!r}: its option {name!r} has characters that cannot be printed",
+            )
     try:
         fingerprint = fingerprint_from_proto(request.tensors)
         sketch = sketch_from_proto(request.sketch)

@@ -2,6 +2,7 @@
 
 from coordinator.session.decisions import DeviceHealing, DeviceRecovered, Phase
 from coordinator.session.lateness import Lateness
+from coordinator.session.masked_steps import MaskedSteps
 from coordinator.session.members import Member, Standing
 from coordinator.session.progress import Progress
 from coordinator.session.state import SessionState
@@ -52,10 +53,9 @@ class Closing:
             return
         self._fill_quorum()
         if progress.masking is not None:
-            fingerprint = state.admission.fingerprint
-            state.decide(*progress.masking.advance(progress.step, state.members, fingerprint, now))
-        active, required = state.members.standing(Standing.ACTIVE), state.settings.required
-        if len(active) < required and not state.quorum.has_finished:
+            self._advance_masks(progress.masking, now)
+        active, required = state.members.standing(Standing.ACTIVE), self._required
+        if len(active) < state.settings.required and not state.quorum.has_finished:
             return
         step = progress.step
         is_complete = bool(active) and step.is_complete(active) and not step.agreement.is_disputed
@@ -69,10 +69,15 @@ class Closing:
 
         """
         state, step = self._state, self._progress.step
-        deadline_s, required = state.settings.step_deadline_s, state.settings.required
+        deadline_s, required = state.settings.step_deadline_s, self._required
         late = [d for d in state.members.standing(Standing.ACTIVE) if d not in step.contributions]
         outvoted = self.outvoted(is_final=True)
         agreeing = step.contributions.keys() - outvoted.keys()
+        if state.settings.required <= len(agreeing) < required:
+            for device in late:
+                self._leave_out(device, now)
+            self._progress.lose_step(now)
+            return outvoted
         if len(agreeing) < required:
             if now >= (step.began_at or now) + deadline_s + state.settings.rejoin_deadline_s:
                 behind = state.members.standing(Standing.LAGGING, Standing.HEALING)
@@ -88,6 +93,24 @@ class Closing:
         return outvoted
 
     # ------------------------------------------------------------------ inner workings
+
+    @property
+    def _required(self) -> int:
+        """How many contributions the step needs."""
+        required, masking = self._state.settings.required, self._progress.masking
+        return required if masking is None else max(required, masking.least_contributions)
+
+    def _advance_masks(self, masking: MaskedSteps, now: float) -> None:
+        state, progress = self._state, self._progress
+        if not state.quorum.is_missing and masking.is_lost(progress.step, state.members, now):
+            progress.lose_step(now)
+        state.decide(*masking.advance(progress.step, state.members, state.admission.fingerprint, now))
+        for device in masking.left_behind(state.members):
+            state.members[device].standing = Standing.LAGGING
+            state.left_out.append(device)
+            number = progress.step.number
+            reason = f"device {device!r} was left out of step {number}: it was not there when the masks were agreed on"
+            state.decide(DeviceHealing(device, number, reason))
 
     def _goes_on_without(self, device: str, now: float) -> bool:
         """Whether no step waits for a device that was late repeatedly: not if it is needed for the quorum."""

@@ -47,6 +47,8 @@ class StepClosing:
     combine: Callable[[], StepOutcome]
     elements: int
     """That it has to look at."""
+    slices: int
+    """That they are in, each device's counted."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,10 @@ class StepCommitted:
             evaluation=evaluation,
             seconds=now - (step.began_at if step.began_at is not None else now),
             batches=step.batches,
-            counted_slices={device: step.counted(device) for device in sorted({*left_out, *lagging, *step.late})},
+            counted_slices={
+                device: step.counted(device)
+                for device in sorted({*left_out, *lagging, *step.late, *(step.contributions if step.is_lost else ())})
+            },
             cadence=cadence,
             alignment=alignment,
         )

@@ -39,6 +39,10 @@ class MaskedRound:
         self.circle = sorted(circle)
         self.phase = MaskingPhase.KEYS
         self.keys: dict[str, StepKeys] = {}
+        self.declined: set[str] = set()
+        """Devices that mask no more in this step: see `edge_client.exchange.remote.masked_once.MaskedOnce`."""
+        self.told = b""
+        """Digest of what the devices are told, once it is settled who masks."""
         self._session = session
         self._graph = Graph(self.circle, step)
         self._unmasking: Unmasking | None = None
@@ -47,6 +51,11 @@ class MaskedRound:
     def needed(self) -> int:
         """How many devices must mask, and reveal what they hold, at least."""
         return self._graph.needed
+
+    @property
+    def least_contributions(self) -> int:
+        """Of how many devices a sum must be, for the devices to unmask it."""
+        return self._graph.least_contributions
 
     @property
     def maskers(self) -> Collection[str]:
@@ -76,6 +85,11 @@ class MaskedRound:
         """Settle who masks: those whose keys are here."""
         self.phase = MaskingPhase.CONTRIBUTIONS
 
+    def decline(self, device: str) -> None:
+        """Take note that a device does not mask."""
+        if self.phase is MaskingPhase.KEYS and device in self.circle:
+            self.declined.add(device)
+
     def announcements_for(self, device: str) -> dict[str, Announcement]:
         """Return what one that masks needs of its neighbours."""
         others = self._graph.neighbours(device)
@@ -84,7 +98,7 @@ class MaskedRound:
     def ask(self, contributed: Collection[str]) -> None:
         """Settle whose contributions are summed up."""
         self.phase = MaskingPhase.SHARES
-        self._unmasking = Unmasking(self._session, self.step, self.circle, self.keys, contributed)
+        self._unmasking = Unmasking(self._session, self.step, self.circle, self.keys, contributed, self.told)
 
     def held_by(self, device: str) -> tuple[set[str], set[str]]:
         """Return of which devices that dropped out, and of which that contributed, one is to reveal a share."""

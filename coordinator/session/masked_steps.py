@@ -10,6 +10,7 @@ from edgenewton.secure_aggregation.contribution_form import (
     ContributionForm,
     Totals,
     all_slices,
+    digest_of_terms,
     key_hint,
     may_be_rounded,
     scales_by_slice,
@@ -17,7 +18,12 @@ from edgenewton.secure_aggregation.contribution_form import (
 )
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.fixed_point import Float32Array, Scales
-from edgenewton.secure_aggregation.messages import revealed_from_proto, scales_to_bytes, step_keys_from_proto
+from edgenewton.secure_aggregation.messages import (
+    revealed_from_proto,
+    scales_to_bytes,
+    set_to_bytes,
+    step_keys_from_proto,
+)
 from edgenewton.secure_aggregation.modular_integers import Integers, WidthError, unpack
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.framing import Layout, Slice, SliceKey
@@ -25,7 +31,7 @@ from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.decisions import Decision, KeysWanted, MaskersSettled, SharesWanted
 from coordinator.session.masked_round import MaskedRound, MaskingPhase
-from coordinator.session.members import Standing
+from coordinator.session.members import Member, Standing
 from coordinator.session.robust.step_rule import Held, StepOutcome
 from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
@@ -51,6 +57,8 @@ class MaskedSteps:
         self._since = 0.0
         self._layout: Layout | None = None
         self._scales: dict[SliceKey, Scales] = {}
+        self._channel_keys: dict[str, bytes] = {}
+        """Of each device of the circle, as the round began: by another it would be a device that was started again."""
         self._written: list[bytes] = []
         """The scales of the step that is on, for each slice."""
         self.form: ContributionForm | None = None
@@ -60,6 +68,11 @@ class MaskedSteps:
     def is_settled(self) -> bool:
         """Whether it is settled whose contributions are summed up."""
         return self._round is not None and self._round.phase is MaskingPhase.SHARES
+
+    @property
+    def least_contributions(self) -> int:
+        """Of how many devices the sum of the step that is on must be."""
+        return self._settings.required if self._round is None else self._round.least_contributions
 
     def is_late(self, device: str) -> bool:
         """Whether what a device contributes now can no more be in the sum."""
@@ -77,12 +90,43 @@ class MaskedSteps:
         of = self._round
         if of is None or of.phase is not MaskingPhase.KEYS:
             return []
-        awaited = set(of.circle) & members.keys()
+        awaited = (set(of.circle) & members.keys()) - of.declined
         has_enough = len(of.keys) >= max(of.needed, self._settings.required)
         if has_enough and (of.keys.keys() >= awaited or now >= self._since + PATIENCE_S):
             return self._settle_maskers(of)
         is_hopeless = len(awaited) < of.needed or now >= self._since + self._settings.step_deadline_s
-        return self._begin(step, members, fingerprint, now) if is_hopeless else []
+        if not is_hopeless and all(self._has_same_key(device, members) for device in awaited):
+            return []
+        return [] if of.declined else self._begin(step, members, fingerprint, now)
+
+    def left_behind(self, members: Roster) -> list[str]:
+        """Return the devices that the step cannot wait for: they do not mask, or were started again since."""
+        of = self._round
+        if of is None or of.phase is not MaskingPhase.CONTRIBUTIONS:
+            return []
+        active = members.standing(Standing.ACTIVE)
+        return [device for device in active if device not in of.maskers or not self._has_same_key(device, members)]
+
+    def is_lost(self, step: Step, members: Roster, now: float) -> bool:
+        """Whether the step cannot have a sum any more: too few are left whose contributions, or shares, could come.
+
+        It does not begin anew: a device that masks twice in a step could have its contribution in two sums.
+        """
+        of = self._round
+        if of is None or self._of is not step or of.is_unmasked:
+            return False
+        present = set(of.circle) & set(members)
+        match of.phase:
+            case MaskingPhase.KEYS:
+                possible = of.keys.keys() | (present - of.declined)
+                return bool(of.declined) and len(possible) < max(of.needed, self._settings.required)
+            case MaskingPhase.CONTRIBUTIONS:
+                may_come = {device for device in set(of.maskers) & present if self._has_same_key(device, members)}
+                possible = step.contributions.keys() | may_come
+                return len(possible) < max(of.least_contributions, self._settings.required)
+            case MaskingPhase.SHARES:
+                is_over = now >= self._since + self._settings.step_deadline_s
+                return is_over or len(set(of.maskers) & present) < of.needed
 
     def ask(self, contributed: Collection[str], now: float) -> list[Decision]:
         """Settle whose contributions are summed up, and ask for what unmasks the sum."""
@@ -96,17 +140,10 @@ class MaskedSteps:
         """Whether enough was revealed."""
         return self._round is not None and self._round.is_unmasked
 
-    def is_stuck(self, members: Collection[str], now: float) -> bool:
-        """Whether what unmasks the sum will not come: the step has to begin anew."""
-        of = self._round
-        if of is None or of.phase is not MaskingPhase.SHARES or of.is_unmasked:
-            return False
-        return len(set(of.maskers) & set(members)) < of.needed or now >= self._since + self._settings.step_deadline_s
-
-    def again(self, device: str) -> list[Decision]:
+    def again(self, device: str, members: Roster) -> list[Decision]:
         """Return what a device is to be told that has joined again: what it was told may be lost."""
         of = self._round
-        if of is None or device not in of.circle:
+        if of is None or device not in of.circle or not self._has_same_key(device, members):
             return []
         if of.phase is MaskingPhase.KEYS:
             return [KeysWanted(of.step, tuple(of.circle), only=(device,))]
@@ -116,14 +153,18 @@ class MaskedSteps:
         return [*settled, SharesWanted(of.step, of, only=(device,))] if of.phase is MaskingPhase.SHARES else settled
 
     def take_keys(self, device: str, step: int, message: pb.StepKeys) -> None:
-        """Take a device's keys; those of another step come too late.
+        """Take a device's keys, or that it has none; those of another step come too late.
 
         Raises:
             SecureAggregationError: they are not for just its neighbours.
 
         """
         of = self._round
-        if of is not None and step == of.step and device in of.circle:
+        if of is None or step != of.step or device not in of.circle:
+            return
+        if not message.public:
+            of.decline(device)
+        else:
             of.take_keys(device, step_keys_from_proto(device, of.neighbours(device), message))
 
     def take_revealed(self, device: str, step: int, message: pb.Revealed) -> None:
@@ -211,6 +252,7 @@ class MaskedSteps:
             self._scales = {}
         self._of, self._since = step, now
         self._round = MaskedRound(self._session, step.number, circle)
+        self._channel_keys = {device: _channel_key(members[device]) for device in circle}
         return [KeysWanted(step.number, tuple(self._round.circle))]
 
     def _settle_maskers(self, of: MaskedRound) -> list[Decision]:
@@ -219,9 +261,20 @@ class MaskedSteps:
         self._written = [scales_to_bytes(self._current_scales(piece)) for piece in all_slices(self._layout)]
         # As the devices read them: rounded to bf16.
         scales = scales_by_slice(self._layout, self._written)
+        bits, least = self._settings.mask_bits, self._settings.least_in_sum
+        maskers = set_to_bytes(of.circle, of.maskers)
+        of.told = digest_of_terms(bits, least, of.circle, maskers, self._written)
         self.form = ContributionForm(self._layout, self._settings.mask_bits, len(of.maskers), scales)
         return [MaskersSettled(of.step, of, self._written)]
+
+    def _has_same_key(self, device: str, members: Roster) -> bool:
+        return device in members and _channel_key(members[device]) == self._channel_keys.get(device)
 
     def _current_scales(self, piece: Slice) -> Float32Array | None:
         known = self._scales.get(piece.key)
         return None if known is None else known.current
+
+
+def _channel_key(member: Member) -> bytes:
+    key = member.joining.channel_key
+    return b"" if key is None else key.public

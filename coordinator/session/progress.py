@@ -1,5 +1,6 @@
 """The steps of a session, one after the other: which is on, what goes into it, and how the next follows from it."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,10 @@ from coordinator.session.settings import SessionSettings
 from coordinator.session.state import SessionState
 from coordinator.session.step import Step, Values
 
+log = logging.getLogger(__name__)
+
+MAX_LOST = 10
+"""After so many lost steps in a row the session gives up."""
 MAX_UNLIKE = 10_000
 """So many devices that were unlike the others are remembered."""
 
@@ -66,6 +71,10 @@ class Progress:
         self.form: Form | None = FIRST_FORM if settings.codec_choice.has_forms else None
         """Of the moves in the step that is on; None if the codec has one alone, or only the devices know."""
         self.step = self._new_step(settings.first_step)
+        self._expected_batches = 1
+        """Of the step that is on: as the session chose, or as many as in the one before."""
+        self._lost = 0
+        """Steps in a row of which nothing counted."""
         self._waited_s: Mapping[str, float] = {}
         """How long the contributions had waited when the step was closed."""
 
@@ -107,11 +116,20 @@ class Progress:
         furthest.standing = Standing.LAGGING
         state.decide(StepSet(self.step.number))
 
-    def repeat_step(self) -> None:
-        """Begin the step that is on anew: its masks cannot be taken out any more."""
-        for member in self._state.members.values():
-            member.begin_anew()
-        self.step = self._new_step(self.step.number)
+    def lose_step(self, now: float) -> None:
+        """Go on to the next step with nothing of the one that is on: its masks cannot be taken out any more."""
+        state, number = self._state, self.step.number
+        log.warning("session %r: step %d is lost; too few devices mask in it, or unmask its sum", state.name, number)
+        self.step.lose(len(state.admission.fingerprint), self._expected_batches)
+        self._lost += 1
+        lost = self._lost
+        self._commit(now)
+        self._lost = lost
+        if lost == MAX_LOST:
+            state.finish(
+                Phase.ABORTED,
+                f"{lost} steps in a row, the last of them {number}, were lost: too few devices unmask their sums",
+            )
 
     def start(self) -> None:
         """Begin with the members that have gathered: what they say that they hold bounds what counts."""
@@ -167,8 +185,8 @@ class Progress:
         elif is_closing:
             slices = self.step.close(active)
             job = partial(self._rule.combine, slices, set(self.step.contributions), self._state.admission.fingerprint)
-            elements = sum(len(held.values) for of_slice in slices.values() for held in of_slice)
-            self._state.decide(StepClosing(self.step.number, job, elements))
+            sizes = [len(held.values) for of_slice in slices.values() for held in of_slice]
+            self._state.decide(StepClosing(self.step.number, job, sum(sizes), len(sizes)))
 
     def _close_masked(self, masking: MaskedSteps, active: list[str], now: float) -> None:
         """Ask for what unmasks the sum, once; close the step when it is there."""
@@ -177,8 +195,8 @@ class Progress:
         if masking.is_unmasked:
             slices = self.step.close(active)
             job = partial(masking.combine, slices, dict(self.step.contributions))
-            elements = sum(len(held.values) for of_slice in slices.values() for held in of_slice)
-            self._state.decide(StepClosing(self.step.number, job, elements))
+            sizes = [len(held.values) for of_slice in slices.values() for held in of_slice]
+            self._state.decide(StepClosing(self.step.number, job, sum(sizes), len(sizes)))
 
     def combined(self, outcome: StepOutcome, now: float) -> None:
         """Commit the step that is closed, with what its slices have become."""
@@ -234,7 +252,10 @@ class Progress:
         self._lateness.be_in_time(step.contributions.keys() & set(state.members.standing(Standing.ACTIVE)), now)
         for difference in differing:
             self._heal(difference, step.number)
-        self._agreed = step.agreement.agreed
+        self._lost = 0
+        self._expected_batches = step.batches if cadence is None else cadence.batches
+        if step.contributions:
+            self._agreed = step.agreement.agreed
         self.step = self._new_step(step.number + step.batches)
         self.known_step = max(self.known_step, self.step.number)
         for member in state.members.values():

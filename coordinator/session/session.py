@@ -164,7 +164,7 @@ class Session:
         self._active_at = now
         self._state.decide(DeviceJoined(member))
         if self.masking is not None:
-            self._state.decide(*self.masking.again(joining.device))
+            self._state.decide(*self.masking.again(joining.device, self.members))
         if standing is not Standing.ACTIVE:
             what = "its state is not the session's" if standing is Standing.HEALING else "it catches up"
             self._state.decide(DeviceHealing(joining.device, self.step.number, what))
@@ -300,7 +300,7 @@ class Session:
         """Commit the step that is closing, with what `StepClosing.combine` returned; nothing if the session is over."""
         if self.is_closing and outcome.fault is not None:
             device, reason = outcome.fault
-            self.progress.repeat_step()
+            self.progress.lose_step(now)
             self._refuse([(device, reason)], now)
         elif self.is_closing:
             self.progress.combined(outcome, now)
@@ -388,8 +388,7 @@ class Session:
             if now >= state.quorum.missing_since + settings.rejoin_deadline_s:
                 state.finish(Phase.ABORTED, f"{self.reason}; none came back in {settings.rejoin_deadline_s:g} s")
         elif self.masking is not None and self.masking.is_settled:
-            if self.masking.is_stuck(self.members, now):
-                self.progress.repeat_step()
+            return  # the shares have a deadline of their own
         elif began_at is not None and now >= began_at + settings.step_deadline_s:
             self._refuse(self._closing.close_late(now).items(), now)
             self.advance(now)

@@ -148,6 +148,11 @@ class SessionSettings(BaseModel):
         return self.devices if self.quorum is None else self.quorum
 
     @property
+    def least_in_sum(self) -> int:
+        """With secure aggregation: so many devices' contributions are in a sum at least."""
+        return max(2, self.required)
+
+    @property
     def capacity(self) -> int:
         """How many devices may take part at once."""
         return self.devices if self.max_devices is None else self.max_devices
@@ -172,7 +177,7 @@ class SessionSettings(BaseModel):
             lease_s=self.lease_s,
             rejoin_deadline_s=self.rejoin_deadline_s,
             digest_every=self.digest_every,
-            secure_aggregation=pb.SecureAggregation(bits=self.mask_bits, least=max(2, self.required))
+            secure_aggregation=pb.SecureAggregation(bits=self.mask_bits, least=self.least_in_sum)
             if self.secure_aggregation
             else None,
         )

@@ -90,6 +90,9 @@ class Step:
         self.agreement = agreement
         self.totals: Totals | None = None
         """What all contributions say together, if they were masked, once the step is combined."""
+        self._batches = 1
+        self.is_lost = False
+        """Whether nothing of it counts."""
         self.unlike: dict[str, str] = {}
         """Devices of which something is unlike what the others sent, and what; as a sentence without its subject."""
         self._aggregator = aggregator
@@ -113,7 +116,7 @@ class Step:
     @property
     def batches(self) -> int:
         """Batches that each device trains in the step, once they agree on it."""
-        return next((contribution.batches for contribution in self.contributions.values()), 1)
+        return next((contribution.batches for contribution in self.contributions.values()), self._batches)
 
     def counted(self, device: str) -> int:
         """Return how many of a device's slices are in the results, whether or not it has completed its contribution."""
@@ -200,6 +203,18 @@ class Step:
         self._completed_at.setdefault(device, now)
         sent = self._sent_by.get(device, set())
         self.agreement.answer(device, contribution.batches, contribution.hyperparameters, sent)
+
+    def lose(self, tensors: int, batches: int) -> None:
+        """Let nothing of the step count: its contributions, masked, cannot be had.
+
+        Args:
+            tensors: of the session.
+            batches: that each device has most probably trained in it, if none has contributed.
+
+        """
+        self.is_lost, self._batches = True, batches
+        self.totals = Totals(0, 0.0, None, np.zeros(tensors))
+        self._counted.clear()
 
     def withdraw(self, device: str) -> None:
         """Take back that a device has completed its contribution; of its slices those stay in that are added up."""

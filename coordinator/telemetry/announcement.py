@@ -52,7 +52,7 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
                 pb.DeviceReport(
                     device=device,
                     step=step + contribution.batches - 1,
-                    samples=contribution.weight,
+                    samples=contribution.weight if contribution.numbers is None else 0,
                     contribution=_contribution_to_proto(contribution),
                     bytes_received=use.received,
                     bytes_sent=use.sent,

@@ -229,7 +229,9 @@ def open_to_read(path: Path, oldest: int, version: int) -> sqlite3.Connection:
             database.close()
             previous = previous_of(path)
             hint = f"{previous} is the one before it" if previous.exists() else "there is none before it"
-            raise RecordError(f"{path} cannot be used as the coordinator's record: {error}; {hint}") from None
+            raise RecordError(
+                f"{path} cannot be used as the coordinator's record: {_one_line(error)}; {hint}"
+            ) from None
         except BaseException:
             database.close()
             raise
@@ -266,5 +268,10 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error, DamagedError) as error:
-        cause = getattr(error, "strerror", None) or error
+        cause = _one_line(getattr(error, "strerror", None) or error)
         raise RecordError(f"{path} cannot be used as the coordinator's record: {cause}") from None
+
+
+def _one_line(error: object) -> str:
+    """Return an error's text without its line ends: SQLite quotes what it cannot read."""
+    return " ".join(str(error).split())

@@ -152,6 +152,8 @@ class SessionStatistics:
 
     name: str
     codec: str = ""
+    is_masked: bool = False
+    """Whether its devices mask what they send: their own losses are not known."""
     phase: str = "gathering"
     reason: str = ""
     began_at: float | None = None
@@ -270,6 +272,7 @@ class SessionStatistics:
     def _apply_phase(self, phase: pb.PhaseChanged, now: float) -> None:
         self.phase, self.reason = _PHASE_NAMES.get(phase.phase, "unknown"), phase.reason
         self.codec = pb.Codec.Name(phase.settings.codec).removeprefix("CODEC_").lower()
+        self.is_masked = phase.settings.HasField("secure_aggregation")
         self.ended_at = now if self.phase in ("ended", "aborted") else None
         if self.phase == "training" and self.began_at is None:
             self.began_at = now

@@ -66,6 +66,7 @@ class TerminalView:
             "accuracy": statistics.curves.accuracy.last,
             "best": statistics.best._asdict() if statistics.best is not None else None,
             "codec": statistics.codec,
+            "masked": statistics.is_masked,
             "received": statistics.received,
             "sent": statistics.sent,
             "saved": statistics.saved,
@@ -91,6 +92,7 @@ class TerminalView:
             " (averaged weights)" if accuracy is not None and statistics.averages else "",
             f"  {statistics.every} batches an exchange" if statistics.every > 1 else "",
             f"  moves in {statistics.form}" if statistics.form else "",
+            "  masked: sums only" if statistics.is_masked else "",
             f"  saved by {statistics.codec} {megabytes(statistics.saved)}" if statistics.saved > 0 else "",
         )
 
@@ -114,7 +116,7 @@ class TerminalView:
                 _state(device, reasons.get(name, device.state)),
                 f"{device.training_samples}",
                 f"{device.batches} ({device.skipped} skipped)" if device.skipped else f"{device.batches}",
-                f"{_NONE if device.loss is None else device.loss:.4f}",
+                "masked" if self.statistics.is_masked else f"{_NONE if device.loss is None else device.loss:.4f}",
                 f"{device.lag_s:.2f} s",
                 f"{device.left_out}" if device.left_out else "",
                 megabytes(device.received),  # what the coordinator received, the device sent

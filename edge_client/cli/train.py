@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +62,14 @@ def train(
     reconnect_deadline_s: Annotated[
         float, typer.Option(help="Seconds to look for a coordinator that was lost.", min=0)
     ] = 120.0,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REQUIREMENT",
+            help="Join only a session that gives this: secure-aggregation, or secure-aggregation>=N for sums of at "
+            "least N devices; may be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train on this device, one batch after the other, in step with the other devices of a session.
@@ -98,7 +106,9 @@ def train(
                 index,
                 count,
                 until_step=settings.steps,
-                connect=_exchange(coordinator, session, device, settings.steps, reconnect_deadline_s, files),
+                connect=_exchange(
+                    coordinator, session, device, settings.steps, reconnect_deadline_s, files, require or ()
+                ),
                 weights=saved.model if saved is not None else None,
                 state=saved.optimizer if saved is not None else None,
                 on_step=view,
@@ -156,6 +166,7 @@ def _exchange(
     run_steps: int,
     reconnect_deadline_s: float,
     tls: "TlsFiles | None",
+    require: Sequence[str],
 ) -> "Callable[[], Exchange]":
     from edge_client.exchange import InProcessExchange
     from edge_client.exchange.remote import GradientExchange
@@ -169,4 +180,5 @@ def _exchange(
         run_steps=run_steps,
         reconnect_deadline_s=reconnect_deadline_s,
         tls=tls,
+        require=require,
     )

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edge_client.daemon.environment import ENVIRONMENT_PREFIX
 from edge_client.device_name import check_device_name
+from edge_client.exchange.requirements import check_requirements
 from edge_client.inference.engine_name import EngineName
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -123,6 +124,8 @@ class DaemonConfig(BaseSettings):
     """Where other programs of this device ask the daemon; daemon.sock in the state folder unless given."""
     tls: str = ""
     """Certificate that it shows to coordinators: a folder, or "CA,CERTIFICATE,KEY"; empty for plaintext."""
+    require: tuple[str, ...] = ()
+    """What it insists on of a session, such as "secure-aggregation": others are not joined."""
     model: ModelConfig = ModelConfig()
     server: ServerConfig = ServerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -134,6 +137,12 @@ class DaemonConfig(BaseSettings):
         if text:
             TlsFiles.parse(text)
         return text
+
+    @field_validator("require")
+    @classmethod
+    def _check_require(cls, required: tuple[str, ...]) -> tuple[str, ...]:
+        check_requirements(required)
+        return required
 
     @property
     def tls_files(self) -> TlsFiles | None:

@@ -98,6 +98,7 @@ class Daemon:
             limits.device or "",
             config.model.allow_tasks,
             limits.publish_every_steps,
+            config.require,
         )
         self.trainer = TrainerHost(start, limits.stop_deadline_s)
         self._gate = None if config.model.gate_margin is None else AccuracyGate(config.model.gate_margin)

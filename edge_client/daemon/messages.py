@@ -29,6 +29,8 @@ class Start:
     """Import paths of tasks that a run may name, besides those of this package and of installed entry points."""
     publish_every_steps: int = 0
     """Steps between two models that come to serve while their training goes on; 0 for none."""
+    require: tuple[str, ...] = ()
+    """What a session must give to be joined."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class JobRunner:
             self._load_state(),
             self._tell_step,
             tls=self._start.tls,
+            require=self._start.require,
             saving=Saving(self._save, self._start.save_every_steps),
             publishing=Publishing(publish, every),
         )

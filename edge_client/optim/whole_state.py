@@ -89,5 +89,7 @@ class WholeState:
         names = self._sync.personal
         own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
         numbers = {number for number, parameter in enumerate(self._groups.by_parameter()) if parameter in own}
-        layers = {state.name for state in self._preconditioner.layers if state.layer.is_personal}
+        layers = {
+            state.name for state in self._preconditioner.layers if state.layer.is_personal or self._sync.keeps_curvature
+        }
         return Personal(numbers, layers, names)

@@ -32,6 +32,7 @@ class LocalCurvature(EveryBatch):
     """
 
     is_shared = False
+    keeps_curvature = True
 
     def __init__(
         self,

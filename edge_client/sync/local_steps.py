@@ -94,6 +94,11 @@ class LocalSteps(ExchangingPlan):
         """Whether the scope knows of the round that is on."""
 
     @property
+    def keeps_curvature(self) -> bool:  # type: ignore[override]
+        """Whether the curvature is of this device's batches alone."""
+        return self._scope.keeps_curvature
+
+    @property
     def step(self) -> int:
         """Number of the batch that is on, or comes next."""
         return self._round_step + self._round.batches

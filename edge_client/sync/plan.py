@@ -99,6 +99,8 @@ class SyncPlan(ABC):
     """Whether the weights are equal on all devices before every step, and each update gives an iterate of all."""
     replica: ModelReplica
     """The device's state, for the exchange; parts register theirs with it, from `attach` on."""
+    keeps_curvature = False
+    """Whether the curvature is of this device's batches alone, and never leaves it, nor with its state."""
     personal: frozenset[str] = frozenset()
     """Names of the model's parameters and buffers that never leave this device; known from `attach` on."""
     is_private = False

@@ -15,6 +15,9 @@ from edge_client.sync.plan import Subject
 class CurvatureScope(ABC):
     """Gives the statistics that a device's steps update the curvature with. One object for one plan."""
 
+    keeps_curvature = False
+    """Whether they are of its own batches alone, and the curvature never leaves it: see `SyncPlan.keeps_curvature`."""
+
     @property
     @abstractmethod
     def options(self) -> Mapping[str, object]:
@@ -77,6 +80,8 @@ class CurvatureScope(ABC):
 
 class Own(CurvatureScope):
     """The curvature of the device's own batches: none leaves it, and devices know none in common."""
+
+    keeps_curvature = True
 
     @property
     def options(self) -> Mapping[str, object]:

@@ -1,7 +1,7 @@
 """How a device does what it is asked: the same code in a daemon and in Flower's ClientApp without one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -67,6 +67,7 @@ def train(
     on_step: Callable[[TrainedStep], None] | None = None,
     *,
     tls: TlsFiles | None = None,
+    require: Sequence[str] = (),
     saving: Saving | None = None,
     publishing: Publishing | None = None,
 ) -> TrainOutcome:
@@ -78,6 +79,7 @@ def train(
         saved: what this device knew last, after another session or in the middle of this one.
         on_step: told of each step.
         tls: this device's certificate; None for plaintext.
+        require: what the session must give: see `GradientExchange.connect`.
         saving: who keeps the state.
         publishing: who takes the model while it is trained.
 
@@ -100,6 +102,7 @@ def train(
             device=_device_id(request, tls),
             run_steps=max(data.settings.steps, request.first_step + request.steps),
             tls=tls,
+            require=require,
         ),
         weights=weights,
         state=state,

@@ -34,7 +34,8 @@ class Daemon:
             f'[server]\ngrpc_port = 0\nrest_port = 0\n[model]\ninitial = "{folder / "initial.pt"}"\n'
         )
         self.socket = folder / "state" / "daemon.sock"
-        self.environment = environment
+        # Beside other programs a training of the lowest priority takes for ever.
+        self.environment = {"EDGENEWTON_TRAINING__NICE": "0"} | environment
 
     def __enter__(self) -> "Daemon":
         self.start()

@@ -176,7 +176,7 @@ function drawFigures(session) {
   const saved = Math.max(0, session.saved);
   setText(at("saved"), saved > 0 ? format.bytes(saved) : "–");
   const part = saved > 0 ? `${session.codec}: ${((total + saved) / total).toFixed(1)} times smaller` : session.codec;
-  setText(at("codec"), part);
+  setText(at("codec"), session.masked ? `${part}; masked: sums only` : part);
 }
 
 function drawProgress(session) {
@@ -256,7 +256,7 @@ function drawDevice(row, device, name, session) {
   };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
   set(2, device.step === null ? "–" : format.count(device.step + 1), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
-  set(3, format.number(device.loss));
+  set(3, session.masked ? "masked" : format.number(device.loss));
   const behind = device.lag_steps > 1 ? `${format.count(device.lag_steps)} steps` : format.seconds(device.lag_s);
   const awaited = isAwaited ? format.duration(Math.max(0, now - device.awaited_since)) : "";
   set(4, awaited || (isOver || device.step === null ? "–" : behind));

@@ -1,6 +1,7 @@
 """GradientExchange: the way to the devices of a coordinator's session."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,13 @@ from edge_client.exchange.interface import Replica, Stages, Traffic, no_stages
 from edge_client.exchange.remote.assembly import Assembly
 from edge_client.exchange.remote.connection import CALL_TIMEOUT_S, Connection, NoEntryError
 from edge_client.exchange.remote.device_stages import DeviceStages
-from edge_client.exchange.remote.link import Link
+from edge_client.exchange.remote.link import LEAVE_TIMEOUT_S, MAX_REASON, Link
 from edge_client.exchange.remote.masked_membership import MaskedMembership
 from edge_client.exchange.remote.masking import Channels, Masking
 from edge_client.exchange.remote.membership import GrpcMembership, Place
 from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
+from edge_client.exchange.requirements import check_requirements, check_settings
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,14 @@ class GradientExchange:
         place: Place,
         reconnect_deadline_s: float,
         run_steps: int | None = None,
+        require: Sequence[str] = (),
     ) -> None:
         self._loop = loop
         self._connection = connection
         self._place = place
         self._reconnect_deadline_s = reconnect_deadline_s
         self._run_steps = run_steps
+        self._require = tuple(require)
         self._membership: GrpcMembership | None = None
         self._is_closed = False
 
@@ -70,6 +74,7 @@ class GradientExchange:
         connect_timeout_s: float = 5.0,
         reconnect_deadline_s: float = 120.0,
         tls: TlsFiles | None = None,
+        require: Sequence[str] = (),
     ) -> Self:
         """Connect to the coordinator at `address` (host:port), to take the place of `device` in `session`.
 
@@ -81,11 +86,16 @@ class GradientExchange:
         With `tls` the device shows its certificate, whose name must be `device`. The files are read again for each new
         connection, so that a renewed certificate takes the place of the old one in a running session.
 
+        With `require` the device insists on what it names, such as "secure-aggregation", or "secure-aggregation>=5" for
+        sums of at least five devices: `join` raises `ExchangeError` before anything that it trained on leaves.
+
         Raises:
+            RequirementError: one of `require` cannot be understood.
             ExchangeError: nothing answers at `address` within `connect_timeout_s`, the files of `tls` cannot be used,
                 or the two sides do not trust each other.
 
         """
+        check_requirements(require)
         keep_freed_memory()
         loop, connection = LoopThread("exchange"), Connection(address, tls)
         try:
@@ -95,7 +105,7 @@ class GradientExchange:
             loop.stop()
             cause = Cause.REFUSED if error.is_refused else Cause.UNREACHABLE
             raise ExchangeError(f"device {device!r}: {error}" if error.is_refused else str(error), cause) from None
-        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s, run_steps)
+        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s, run_steps, require)
 
     @property
     def address(self) -> str:
@@ -140,7 +150,7 @@ class GradientExchange:
             session=place.session,
             device=place.device,
             tensors=[spec_to_proto(spec) for spec in tensors],
-            training_samples=training_samples,
+            training_samples=0 if self._require else training_samples,
             options=dict(options),
             weights_digest=replica.digest(),
             sketch=sketch_to_proto(replica.sketch(replica.next_step or 0)),
@@ -158,6 +168,7 @@ class GradientExchange:
             )
         except grpc.RpcError as error:
             raise explain(error, place.device, place.address, self._connection.tls) from None
+        self._insist(reply)
         try:
             choice = CodecChoice.from_proto(reply.settings)
         except ValueError as error:
@@ -198,6 +209,22 @@ class GradientExchange:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(failure="" if error is None else f"{type(error).__name__}: {error}")
+
+    def _insist(self, reply: pb.JoinReply) -> None:
+        """Give the place back at once if the session does not give what this device insists on."""
+        place = self._place
+        try:
+            check_settings(self._require, reply.settings, place.device, place.session)
+        except ExchangeError as error:
+            leaving = pb.LeaveRequest(
+                session=place.session, device=place.device, token=reply.token, reason=str(error)[:MAX_REASON]
+            )
+            with contextlib.suppress(grpc.RpcError, TimeoutError):
+                self._loop.call(self._leave(leaving), CALL_TIMEOUT_S)
+            raise
+
+    async def _leave(self, request: pb.LeaveRequest) -> None:
+        await self._connection.stub.Leave(request, timeout=LEAVE_TIMEOUT_S)
 
     def _open_channels(self) -> Channels:
         """Return a key for secure aggregation, with the signature of this device's certificate if it has one."""

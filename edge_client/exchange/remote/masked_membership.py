@@ -17,11 +17,13 @@ from torch import Tensor
 
 from edge_client.exchange.errors import Cause, ExchangeError
 from edge_client.exchange.interface import Pace, TensorKey
+from edge_client.exchange.remote.assembly import AssembledStep
 from edge_client.exchange.remote.masking import Masking, ReadyMasks
 from edge_client.exchange.remote.membership import GrpcMembership
 
-_FED_BACK = ("gradient", "delta")
-"""Kinds of which what was rounded away is sent with the next ones."""
+_FEW_BITS = 8
+"""With fewer, what was rounded away of gradients is sent with the next ones; with as many, what is late harms more than
+what is lost: the weights have moved, and the curvature magnifies it."""
 _KEPT = "delta"
 """What is sent later as a whole if it was not in the sum; a gradient that is late is of the past."""
 
@@ -62,11 +64,12 @@ class ErrorMemory:
         self._pending = {}
         for index, flat in contribution.values.items():
             for piece in self._layout.slices(index):
-                values = self._to_send(piece, flat, contribution.samples)
+                is_fed_back = piece.spec.kind == _KEPT or (piece.spec.kind == "gradient" and form.bits < _FEW_BITS)
+                values = self._to_send(piece, flat, contribution.samples, is_fed_back=is_fed_back)
                 how = form.of(piece)
                 encoded = how.encode(values)
                 clipped[index] += encoded.clipped
-                if piece.spec.kind in _FED_BACK and contribution.samples:
+                if is_fed_back and contribution.samples:
                     self._pending[piece.key] = piece.spec.kind, values, values - encoded.written
                 masked = masks.mask(stream_of(piece.key), encoded.integers, how.sum_bits)
                 yield from packer.add(piece, pack(masked, how.sum_bits))
@@ -93,7 +96,7 @@ class ErrorMemory:
             for index, flat in contribution.values.items():
                 for piece in self._layout.slices(index):
                     if piece.spec.kind == _KEPT:
-                        self._errors[piece.key] = self._to_send(piece, flat, contribution.samples)
+                        self._errors[piece.key] = self._to_send(piece, flat, contribution.samples, is_fed_back=True)
         self._pending = {}
 
     def forget(self) -> None:
@@ -119,9 +122,9 @@ class ErrorMemory:
             errors[key] = error.cpu().numpy().astype(np.float32)
         self._errors, self._pending = errors, {}
 
-    def _to_send(self, piece: Slice, flat: Float32Array, samples: int) -> Float32Array:
+    def _to_send(self, piece: Slice, flat: Float32Array, samples: int, *, is_fed_back: bool) -> Float32Array:
         values = np.float32(samples) * flat[piece.key.offset : piece.key.offset + piece.length]
-        error = self._errors.get(piece.key) if piece.spec.kind in _FED_BACK and samples else None
+        error = self._errors.get(piece.key) if is_fed_back and samples else None
         return values if error is None else values + error
 
 
@@ -202,11 +205,16 @@ class MaskedMembership(GrpcMembership):
     def _settle(self, step: int, counted: int | None) -> None:
         contribution, self._contribution = self._contribution, None
         if contribution is not None and contribution.step == step:
-            self._memory.settle(contribution, has_counted=counted is None or counted > 0)
+            has_counted = counted is None or counted > 0 or self._masking.has_revealed(step)
+            self._memory.settle(contribution, has_counted=has_counted)
 
     def _forget_unsent(self) -> None:
         self._memory.forget()
         self._contribution = None
+
+    def _check_complete(self, step: AssembledStep) -> None:
+        if step.commit is not None and step.commit.devices:
+            super()._check_complete(step)  # else nobody's contribution could be had
 
     def _begun(self, what: str) -> MaskedContribution:
         if self._contribution is None or self._contribution.end is not None:

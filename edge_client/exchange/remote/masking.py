@@ -1,10 +1,10 @@
 """What a device says and hears of its masks: the thread of its stream answers, whatever the device does meanwhile."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from edgenewton.secure_aggregation.contribution_form import ContributionForm, scales_by_slice
+from edgenewton.secure_aggregation.contribution_form import ContributionForm, digest_of_terms, scales_by_slice
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import public_key
@@ -20,6 +20,8 @@ from edgenewton.secure_aggregation.step_keys import channel_secret
 from edgenewton.secure_aggregation.step_masks import StepMasks
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.framing import Layout
+
+from edge_client.exchange.remote.masked_once import MaskedOnce
 
 _KEPT_ROUNDS = 4
 """Rounds of keys that may still be asked about."""
@@ -75,6 +77,7 @@ class ReadyMasks:
     """Masks that can be used."""
 
     step: int
+    circle: Sequence[str]
     masks: StepMasks
     form: ContributionForm
 
@@ -95,6 +98,7 @@ class Masking:
         self._rounds: dict[bytes, tuple[int, list[str], StepMasks]] = {}
         """By the public key: the step, the circle, the masks."""
         self._ready: ReadyMasks | None = None
+        self._once = MaskedOnce()
         self._lock = threading.Lock()
 
     def take_ready(self, step: int) -> ReadyMasks | None:
@@ -104,11 +108,19 @@ class Masking:
             if ready is None or ready.step != step:
                 return None
             self._ready = None
+            if not self._once.may_mask(step, ready.circle):
+                return None
+            self._once.contributed(step, ready.circle)
             return ready
 
     def is_ready(self, step: int) -> bool:
         """Whether there are masks of a step that were not taken."""
         return self._ready is not None and self._ready.step == step
+
+    def has_revealed(self, step: int) -> bool:
+        """Whether the contributions to a step may be known in sum."""
+        with self._lock:
+            return self._once.has_revealed(step)
 
     def seal_state(
         self, step: int, state: bytes, readers: Collection[pb.ChannelKey]
@@ -162,6 +174,8 @@ class Masking:
         device, circle = self._channels.device, list(wanted.circle)
         if device not in circle or circle != sorted(set(circle)):
             raise SecureAggregationError("", f"asks for keys of step {step} for a circle that cannot be")
+        if not self._once.may_mask(step, circle):
+            return pb.Frame(step=step, step_keys=pb.StepKeys())
         for key in wanted.channel_keys:
             self._channels.learn(key)
         secrets = {other: self._channels.secret(other) for other in circle if other != device}
@@ -185,9 +199,13 @@ class Masking:
             raise
         except ValueError as error:
             raise SecureAggregationError("", f"says wrongly who masks in step {step}: {error}") from error
-        masks.take(maskers, announced)
+        is_told_again = masks.is_settled
+        least, bits = self._settings.least, self._settings.bits
+        masks.take(maskers, announced, digest_of_terms(bits, least, circle, settled.maskers, settled.scales))
+        if is_told_again:
+            return  # what this device contributes under these masks has left, or will
         form = ContributionForm(self.layout, self._settings.bits, len(maskers), scales)
-        self._ready = ReadyMasks(step, masks, form)
+        self._ready = ReadyMasks(step, circle, masks, form)
 
     def _reveal(self, step: int, wanted: pb.Unmask) -> pb.Frame | None:
         known = self._rounds.get(wanted.public)
@@ -198,4 +216,10 @@ class Masking:
             contributed = set_from_bytes(circle, wanted.contributed)
         except ValueError as error:
             raise SecureAggregationError("", f"asks wrongly for shares of step {step}: {error}") from error
-        return pb.Frame(step=step, revealed=revealed_to_proto(wanted.public, masks.reveal(contributed)))
+        if not self._once.may_reveal(step, wanted.public):
+            raise SecureAggregationError(
+                "", f"asks to unmask two sums in step {step}: they could tell one device's part"
+            )
+        revealed = masks.reveal(contributed)
+        self._once.revealed(step, wanted.public)
+        return pb.Frame(step=step, revealed=revealed_to_proto(wanted.public, revealed))

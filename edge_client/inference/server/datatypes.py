@@ -114,8 +114,10 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     count = count_elements(name, shape)
     dtype = numpy_type(name, datatype)
     try:
-        given = np.array(values)
-    except (ValueError, OverflowError, TypeError):
+        given = array_of(values)
+    except TypeError:
+        raise BadRequestError(f"input {name!r}: the data are not {datatype}") from None
+    except (ValueError, OverflowError):
         raise BadRequestError(f"input {name!r}: the data are not numbers in rows of equal length") from None
     if given.size != count:
         raise BadRequestError(f"input {name!r}: shape {list(shape)} has {count} elements, the data {given.size}")
@@ -133,6 +135,24 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
         limit = np.finfo(dtype).max
         raise BadRequestError(f"input {name!r}: {datatype} goes from {-limit:g} to {limit:g}; the data do not")
     return fitting
+
+
+def array_of(values: Sequence[Any]) -> NDArray[Any]:
+    """Return values, flat or nested, in the type that NumPy finds for them.
+
+    Raises:
+        ValueError, OverflowError, TypeError: they are texts, or rows of different lengths.
+
+    """
+    # NumPy would give each text as much room as the longest one needs.
+    if isinstance(values, list) and _holds_texts(values):
+        raise TypeError("texts are no numbers")
+    return np.array(values)
+
+
+def _holds_texts(values: list[Any]) -> bool:
+    kinds = set(map(type, values))
+    return str in kinds or (list in kinds and any(_holds_texts(row) for row in values if isinstance(row, list)))
 
 
 def _split_elements(name: str, content: bytes | memoryview) -> list[bytes]:

@@ -4,29 +4,13 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from edge_client.inference.server.grpc_limits import SERVER_OPTIONS
 from edge_client.inference.server.grpc_models import ModelsServicer
 from edge_client.inference.server.grpc_server import SERVICE_NAME, InferenceServicer, add_to_server
 from edge_client.inference.server.grpc_stream import StreamServicer
 from edge_client.inference.server.method_table import MethodTable
 from edge_client.inference.server.model_control import ModelControl
 from edge_client.inference.server.service import InferenceService
-
-_OPTIONS = [
-    ("grpc.max_concurrent_streams", 128),  # of one connection; a client lets more wait
-    ("grpc.max_metadata_size", 16 << 10),  # a request's headers, in bytes; beyond it they may be refused,
-    ("grpc.absolute_max_metadata_size", 32 << 10),  # beyond this one they are
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # Connections without calls end, and after an hour any: the client opens another, without losing a call.
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_connection_age_ms", 3_600_000),
-    ("grpc.max_connection_age_grace_ms", 60_000),
-    # A client that has vanished is found out; one that asks for signs of life too often is hung up on.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 2),
-]
-"""Limits of the gRPC server (grpc.github.io/grpc/core/group__grpc__arg__keys.html)."""
 
 
 class GrpcEndpoint:
@@ -63,10 +47,10 @@ class GrpcEndpoint:
                 # A port in use is an error, not a second server behind the same address.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_allowed_incoming_connections", limits.max_connections),
-                *_OPTIONS,
+                *SERVER_OPTIONS,
             ]
         )
-        MethodTable(server)
+        MethodTable(server, self._service.reception)
         more = {**ModelsServicer(self._service, self._control).handlers(), **StreamServicer(self._service).handlers()}
         servicer = InferenceServicer(self._service)  # type: ignore[abstract]  # the other calls are in `more`
         add_to_server(servicer, server, more)

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
+from edgenewton.common.clients import client_of_peer
+from edgenewton.common.reception import Reception
 from edgenewton.inference import open_inference_pb2 as pb
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
@@ -38,12 +40,13 @@ class ModelsServicer:
 
     def handlers(self) -> Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]:
         """Return the calls by their names."""
+        reception = self._service.reception
         return {
-            "ModelConfig": _small(pb.ModelConfigRequest, self._config),
-            "ModelStatistics": _small(pb.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": _small(pb.RepositoryIndexRequest, self._index),
-            "RepositoryModelLoad": _small(pb.RepositoryModelLoadRequest, self._load),
-            "RepositoryModelUnload": _small(pb.RepositoryModelUnloadRequest, self._unload),
+            "ModelConfig": _small(pb.ModelConfigRequest, self._config, reception),
+            "ModelStatistics": _small(pb.ModelStatisticsRequest, self._statistics, reception),
+            "RepositoryIndex": _small(pb.RepositoryIndexRequest, self._index, reception),
+            "RepositoryModelLoad": _small(pb.RepositoryModelLoadRequest, self._load, reception),
+            "RepositoryModelUnload": _small(pb.RepositoryModelUnloadRequest, self._unload, reception),
         }
 
     async def _config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
@@ -71,12 +74,14 @@ class ModelsServicer:
         return pb.RepositoryModelUnloadResponse()
 
 
-def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]]) -> "grpc.RpcMethodHandler[Any, Any]":
+def _small(
+    kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]], reception: Reception
+) -> "grpc.RpcMethodHandler[Any, Any]":
     """Return a call whose request is small: it is read as bytes, so that a large one is never parsed."""
 
     async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
         try:
-            content = await _receive(messages)
+            content = await _receive(messages, reception, client_of_peer(context.peer()))
             if len(content) > SMALL:
                 raise errors.BadRequestError(f"the request has {len(content)} bytes; {SMALL} are the limit")
             try:
@@ -90,9 +95,9 @@ def _small(kind: type[MessageT], answer: Callable[[MessageT], Awaitable[Message]
     return grpc.stream_unary_rpc_method_handler(call)
 
 
-async def _receive(messages: AsyncIterator[bytes]) -> bytes:
+async def _receive(messages: AsyncIterator[bytes], reception: Reception, client: str) -> bytes:
     try:
-        async with asyncio.timeout(_RECEIVE_S):
+        async with asyncio.timeout(_RECEIVE_S), reception.place(client):
             return await anext(messages)
     except StopAsyncIteration:
         raise errors.BadRequestError("the request has no message") from None

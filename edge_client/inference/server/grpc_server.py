@@ -117,8 +117,9 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         """
         service = self._service
         try:
-            with service.metrics.request("grpc"), service.memory.request(client_of_peer(context.peer())) as memory:
-                content = await self._receive(context)
+            client = client_of_peer(context.peer())
+            with service.metrics.request("grpc"), service.memory.request(client) as memory:
+                content = await self._receive(context, client)
                 memory.take(len(content), "the request")
 
                 def read() -> tuple[InferRequest, bool]:
@@ -137,11 +138,12 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             log.exception("a request failed")
             await abort(context, errors.RequestError(f"the server failed: {type(error).__name__}: {error}"))
 
-    async def _receive(self, context: Context) -> bytes:
+    async def _receive(self, context: Context, client: str) -> bytes:
         """Return the message of a call."""
         try:
             with self._receiving.limit():
-                message = await context.read()
+                async with self._service.reception.place(client):
+                    message = await context.read()
         except TimeoutError:
             raise errors.DeadlineError(f"the request did not come within {_RECEIVE_S:g} s") from None
         if not isinstance(message, bytes):

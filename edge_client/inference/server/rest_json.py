@@ -32,6 +32,11 @@ JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 
 _MOST_DIGITS = 18
 """Of a length; Python itself refuses to read thousands."""
+_MOST_NAMES = 64
+"""In one object; a request needs fewer."""
+
+_MOST_INPUTS = 8
+"""And outputs."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Name = Annotated[str, Field(max_length=256)]
@@ -95,8 +100,8 @@ class RequestParameters(_Message):
 class RequestMessage(_Message):
     """A request for inference."""
 
-    inputs: Annotated[list[InputMessage], Field(max_length=8)]
-    outputs: Annotated[list[OutputMessage], Field(max_length=8)] = []
+    inputs: Annotated[list[InputMessage], Field(max_length=_MOST_INPUTS)]
+    outputs: Annotated[list[OutputMessage], Field(max_length=_MOST_INPUTS)] = []
     id: Name = ""
     model_name: Name | None = None
     """That of the address, if it is given; so is the next one."""
@@ -143,7 +148,7 @@ def read_request(
     # Binary tensors are copied once; numbers in JSON become Python's first, and take many times their text.
     memory.take(json_bytes(body, length) + len(body) - length, "the request, whose tensors may come as binary data,")
     try:
-        message = RequestMessage.model_validate(from_json(body[:length]))
+        message = RequestMessage.model_validate(from_text(body[:length]))
     except ValidationError as error:
         raise BadRequestError("; ".join(map(describe, error.errors()[:8]))) from None
     except ValueError:
@@ -187,6 +192,31 @@ def read_request(
         if output.parameters.binary_data is not None
     }
     return ParsedRequest(request, binary_outputs, given.binary_data_output)
+
+
+def from_text(text: bytes) -> Any:
+    """Return what a request says in JSON.
+
+    Raises:
+        ValueError: it is not JSON.
+        BadRequestError: an object of it has more names than a request needs.
+
+    """
+    value = from_json(text)
+    _check_names(value)
+    return value
+
+
+def _check_names(value: object) -> None:
+    # Of each name that is too many, pydantic would tell in some hundreds of bytes.
+    if isinstance(value, dict):
+        if len(value) > _MOST_NAMES:
+            raise BadRequestError(f"an object of the request has {len(value)} names; at most {_MOST_NAMES} are read")
+        for part in value.values():
+            _check_names(part)
+    elif isinstance(value, list):
+        for part in value[: _MOST_INPUTS + 1]:
+            _check_names(part)
 
 
 def write_response(response: InferResponse, parsed: ParsedRequest) -> tuple[bytes, int | None]:

@@ -15,15 +15,14 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 from edge_client.inference.errors import BadRequestError
-from edge_client.inference.server.datatypes import NUMPY_TYPES, OF_TORCH, from_values
+from edge_client.inference.server.datatypes import NUMPY_TYPES, OF_TORCH, array_of, from_values
 from edge_client.inference.server.disconnection import Watch
 from edge_client.inference.server.memory import RequestMemory
 from edge_client.inference.server.protocol import InferRequest, InferResponse, InputTensor
 from edge_client.inference.server.rest_body import answer_of, client_of, read_body
-from edge_client.inference.server.rest_json import describe
+from edge_client.inference.server.rest_json import describe, from_text
 from edge_client.inference.server.service import ENCODED, LABEL, PROBABILITIES, RAW, InferenceService
 from edge_client.inference.server.sizes import json_bytes
 
@@ -75,7 +74,7 @@ def v1_router(service: InferenceService) -> APIRouter:
 def _read(service: InferenceService, model: str, body: bytes, memory: RequestMemory) -> InferRequest:
     memory.take(json_bytes(body, len(body)), "the request")
     try:
-        instances = PredictMessage.model_validate(from_json(body)).instances
+        instances = PredictMessage.model_validate(from_text(body)).instances
     except ValidationError as error:
         raise BadRequestError("; ".join(map(describe, error.errors()[:8]))) from None
     except ValueError:
@@ -96,7 +95,7 @@ def _read(service: InferenceService, model: str, body: bytes, memory: RequestMem
 def _numbers(values: list[Any], wanted: str) -> tuple[str, tuple[int, ...]]:
     """Return datatype and shape of numbers, as exact as they were sent."""
     try:
-        given = np.array(values)
+        given = array_of(values)
     except (ValueError, OverflowError, TypeError):
         raise BadRequestError("the instances are not numbers in rows of equal length") from None
     if given.dtype.kind == "f" and NUMPY_TYPES[wanted].kind in "iu":

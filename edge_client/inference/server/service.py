@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 import numpy as np
+from edgenewton.common.reception import Reception
 from numpy.typing import NDArray
 
 from edge_client.inference.batcher import Answer, Batcher, Serving
@@ -87,6 +88,9 @@ class InferenceService:
         self.metrics.waiting.set_function(lambda: sum([len(model.batcher.queue) for model in self._models.values()]))
         self.memory = MemoryBudget(self.limits.max_memory_bytes)
         self.metrics.memory.set_function(lambda: self.memory.taken)
+        places = max(2, self.limits.max_memory_bytes // self.limits.max_request_bytes)
+        self.reception = Reception(places, places // 2)
+        """Of messages of gRPC; REST's bodies are counted as they come."""
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._is_stopping = False
 

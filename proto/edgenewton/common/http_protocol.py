@@ -19,7 +19,7 @@ class HttpLimits:
     """In all."""
     max_connections_per_client: int = 128
     max_head_bytes: int = 32 << 10
-    """Request line and headers."""
+    """Request line and headers; and what is between two parts of a body, or behind it."""
     head_s: float = 10.0
     """Seconds for them to come, from the connection's beginning or from their first byte on; TLS's handshake has as
     many for itself."""
@@ -48,7 +48,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._limits = limits
         self._on_lost = on_lost
         self._phase = _Phase.HEAD
-        self._head_bytes = self._body_bytes = 0
+        self._head_bytes = self._body_bytes = self._bare_bytes = 0
+        """The last ones are those since a part of a body came."""
         self._timer: asyncio.TimerHandle | None = None
         """Of the phase, if it is HEAD or BODY."""
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -82,6 +83,7 @@ class LimitedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take a part of a request, or of several."""
         phase = self._phase
+        self._bare_bytes += len(data)
         super().data_received(data)
         if self._phase is _Phase.NOTHING:
             self._cancel_timer()
@@ -92,6 +94,8 @@ class LimitedHttp(HttpToolsProtocol):
                 self._refuse_head()
         else:
             self._body_bytes += len(data)
+            if self._bare_bytes > self._limits.max_head_bytes:
+                self._refuse_head()
         if self._phase is not phase or self._timer is None:
             self._expect_more()
 
@@ -109,6 +113,11 @@ class LimitedHttp(HttpToolsProtocol):
         self._phase = _Phase.HEAD
         self._head_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; one behind the body is of no use to anybody."""
+        if self._phase is _Phase.HEAD:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Let the request be answered, if its head is small enough."""
         size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
@@ -116,8 +125,13 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse_head()
             raise HttpParserError("the head is too large")
         self._phase = _Phase.BODY
-        self._body_bytes = 0
+        self._body_bytes = self._bare_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._bare_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note the end of a request."""

@@ -1,5 +1,6 @@
 """How each slice of a contribution is written under masks, and the few numbers beside them; alike on both sides."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from edgenewton.secure_aggregation.fixed_point import BLOCK, FixedPoint, Float32
 from edgenewton.secure_aggregation.messages import scales_from_bytes
 from edgenewton.v1.framing import Layout, Slice, SliceKey
 
-CURVATURE_BITS = 16
-"""Of curvature statistics: an inverse magnifies what is rounded away."""
+CURVATURE_BITS = 12
+"""Of curvature statistics: an inverse magnifies what is rounded away. More are of no use that could be measured."""
 NOISED_BITS = 24
 """Of integers with noise for differential privacy: the largest that float32 has exactly."""
 _NUMBERS = 5
@@ -53,6 +54,24 @@ class ContributionForm:
     def numbers_length(self) -> int:
         """How many numbers there are."""
         return _NUMBERS + len(self.layout.fingerprint)
+
+
+def digest_of_terms(bits: int, least: int, circle: Sequence[str], maskers: bytes, scales: Sequence[bytes]) -> bytes:
+    """Return the digest (32 bytes) of what all devices of a step must be told alike: see `StepMasks.take`.
+
+    Args:
+        bits: of a device's integers of gradients and moves.
+        least: so many must contribute to a sum.
+        circle: the devices that may mask.
+        maskers: those that do, as `set_to_bytes` writes them.
+        scales: of each slice, as `scales_to_bytes` writes them.
+
+    """
+    digest = hashlib.sha256(b"edgenewton terms")
+    parts = (str(bits).encode(), str(least).encode(), str(len(circle)).encode(), *(name.encode() for name in circle))
+    for part in (*parts, maskers, *scales):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
 
 
 def key_hint(public: bytes) -> bytes:

@@ -14,6 +14,8 @@ BLOCK = 256
 """Elements that share a scale."""
 EXACT_RESOLUTION = 2.0**-30
 """Of values that have no scale yet, or must not be rounded to few bits."""
+_LEAST_STEP = np.float32(1e-37)
+"""Of smaller steps there is no inverse in float32; such blocks are written as zeros."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,28 @@ class FixedPoint:
 
     def encode(self, values: npt.NDArray[np.floating[Any]]) -> "Encoded":
         """Return values as integers modulo 2^`sum_bits`, rounded to nearest; those that are too large are clipped."""
-        steps = self._steps(len(values))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            levels = np.rint(np.where(steps > 0, values / steps, 0.0))
+        if self.scales is not None:
+            return self._encode_blocks(values, self.scales)
+        levels = np.rint(values.astype(np.float64) / self._resolution)
         clipped = np.clip(levels, -self.largest, self.largest)
-        written = (clipped * steps).astype(np.float32)
+        written = (clipped * self._resolution).astype(np.float32)
         return Encoded(reduce(clipped.astype(np.int64), self.sum_bits), written, int((clipped != levels).sum()))
+
+    def _encode_blocks(self, values: npt.NDArray[np.floating[Any]], scales: Float32Array) -> "Encoded":
+        """Return `encode` of values with scales, in float32 and block by block: that takes a fifth of the time."""
+        length = len(values)
+        rows = np.zeros((len(scales), BLOCK), np.float32)
+        rows.reshape(-1)[:length] = values
+        steps = scales / np.float32(self.largest)
+        steps[steps < _LEAST_STEP] = 0.0
+        inverse = np.divide(np.float32(1.0), steps, out=np.zeros_like(steps), where=steps > 0)
+        rows *= inverse[:, None]
+        levels = np.rint(rows, out=rows)
+        clipped = np.clip(levels, -self.largest, self.largest)
+        count = int(np.count_nonzero(clipped != levels))
+        integers = reduce(clipped.reshape(-1)[:length].astype(np.int32), self.sum_bits)
+        clipped *= steps[:, None]
+        return Encoded(integers, clipped.reshape(-1)[:length], count)
 
     def decode(self, summed: Integers) -> npt.NDArray[np.float64]:
         """Return the sum of the devices' values (float64), from that of their integers."""
@@ -64,10 +82,14 @@ class FixedPoint:
     def _is_fine(self) -> bool:
         return self.scales is None and self.unit is None
 
+    @property
+    def _resolution(self) -> float:
+        return EXACT_RESOLUTION if self.unit is None else self.unit
+
     def _steps(self, length: int) -> npt.NDArray[np.float64]:
         """Return what 1 stands for, of each element."""
         if self.scales is None:
-            return np.full(1, EXACT_RESOLUTION if self.unit is None else self.unit)
+            return np.full(1, self._resolution)
         steps = self.scales.astype(np.float64) / self.largest
         return np.repeat(steps, BLOCK)[:length]
 

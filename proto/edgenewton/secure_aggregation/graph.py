@@ -52,6 +52,12 @@ class Graph:
         """
         return shares_needed(len(self._circle))
 
+    @property
+    def least_contributions(self) -> int:
+        """Of how many devices a sum must be, to be unmasked: two thirds of all, or of many the part that is needed."""
+        devices = len(self._circle)
+        return shares_needed(devices) if devices <= FULL else ceil(_NEEDED * devices)
+
     def neighbours(self, device: str) -> list[str]:
         """Return with which devices one masks, in the order of their names."""
         if not self._ring:

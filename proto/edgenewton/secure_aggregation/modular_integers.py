@@ -41,10 +41,9 @@ def add(into: Integers, values: Integers, bits: int) -> None:
     into &= into.dtype.type((1 << bits) - 1)
 
 
-def subtract(into: Integers, values: Integers, bits: int) -> None:
-    """Subtract integers from others, in place, modulo 2^bits."""
-    np.subtract(into, values, out=into)
-    into &= into.dtype.type((1 << bits) - 1)
+def keep_bits(values: Integers, bits: int) -> None:
+    """Reduce integers modulo 2^bits, in place."""
+    values &= values.dtype.type((1 << bits) - 1)
 
 
 def signed(values: Integers, bits: int) -> npt.NDArray[np.int64]:
@@ -59,21 +58,25 @@ def packed_length(length: int, bits: int) -> int:
 
 
 def pack(values: Integers, bits: int) -> bytes:
-    """Return integers as bytes: `bits` bits each, the lowest first, from the lowest bit of the first byte on."""
-    if bits == 8 * values.itemsize:
-        return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
-    groups = -(-len(values) // 8)
-    padded = np.zeros(8 * groups, np.uint64)
-    padded[: len(values)] = values
-    columns = padded.reshape(groups, 8)
-    written = np.zeros((groups, bits), np.uint8)  # eight integers fill whole bytes
-    for column in range(8):
-        first = column * bits
-        for byte in range(first // 8, (first + bits + 7) // 8):
-            shift = first - 8 * byte
-            moved = columns[:, column] << np.uint64(shift) if shift >= 0 else columns[:, column] >> np.uint64(-shift)
-            written[:, byte] |= moved.astype(np.uint8)
-    return written.tobytes()[: packed_length(len(values), bits)]
+    """Return integers as bytes: first the whole bytes of each, the lowest first, then the bits that are left of all.
+
+    What is left of eight integers fills whole bytes, as many as each has bits left, the first in the lowest bits.
+    """
+    length, (whole, left) = len(values), divmod(bits, 8)
+    octets = (
+        np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8).reshape(length, values.itemsize)
+    )
+    lower = octets[:, :whole].tobytes()
+    if not left:
+        return lower
+    rest = np.zeros(-(-length // 8) * 8, np.uint64)
+    rest[:length] = octets[:, whole]
+    columns = rest.reshape(-1, 8)
+    words = columns[:, 0].copy()
+    for column in range(1, 8):
+        words |= columns[:, column] << np.uint64(column * left)
+    upper = words.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :left].tobytes()
+    return lower + upper[: packed_length(length, left)]
 
 
 def unpack(data: bytes, length: int, bits: int) -> Integers:
@@ -85,19 +88,17 @@ def unpack(data: bytes, length: int, bits: int) -> Integers:
     """
     if len(data) != packed_length(length, bits):
         raise WidthError(f"{length} integers of {bits} bits take {packed_length(length, bits)} bytes; {len(data)} came")
-    word = word_of(bits)
-    if bits == 8 * word.itemsize:
-        return np.frombuffer(data, word.newbyteorder("<")).astype(word)
-    groups = -(-length // 8)
-    padded = np.zeros(groups * bits, np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    columns = padded.reshape(groups, bits)
-    values = np.zeros((groups, 8), np.uint64)
-    for column in range(8):
-        first = column * bits
-        for byte in range(first // 8, (first + bits + 7) // 8):
-            part = columns[:, byte].astype(np.uint64)
-            shift = 8 * byte - first
-            values[:, column] |= part << np.uint64(shift) if shift >= 0 else part >> np.uint64(-shift)
-    values &= np.uint64((1 << bits) - 1)
-    return values.reshape(-1)[:length].astype(word)
+    word, (whole, left) = word_of(bits), divmod(bits, 8)
+    read = np.frombuffer(data, np.uint8)
+    octets = np.zeros((length, word.itemsize), np.uint8)
+    octets[:, :whole] = read[: whole * length].reshape(length, whole)
+    if left:
+        upper = np.zeros(-(-length // 8) * left, np.uint8)
+        upper[: len(data) - whole * length] = read[whole * length :]
+        padded = np.zeros((-(-length // 8), 8), np.uint8)
+        padded[:, :left] = upper.reshape(-1, left)
+        words = padded.view("<u8").astype(np.uint64, copy=False)
+        shifts = np.arange(8, dtype=np.uint64) * np.uint64(left)
+        rest = (words >> shifts) & np.uint64((1 << left) - 1)
+        octets[:, whole] = rest.reshape(-1)[:length]
+    return octets.view(word.newbyteorder("<")).reshape(length).astype(word, copy=False)

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, agree, public_key
-from edgenewton.secure_aggregation.mask_stream import mask
-from edgenewton.secure_aggregation.modular_integers import Integers, add, subtract
+from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits, word_of
 from edgenewton.secure_aggregation.shamir import random_secret, split
 from edgenewton.secure_aggregation.step_keys import Announcement, Channel, Shares, StepKeys, digest
 
@@ -22,9 +24,9 @@ class Revealed:
     """Of those that contributed, whose self masks are in the sum."""
 
 
-def pair_purpose(session: str, step: int, one: str, other: str) -> bytes:
-    """Return what the key of a pair's masks is derived for."""
-    return "\0".join(("edgenewton masks", session, str(step), *sorted((one, other)))).encode()
+def pair_purpose(session: str, step: int, one: str, other: str, told: bytes) -> bytes:
+    """Return what the key of a pair's masks is derived for; `told` is the digest of what all devices were told."""
+    return "\0".join(("edgenewton masks", session, str(step), *sorted((one, other)), "")).encode() + told
 
 
 def share_numbers(circle: Collection[str]) -> dict[str, int]:
@@ -52,15 +54,28 @@ class StepMasks:
         self._channels = {other: Channel(session, step, secrets[other]) for other in self._neighbours}
         self._key, self._seed = random_secret(), random_secret()
         self._held: dict[str, Shares] = {}
-        self._pair_keys: dict[str, bytes] = {}
+        self._self_mask = MaskKey(self._seed)
+        self._pair_masks: dict[str, MaskKey] = {}
         self._maskers: frozenset[str] | None = None
+        self._told = b""
         self._used: set[int] = set()
         self._contributed: frozenset[str] | None = None
         self.keys = self._make_keys(share_numbers(circle))
         """What the others need for this step."""
 
-    def take(self, maskers: Collection[str], announcements: Mapping[str, Announcement]) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known who masks."""
+        return self._maskers is not None
+
+    def take(self, maskers: Collection[str], announcements: Mapping[str, Announcement], told: bytes = b"") -> None:
         """Take who masks in this step, and what those of them announced that are neighbours.
+
+        Args:
+            maskers: their names.
+            announcements: of neighbours.
+            told: digest of all else that the devices were told of the step. The masks of a pair cancel only if both
+                were told the same: else a coordinator could have all but one round their values to zeros.
 
         Raises:
             SecureAggregationError: something came in a device's name that is not from it; too few mask to hide among;
@@ -68,8 +83,8 @@ class StepMasks:
 
         """
         if self._maskers is not None:
-            if self._maskers != frozenset(maskers):
-                raise SecureAggregationError("", f"names other devices for step {self._step} than it did before")
+            if (self._maskers, self._told) != (frozenset(maskers), told):
+                raise SecureAggregationError("", f"says something else of step {self._step} than it did before")
             return
         expected = set(self._neighbours) & set(maskers)
         if self._device not in maskers or announcements.keys() != expected:
@@ -80,12 +95,12 @@ class StepMasks:
             )
         for other, announced in announcements.items():
             self._held[other] = self._channels[other].open(other, self._device, announced)
-            purpose = pair_purpose(self._session, self._step, self._device, other)
+            purpose = pair_purpose(self._session, self._step, self._device, other, told)
             try:
-                self._pair_keys[other] = agree(self._key, announced.public, purpose)
+                self._pair_masks[other] = MaskKey(agree(self._key, announced.public, purpose))
             except KeyAgreementError as error:
                 raise SecureAggregationError(other, f"has no key for step {self._step}: {error}") from error
-        self._maskers = frozenset(maskers)
+        self._maskers, self._told = frozenset(maskers), told
 
     def mask(self, stream: int, values: Integers, bits: int) -> Integers:
         """Return a vector under this device's masks.
@@ -105,11 +120,13 @@ class StepMasks:
         if stream in self._used:
             raise RuntimeError(f"vector {stream} of step {self._step} was masked already")
         self._used.add(stream)
-        masked = values.copy()
-        add(masked, mask(self._seed, stream, len(values), bits), bits)
-        for other, key in self._pair_keys.items():
-            change = add if self._device < other else subtract
-            change(masked, mask(key, stream, len(values), bits), bits)
+        word = word_of(bits)
+        masked = values.astype(word)
+        masked += self._self_mask.draw(stream, len(values), word)
+        for other, key in self._pair_masks.items():
+            change = np.add if self._device < other else np.subtract
+            change(masked, key.draw(stream, len(values), word), out=masked)
+        keep_bits(masked, bits)
         return masked
 
     def reveal(self, contributed: Collection[str]) -> Revealed:
@@ -127,7 +144,7 @@ class StepMasks:
             )
         if self._maskers is None or not whose <= self._maskers:
             raise SecureAggregationError("", f"asks to unmask devices that do not mask in step {self._step}")
-        if len(whose) < self._least:
+        if len(whose) < max(self._least, self._graph.least_contributions):
             raise SecureAggregationError(
                 "", f"asks to unmask the sum of {len(whose)} devices in step {self._step}: {self._wanted}"
             )

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, agree, public_key
-from edgenewton.secure_aggregation.mask_stream import mask
-from edgenewton.secure_aggregation.modular_integers import Integers, add, subtract
+from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits
 from edgenewton.secure_aggregation.shamir import Combiner, ShareError
 from edgenewton.secure_aggregation.step_keys import StepKeys, digest
 from edgenewton.secure_aggregation.step_masks import Revealed, pair_purpose, share_numbers
@@ -21,6 +23,7 @@ class Unmasking:
         circle: the devices that might have taken part.
         announced: the step keys of those that mask.
         contributed: those whose vectors are in the sum.
+        told: digest of what the devices were told: see `StepMasks.take`.
 
     """
 
@@ -31,8 +34,9 @@ class Unmasking:
         circle: Collection[str],
         announced: Mapping[str, StepKeys],
         contributed: Collection[str],
+        told: bytes = b"",
     ) -> None:
-        self._session, self._step = session, step
+        self._session, self._step, self._told = session, step, told
         self._announced, self.contributed = announced, frozenset(contributed)
         self._numbers = share_numbers(circle)
         graph = Graph(circle, step)
@@ -43,8 +47,8 @@ class Unmasking:
         self._wanted = self.contributed | {d for d in dropped if self._neighbours[d] & self.contributed}
         self._shares: dict[str, dict[int, bytes]] = {device: {} for device in self._wanted}
         self._revealed: set[str] = set()
-        self._secrets: dict[str, bytes] = {}
-        self._pair_keys: dict[tuple[str, str], bytes] = {}
+        self._self_masks: list[MaskKey] = []
+        self._pair_masks: dict[tuple[str, str], MaskKey] = {}
         """Of each that dropped out with each neighbour that contributed."""
 
     @property
@@ -91,15 +95,16 @@ class Unmasking:
             RuntimeError: not enough was revealed.
 
         """
-        if not self._secrets:
+        if not self._self_masks:
             self._combine()
-        for device, secret in self._secrets.items():
-            if device in self.contributed:
-                subtract(summed, mask(secret, stream, len(summed), bits), bits)
-        for (dropped, other), key in self._pair_keys.items():
+        word = summed.dtype
+        for key in self._self_masks:
+            summed -= key.draw(stream, len(summed), word)
+        for (dropped, other), key in self._pair_masks.items():
             # What `other` did with the mask of the pair is undone.
-            change = subtract if other < dropped else add
-            change(summed, mask(key, stream, len(summed), bits), bits)
+            change = np.subtract if other < dropped else np.add
+            change(summed, key.draw(stream, len(summed), word), out=summed)
+        keep_bits(summed, bits)
 
     def _combine(self) -> None:
         if not self.is_ready:
@@ -113,12 +118,13 @@ class Unmasking:
             secrets[device] = self._secret_of(device, combiners[numbers], {n: self._shares[device][n] for n in numbers})
         for device in self._wanted - self.contributed:
             for other in self._neighbours[device] & self.contributed:
-                purpose = pair_purpose(self._session, self._step, device, other)
+                purpose = pair_purpose(self._session, self._step, device, other, self._told)
                 try:
-                    self._pair_keys[device, other] = agree(secrets[device], self._announced[other].public, purpose)
+                    key = agree(secrets[device], self._announced[other].public, purpose)
+                    self._pair_masks[device, other] = MaskKey(key)
                 except KeyAgreementError as error:
                     raise SecureAggregationError(other, f"has no key for step {self._step}: {error}") from error
-        self._secrets = secrets
+        self._self_masks = [MaskKey(secrets[device]) for device in sorted(self.contributed)]
 
     def _secret_of(self, device: str, combiner: Combiner, shares: Mapping[int, bytes]) -> bytes:
         announced = self._announced[device]

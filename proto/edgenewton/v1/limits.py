@@ -103,7 +103,7 @@ class Limits(Generic[_M]):
             raise LimitError(f"a {self._name} {error}") from None
 
     def parse(self, data: bytes) -> _M:
-        """Return a message that came; texts that only people read are cut.
+        """Return a message that came; texts that only people read are cut, and made one line of printable characters.
 
         Raises:
             LimitError: it is no message of protobuf, or a field is out of its range.
@@ -115,8 +115,8 @@ class Limits(Generic[_M]):
         except DecodeError:
             raise LimitError(f"a {self._name} is no valid protobuf message") from None
         for name, length in self._cuts.items():
-            if length and len(getattr(message, name)) > length:
-                setattr(message, name, getattr(message, name)[:length])
+            if length and getattr(message, name):
+                setattr(message, name, _readable(getattr(message, name)[:length]))
         return message
 
 
@@ -209,6 +209,12 @@ def _scan_packed(data: bytes, position: int, end: int, rule: _Rule) -> None:
             position += rule.format.size
         if not (rule.is_any or rule.low <= value <= rule.high):
             _refuse_value(rule, value)
+
+
+def _readable(text: str) -> str:
+    """Return a text that draws nothing else on a terminal, and begins no line in a log."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join([c if c.isprintable() else "\ufffd" for c in line])
 
 
 def _refuse_field(rule: _Rule) -> NoReturn:

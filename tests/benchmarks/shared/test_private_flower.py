@@ -80,7 +80,7 @@ def test_ctrl_c_in_the_stop_waits_until_all_is_ended(monkeypatch, tmp_path, star
 
 
 def test_a_superlink_that_does_not_start_is_said_with_its_log(monkeypatch, tmp_path, started, temporary):
-    monkeypatch.setattr(module, "flower_command", lambda name: "/bin/false")
+    monkeypatch.setattr(module, "flower_command", lambda name, programs: "/bin/false")
     with pytest.raises(FlowerError, match=f"did not start; see {tmp_path}/superlink.log"), private_flower(tmp_path):
         pass
     assert list(temporary.iterdir()) == []

@@ -4,7 +4,7 @@ import time
 
 import grpc
 import pytest
-from bare_client import SPEC, gradient_frame, join_request
+from bare_client import SPEC, gradient_frame, join_request, refused
 from edgenewton.v1 import exchange_pb2 as pb
 from raw_client import Target, assert_trains_on, field, padded
 
@@ -51,6 +51,24 @@ def test_a_step_that_cannot_be_recorded_ends_the_session_and_blames_no_device(re
         assert error.code() is grpc.StatusCode.ABORTED
         assert text in error.details()
     assert recorded.room(session).session.phase is Phase.ABORTED
+
+
+def test_nothing_that_a_device_says_is_a_command_to_a_terminal_or_a_line_of_its_own_in_the_log(target, caplog):
+    caplog.set_level("INFO")
+    escape = "\x1b[2J\x1b]0;title\x07\r\n2026 ERROR all is lost"
+    session = target.session()
+    a, b = (target.device(name, session) for name in "ab")
+    target.stub("a").Leave(pb.LeaveRequest(session=session, device="a", token=a.reply.token, reason=escape), timeout=5)
+    for option in ({"lr": escape}, {escape: "1"}):
+        code, text = refused(
+            lambda option=option: target.stub("m").Join(join_request("m", session=session, options=option), timeout=5)
+        )
+        assert (code, "characters that cannot be printed" in text) == (INVALID, True)
+    (left,) = [e.left for e in target.room(session).chronicle.events.kept() if e.HasField("left")]
+    assert "2026 ERROR all is lost" in left.reason
+    for text in (left.reason, *caplog.messages):
+        assert text.isprintable()
+    assert b.stream.is_active()
 
 
 def test_a_frame_of_millions_of_empty_slices_is_refused_at_the_first(target):

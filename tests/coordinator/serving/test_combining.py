@@ -10,10 +10,11 @@ from bare_client import gradient_frame
 from edgenewton.v1 import exchange_pb2 as pb
 from test_room import enter, joining, make_room, read, read_to_the_end, send
 
+from coordinator.serving import combining
 from coordinator.serving import room as room_module
-from coordinator.session.decisions import Phase
+from coordinator.session.decisions import Phase, StepClosing
 from coordinator.session.refusal import Status
-from coordinator.session.robust import StepRule
+from coordinator.session.robust import StepOutcome, StepRule
 
 LIMIT_S = 20.0
 VALUES = {"a": 1.0, "b": 2.0, "c": 3.0}
@@ -30,7 +31,7 @@ def in_a_loop(test):
 @pytest.fixture
 def gate(monkeypatch):
     """Hold each combination up until it is let go; all steps count as large."""
-    monkeypatch.setattr(room_module, "LARGE_COMBINED", 0)
+    monkeypatch.setattr(combining, "LARGE_ELEMENTS", 0)
     gate = Gate(StepRule.combine)
     monkeypatch.setattr(StepRule, "combine", lambda *arguments: gate.combine(*arguments))
     yield gate
@@ -70,6 +71,18 @@ async def committed(room) -> None:
 
 def frame(room, outbox, step: int, value: float):
     return room.read_frame(outbox.device, gradient_frame(step, value, 1).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("elements", "slices", "is_large"),
+    [
+        (30_000, 32, False),  # eight devices with a small model
+        (300_000, 8, True),
+        (160_000, 80_000, True),  # with 10,000 tensors of two elements: half a second
+    ],
+)
+def test_many_small_tensors_take_as_long_as_a_few_large_ones(elements, slices, is_large):
+    assert combining.is_large(StepClosing(0, StepOutcome, elements, slices)) == is_large
 
 
 @in_a_loop
@@ -186,6 +199,26 @@ async def test_a_rule_that_fails_ends_the_session_and_blames_no_device(gate):
     send_all(room, *outboxes)
     await committed(room)
     text = "session 's' aborted: the coordinator failed in step 0: no memory is left"
+    assert [outbox.end for outbox in outboxes] == [(Status.ABORTED, text)] * 3
+
+
+@in_a_loop
+async def test_a_step_that_cannot_be_committed_ends_the_session_and_nobody_waits_for_ever(gate, monkeypatch):
+    room = median_room(quorum=2, step_deadline_s=5)
+    outboxes = enter(room, "a", "b", "c")
+    send_all(room, *outboxes[:2])
+    room.tick(6.0)
+    await gate.wait_until_begun()
+    late = asyncio.create_task(room.take(outboxes[2], frame(room, outboxes[2], 0, 1.0)))
+    await asyncio.sleep(0)
+
+    def fails(*_):
+        raise KeyError("c")
+
+    monkeypatch.setattr(room.session, "combined", fails)
+    gate.open.set()
+    assert not await asyncio.wait_for(late, LIMIT_S)
+    text = "session 's' aborted: the coordinator failed in step 0: 'c'"
     assert [outbox.end for outbox in outboxes] == [(Status.ABORTED, text)] * 3
 
 

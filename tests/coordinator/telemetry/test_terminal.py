@@ -81,3 +81,18 @@ def test_how_far_the_run_is_is_shown_and_of_which_weights_the_accuracy_is():
     text = printed(view)
     assert "accuracy 90.0% (averaged weights)" in text
     assert "step 859 of 3,000, best accuracy 90.0% at step 858" in text
+
+
+def test_of_a_session_with_masks_no_devices_own_loss_is_shown():
+    view = TerminalView()
+    began = phase(pb.PHASE_TRAINING, 100.0)
+    began.phase.settings.secure_aggregation.bits = 8
+    own = report("a", 0, 101.0)
+    own.report.contribution.loss = math.nan
+    for event in (began, joined("a", 100.0), own):
+        view.apply(event)
+    text = printed(view)
+    assert "masked: sums only" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("│ a ")]
+    assert [cell.strip() for cell in line.split("│")][5] == "masked"
+    assert view.figures()["masked"]

@@ -18,7 +18,7 @@ class Waits(Session):
 
     def __init__(self, wait, phase=Phase.TRAINING):
         super().__init__("s", SessionSettings())
-        self.phase = phase
+        self._state.phase = phase
         self._given = wait
 
     @property

@@ -517,8 +517,8 @@ INT4, SPARSE1 = Form
 def scripted(session, *script):
     """Let a session begin with rounds of two batches, and go on as it is written."""
     inner = session.coordinator.directory.find("s").session
-    inner.batches, inner._cadence = 2, Scripted(*script)
-    return inner._cadence
+    inner.progress.batches, inner.progress._cadence = 2, Scripted(*script)
+    return inner.progress._cadence
 
 
 def seen_forms(device):
@@ -673,7 +673,7 @@ def test_with_a_fixed_number_of_batches_or_another_codec_the_form_stays():
     for codec, every in (("auto", 2), ("int4", None)):
         with Session(devices=2, codec=codec) as session:
             inner = session.coordinator.directory.find("s").session
-            inner.batches = 2
+            inner.progress.batches = 2
             for number in range(2):
                 session.device(number, every=every, trained=wide_model())
             session.all(lambda device: device.optimizer.join())

@@ -242,7 +242,7 @@ def test_what_is_told_of_an_exchange_is_what_was_not_hidden():
     """Every result takes a while; in one round the batches take longer than that."""
     link_s, paces, sent_at = 0.4, [], 0.0
     with Session(devices=1) as session:
-        session.coordinator.directory.find("s").session.batches = 5
+        session.coordinator.directory.find("s").session.progress.batches = 5
         (device,) = devices_of(session, 1, every=None)
         device.optimizer.join()
         place = device.plan._membership
@@ -515,7 +515,7 @@ class Alternating:
 def test_what_the_session_chooses_is_for_the_round_that_nobody_has_begun():
     with Session(devices=2, max_devices=3, codec="auto", rejoin_deadline_s=30) as session:
         inner = session.coordinator.directory.find("s").session
-        inner.batches, inner._cadence = 5, Alternating()
+        inner.progress.batches, inner.progress._cadence = 5, Alternating()
         others = devices_of(session, 2, every=None)
         session.all(lambda device: device.train(22))
         # With the result of the round from 5, its exchange was measured first; it comes when that from 10 is over.

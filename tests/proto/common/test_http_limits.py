@@ -102,6 +102,27 @@ def test_what_is_being_answered_keeps_its_place():
         assert [status(connection) for connection in answered] == [200, 200]
 
 
+@pytest.mark.parametrize("behind", [b"0\r\n" + b"a: b\r\n" * 2000, b"0\r\na: " + b"b" * 9000, b"1;a=" + b"b" * 9000])
+def test_what_is_behind_a_body_or_between_its_parts_has_a_limit(behind):
+    """Headers behind a body were kept for ever: 20 MB of them took 400 MB."""
+    with served(max_head_bytes=4096) as server:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        with server.connect(sent=head) as connection:
+            connection.sendall(behind)
+            assert is_closed(connection)
+        assert server.ask() == 200
+
+
+def test_a_body_in_parts_may_be_larger_than_a_head_and_end_with_headers():
+    with served(max_head_bytes=4096) as server:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with server.connect(sent=head + (b"400\r\n" + bytes(1024) + b"\r\n") * 100) as connection:
+            connection.sendall(b"0\r\na: b\r\n\r\n")
+            assert status(connection) == 200
+            connection.sendall(GET)
+            assert status(connection) == 200
+
+
 @pytest.mark.parametrize("is_endless", [True, False])
 def test_a_head_has_a_limit(is_endless):
     with served(max_head_bytes=4096) as server:

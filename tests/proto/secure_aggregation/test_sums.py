@@ -183,7 +183,7 @@ def test_no_mask_is_used_twice():
     fleet.masks["d000"].mask(0, np.zeros(1, np.uint8), 8)
     with pytest.raises(RuntimeError, match="vector 0 of step 7 was masked already"):
         fleet.masks["d000"].mask(0, np.ones(1, np.uint8), 8)
-    with pytest.raises(SecureAggregationError, match="other devices for step 7"):
+    with pytest.raises(SecureAggregationError, match="something else of step 7 than"):
         fleet.masks["d000"].take(fleet.names[:2], {})
 
 
@@ -260,8 +260,10 @@ def test_packed_integers_are_read_as_they_were(bits, length, seed):
     data = pack(values, bits)
     assert len(data) == packed_length(length, bits) <= (length * bits + 7) // 8
     np.testing.assert_array_equal(unpack(data, length, bits), values)
-    plain = sum(int(value) << (bits * place) for place, value in enumerate(values))
-    assert data == plain.to_bytes(len(data), "little")
+    whole, left = divmod(bits, 8)
+    lower = b"".join(int(value).to_bytes(8, "little")[:whole] for value in values)
+    upper = sum((int(value) >> 8 * whole) << (left * place) for place, value in enumerate(values))
+    assert data == lower + upper.to_bytes(len(data) - len(lower), "little")
 
 
 @given(st.integers(2, 64), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9))

@@ -161,3 +161,12 @@ def test_the_sketches_limits_are_those_of_its_class():
         next(line.strip() for line in str(options).splitlines() if "count" in line or "bytes" in line)
         for options in limits
     ]
+
+
+def test_a_text_that_people_read_is_one_line_of_printable_characters():
+    sent = pb.LeaveRequest(
+        device="a", reason="gone\r\n2026 ERROR  all\tlost \x1b[2J\x1b]0;title\x07 \u202etxt" + "x" * 500
+    )
+    told = Limits(pb.LeaveRequest).parse(sent.SerializeToString()).reason
+    assert told.startswith("gone 2026 ERROR all lost \ufffd[2J\ufffd]0;title\ufffd \ufffdtxtxx")
+    assert len(told) <= 500

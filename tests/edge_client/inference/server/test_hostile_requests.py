@@ -163,6 +163,56 @@ def test_an_answer_is_counted_before_it_is_computed():
     assert answer_bytes((RequestedOutput("probabilities", 3),), 64, ["x"] * 50_000, "probabilities") < 64 * 3 * 300
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (INFER, '{"inputs": [{"name": "raw", "datatype": "UINT8", "shape": [1, 8, 8], "data": %s}]}'),
+        ("/v1/models/digits:predict", '{"instances": %s}'),
+        ("/v1/models/digits:predict", '{"instances": [{"raw": %s}]}'),
+    ],
+)
+def test_a_long_text_among_numbers_takes_its_place_alone(served, path, body):
+    """Each was as long in memory as the longest: 40 kB became 400 MB, 1 MB more than any machine has."""
+    content = body % json.dumps([["x" * 20_000, *[""] * 5_000]])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        answer = served.http.post(path, content=content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, " are not " in answer.json()["error"]) == (400, True)
+    assert peak < 20 << 20
+    assert_answers(served)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (INFER, "%s"),
+        (INFER, '{"inputs": [], "parameters": %s}'),
+        (INFER, '{"inputs": [{"name": "raw", "parameters": %s}]}'),
+        ("/v1/models/digits:predict", "%s"),
+    ],
+)
+def test_an_object_of_too_many_names_is_refused_before_each_is_explained(served, path, body):
+    """Each cost a kilobyte: 16 MB became 1.2 GB, and nobody was answered for seconds."""
+    content = body % json.dumps({f"name{place}": 0 for place in range(20_000)})
+    gc.collect()
+    tracemalloc.start()
+    try:
+        answer = served.http.post(path, content=content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "an object of the request has 20000 names; at most 64 are read",
+    )
+    assert peak < json_bytes(content.encode(), len(content)) + (8 << 20)
+    assert_answers(served)
+
+
 def test_too_much_json_is_refused_and_health_goes_on_meanwhile(served):
     """Each was 16 MB once: 5 GB of errors, of lists, or of answers, and no sign of life for minutes."""
     bodies = [

@@ -1,0 +1,117 @@
+"""What each mode of a session gives away of a device's samples, measured by attacks, and what masks cost.
+
+Sessions are real ones, over gRPC with a real coordinator; the attackers get what it received, the weights, and the
+number of samples. Costs are those of masked sessions beside int8 sessions that take turns with them.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.exchange.peers import SPAWN
+from benchmarks.privacy import costs
+from benchmarks.privacy.attacks import BATCHES, Case, Finding, attack
+from benchmarks.privacy.dropouts import SIZES, key_seconds, survival
+from benchmarks.privacy.fleet import DEVICES, NETWORKS, be_quiet
+from benchmarks.privacy.membership import Membership, infer, shadows
+from benchmarks.privacy.modes import BY_NAME, MODES
+from benchmarks.privacy.report import QUOTED_NETWORK, cost_table, headline, leak_tables, membership_table
+from benchmarks.shared.results import FOLDER, save_results
+
+STEPS = {"digits": 30, "1m": 12}
+PAIRS = {"digits": 5, "1m": 3}
+
+console = Console(highlight=False)
+
+
+def main(
+    modes: Annotated[list[str] | None, typer.Option(help="Modes to attack; all unless given.")] = None,
+    batches: Annotated[list[int] | None, typer.Option(help="Batches to attack; all unless given.")] = None,
+    jobs: Annotated[int, typer.Option(help="Sessions to attack at once; each takes one core.", min=1)] = 2,
+    devices: Annotated[int, typer.Option(help="Devices to attack, of eight.", min=1, max=DEVICES)] = 2,
+    part: Annotated[list[str] | None, typer.Option(help="attacks, membership or costs; all unless given.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small batches, one device, short sessions; writes no results.")
+    ] = False,
+) -> None:
+    """Attack every mode and measure what masks cost; write JSON and a table to benchmarks/results."""
+    for name, known in [*((m, BY_NAME) for m in modes or ()), *((p, _PARTS) for p in part or ())]:
+        if name not in known:
+            console.print(f"[bold red]error[/]: {name!r} is unknown; known are {', '.join(known)}")
+            raise typer.Exit(2)
+    began = time.perf_counter()
+    parts = part or list(_PARTS)
+    chosen = modes or [mode.name for mode in MODES]
+    sizes = batches or ([1, 8] if quick else list(BATCHES))
+    ratios = _costs(quick=quick) if "costs" in parts else {}
+    survived, keys = survival(SIZES[:4] if quick else SIZES), key_seconds()
+    findings = _attacks(chosen, sizes, jobs, 1 if quick else devices) if "attacks" in parts else []
+    members = _membership(chosen, jobs, steps=20 if quick else 60) if "membership" in parts else {}
+    text = "\n".join(
+        [
+            leak_tables(findings),
+            f"## Membership in the final model, {QUOTED_NETWORK}\n\n{membership_table(members)}\n",
+            f"## Masked over int8, {DEVICES} devices\n\n{cost_table(ratios)}\n",
+        ]
+    )
+    console.print(text, markup=False, soft_wrap=True)
+    figures = headline(findings, ratios, survived, keys)
+    console.print_json(json.dumps(figures))
+    if quick or part or modes or batches:
+        return
+    data = {
+        "devices": DEVICES,
+        "attacked_devices": devices,
+        "findings": [asdict(found) for found in findings],
+        "membership": {mode: asdict(found) for mode, found in members.items()},
+        "costs": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "keys_of_100_devices": asdict(keys),
+        "dropouts": asdict(survived) | {"devices": SIZES},
+        "seconds": round(time.perf_counter() - began),
+    }
+    path = save_results("privacy", figures, data, "cryptography", "scipy")
+    (FOLDER / "privacy.md").write_text(f"# Privacy\n\n{text}")
+    console.print(f"written: {path}, and the tables beside it")
+
+
+_PARTS = ("costs", "attacks", "membership")
+
+
+def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: int) -> list[Finding]:
+    cases = [Case(network, mode, batch) for batch in batches for mode in modes for network in NETWORKS]
+    findings: list[Finding] = []
+    with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
+        asked = [pool.submit(attack, case, devices) for case in cases]
+        for number, done in enumerate(as_completed(asked), start=1):
+            findings += done.result()
+            if number % 8 == 0 or number == len(asked):
+                console.print(f"[cyan]{number} of {len(asked)} sessions attacked[/]")
+    return findings
+
+
+def _membership(modes: Sequence[str], jobs: int, steps: int) -> dict[str, Membership]:
+    with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
+        known = pool.submit(shadows, QUOTED_NETWORK, steps=steps).result()
+        asked = {mode: pool.submit(infer, BY_NAME[mode], QUOTED_NETWORK, known, steps) for mode in modes}
+        return {mode: done.result() for mode, done in asked.items()}
+
+
+def _costs(*, quick: bool) -> dict[str, costs.Ratio]:
+    found = {}
+    for network, steps in STEPS.items():
+        console.print(f"[cyan]sessions of {steps} steps, {network}[/]")
+        pairs = costs.measure(network, 1 if quick else PAIRS[network], steps // 2 if quick else steps)
+        found[network] = costs.ratios(pairs)
+    return found
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
