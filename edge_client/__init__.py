@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
     from edge_client.optim import Curvature, IterateAverage, NewtonOptimizer, Refresh, Schedule, TrustRegion
-    from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, Outer, ProbeCurvature, Probed
+    from edge_client.privacy import PrivacyBudget
+    from edge_client.sync import (
+        EveryBatch,
+        LocalCurvature,
+        LocalSteps,
+        Outer,
+        PrivateLocalSteps,
+        ProbeCurvature,
+        Probed,
+    )
 
 __all__ = [
     "Curvature",
@@ -23,6 +32,8 @@ __all__ = [
     "MeasuredInputs",
     "NewtonOptimizer",
     "Outer",
+    "PrivacyBudget",
+    "PrivateLocalSteps",
     "Probe",
     "ProbeCurvature",
     "Probed",
@@ -43,6 +54,8 @@ _MODULES = {
     "MeasuredInputs": "edge_client.curvature.measured_inputs",
     "NewtonOptimizer": "edge_client.optim",
     "Outer": "edge_client.sync",
+    "PrivacyBudget": "edge_client.privacy",
+    "PrivateLocalSteps": "edge_client.sync",
     "Probe": "edge_client.curvature.probe",
     "ProbeCurvature": "edge_client.sync",
     "Probed": "edge_client.sync",

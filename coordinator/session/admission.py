@@ -89,6 +89,12 @@ class Admission:
                 Status.ALREADY_EXISTS,
                 f"{who}: a live device with this id is in it; give each device its own id",
             )
+        if self.settings.aggregator != "mean" and any(spec.kind == "noised" for spec in joining.fingerprint):
+            raise RefusedError(
+                Status.FAILED_PRECONDITION,
+                f"{who}: it has a privacy budget, whose noise is counted in a sum, and the session's aggregator is "
+                f"{self.settings.aggregator}; take the aggregator mean, or leave the budget out",
+            )
         self._check_size(who, joining)
         expected = self.settings.model_fingerprint
         if expected and joining.model != expected:

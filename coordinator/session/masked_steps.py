@@ -1,6 +1,8 @@
 """The steps of a session with secure aggregation: when masks are agreed on, and how the sum is unmasked."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from edgenewton.secure_aggregation.contribution_form import (
@@ -224,7 +226,10 @@ class MaskedSteps:
     ) -> StepOutcome:
         numbers = [contributions[device].numbers for device in sorted(of.contributed)]
         summed = of.sum_of(NUMBERS_STREAM, [each for each in numbers if each is not None], form.numbers)
-        outcome = StepOutcome(totals=(totals := Totals.from_vector(summed)))
+        totals = Totals.from_vector(summed)
+        if any(spec.kind == "noised" for spec in form.layout.fingerprint):
+            totals = replace(totals, loss=math.nan)  # a device with a privacy budget tells none
+        outcome = StepOutcome(totals=totals)
         for piece in all_slices(form.layout):
             held = [each.values for each in slices.get(piece.key, ()) if each.device in of.contributed]
             if not held:

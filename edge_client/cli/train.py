@@ -1,6 +1,7 @@
 """`edge-client train`: one device trains, alone or with others."""
 
 import logging
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -133,8 +134,10 @@ def train(
     right = "no held-out samples"
     if result.samples:
         right = f"accuracy {result.accuracy:.1%} ({result.correct} of {result.samples} held-out samples right)"
+    # With a privacy budget no device tells its loss.
+    told = f"loss {report.loss:.4f}" if report.epsilon is None else f"epsilon {report.epsilon:.3g}"
     out.print(
-        f"{device}: {report.steps} steps in {report.seconds:.1f} s, loss {report.loss:.4f}, {right}, "
+        f"{device}: {report.steps} steps in {report.seconds:.1f} s, {told}, {right}, "
         f"sent {report.bytes_sent:,} and received {report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"
     )
     if output is not None:
@@ -146,6 +149,7 @@ def _figures(device: str, session: str, report: "TrainingReport", result: "Evalu
         "device": device,
         "session": session,
         **asdict(report),
+        "loss": report.loss if math.isfinite(report.loss) else None,
         "held_out": {
             "correct": result.correct,
             "samples": result.samples,

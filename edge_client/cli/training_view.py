@@ -79,4 +79,5 @@ class TrainingView:
         done = min(step.step + 1, self._run_steps)
         text = progress_text(done, self._run_steps, self._pace.per_s(now), self._best)
         accuracy = "" if self._accuracy is None else f", accuracy {self._accuracy:.1%}"
-        return f"{text}, loss {step.session_loss:.4f}{accuracy}"
+        epsilon = "" if step.epsilon is None else f", epsilon {step.epsilon:.2f}"
+        return f"{text}, loss {step.session_loss:.4f}{accuracy}{epsilon}"

@@ -230,6 +230,15 @@ class FormedMembership(Protocol):
         """Write moves in this form from now on; call it between two steps, because all of one are to be alike."""
 
 
+@runtime_checkable
+class QuorumMembership(Protocol):
+    """A membership in whose session a step needs a number of devices."""
+
+    @property
+    def least_devices(self) -> int:
+        """So many devices' contributions are in the mean of a step at least."""
+
+
 class Exchange(Protocol):
     """A way to the other devices: `join` once, and `close` at the end."""
 

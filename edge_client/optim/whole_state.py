@@ -83,6 +83,9 @@ class WholeState:
     @property
     def _personal(self) -> Personal:
         """What in the state is this device's alone."""
+        if self._sync.is_private:
+            everything = set(range(len(self._groups.by_parameter())))
+            return Personal(everything, {state.name for state in self._preconditioner.layers}, frozenset())
         names = self._sync.personal
         own = {p for name, p in self._model.named_parameters(remove_duplicate=False) if name in names}
         numbers = {number for number, parameter in enumerate(self._groups.by_parameter()) if parameter in own}

@@ -57,6 +57,9 @@ class LocalSteps(ExchangingPlan):
 
     """
 
+    _kind = "delta"
+    """Of the tensors that the moves are written in."""
+
     def __init__(
         self,
         exchange: Exchange | None = None,
@@ -135,7 +138,7 @@ class LocalSteps(ExchangingPlan):
     def extend(self) -> None:
         """Take note of parameters and layers that have come since."""
         self._take_tensors()
-        self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers))
+        self._moves: list[MoveVector] = move_vectors(parts_of(self._tensors.names, self._subject.layers), self._kind)
         self._scales = MoveScales(self._subject, self._moves, lambda: self._scope.in_common)
         if self._anchor:
             self._anchor = copies(self._tensors.all) | self._anchor
@@ -363,7 +366,7 @@ class LocalSteps(ExchangingPlan):
         if result.samples:
             for vector in self._moves:
                 if vector.key in result.tensors:
-                    for parameter, mean in vector.scatter(result.tensors[vector.key]).items():
+                    for parameter, mean in vector.scatter(self._move_of(result.tensors[vector.key])).items():
                         self._outer.move(self._tensors.names[parameter], parameter, mean)
             self._subject.average(result.batches)
         self._aligns = result.aligns_next
@@ -371,6 +374,10 @@ class LocalSteps(ExchangingPlan):
         self._choice.take(result)
         self._first_step = result.next_step
         self._begin_round()
+
+    def _move_of(self, mean: Tensor) -> Tensor:
+        """Return the move that an exchange's mean stands for."""
+        return mean
 
     def _shared_state(self) -> dict[str, Any]:
         """Return what is equal on all devices between two rounds."""

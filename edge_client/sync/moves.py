@@ -22,12 +22,13 @@ class MoveVector(NamedTuple):
     """The moves of some parts, one after the other."""
 
     parts: Sequence[Part]
+    kind: str = "delta"
 
     @property
     def key(self) -> TensorKey:
         """What identifies it in an exchange."""
         first, last = self.parts[0].name, self.parts[-1].name
-        return "delta", first if len(self.parts) == 1 else f"{first} to {last}"
+        return self.kind, first if len(self.parts) == 1 else f"{first} to {last}"
 
     @property
     def sizes(self) -> list[int]:
@@ -36,8 +37,8 @@ class MoveVector(NamedTuple):
 
     def spec(self) -> TensorSpec:
         """Return what describes it to the exchange."""
-        of_parts = tuple(part.spec("delta") for part in self.parts)
-        return TensorSpec(self.key[1], (sum(self.sizes),), kind="delta", parts=of_parts if len(of_parts) > 1 else ())
+        of_parts = tuple(part.spec(self.kind) for part in self.parts)
+        return TensorSpec(self.key[1], (sum(self.sizes),), kind=self.kind, parts=of_parts if len(of_parts) > 1 else ())
 
     def gather(self, before: Mapping[Tensor, Tensor]) -> Tensor:
         """Return what the parameters were moved by since they were as in `before`, float32 `[size]`."""
@@ -55,9 +56,9 @@ class MoveVector(NamedTuple):
         return of_parameters
 
 
-def move_vectors(parts: Iterable[Part]) -> list[MoveVector]:
+def move_vectors(parts: Iterable[Part], kind: str = "delta") -> list[MoveVector]:
     """Return the vectors that parts make up, in their order."""
-    return [MoveVector(group) for group in _groups(parts)]
+    return [MoveVector(group, kind) for group in _groups(parts)]
 
 
 def _groups(parts: Iterable[Part]) -> Iterator[list[Part]]:

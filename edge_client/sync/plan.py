@@ -103,6 +103,18 @@ class SyncPlan(ABC):
     """Whether the curvature is of this device's batches alone, and never leaves it, nor with its state."""
     personal: frozenset[str] = frozenset()
     """Names of the model's parameters and buffers that never leave this device; known from `attach` on."""
+    is_private = False
+    """Whether momenta and curvature, which come from this device's data alone, are kept from other devices, too."""
+
+    @property
+    def ended(self) -> str:
+        """Why no batch may follow; empty if one may."""
+        return ""
+
+    @property
+    def epsilon(self) -> float | None:
+        """What this device's data have cost of a privacy budget so far; None without one."""
+        return None
 
     @property
     @abstractmethod

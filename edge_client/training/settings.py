@@ -22,6 +22,7 @@ from edge_client.device_name import check_device_name
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, IterateAverage, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
+from edge_client.privacy import PrivacyBudget
 from edge_client.sync import (
     CurvatureScope,
     EveryBatch,
@@ -29,6 +30,7 @@ from edge_client.sync import (
     LocalSteps,
     Outer,
     Own,
+    PrivateLocalSteps,
     ProbeCurvature,
     Probed,
     Shared,
@@ -129,6 +131,17 @@ class TrainSettings(BaseModel):
     whiten: bool = False
     """Whether the gradients of every batch are written in the coordinates in which the shared or the synthetic batch's
     curvature is the unit matrix; it matters for codecs of few bits."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Never = None
+    """Privacy budget of a device's whole data, over the whole run: only noised sums of the devices' clipped moves can
+    be learnt. The noise follows from it, `delta`, the number of exchanges and `noise_devices`; "never" for no budget.
+    Needs the cadence "local-steps", `clip_norm` and `noise_devices`."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """With a privacy budget: the probability that epsilon does not hold; much less than one in the number of
+    devices."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Never = None
+    """With a privacy budget: bound on the norm of what a round of local steps moves the parameters by."""
+    noise_devices: Annotated[int, Field(ge=2)] | Never = None
+    """With a privacy budget: so many devices share the noise, at least: the session's quorum."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
     """Steps between two averages of the parameters in local scope, with an exchange after every batch."""
     probe_samples: Annotated[int, Field(ge=1)] = PROBE_SAMPLES
@@ -170,6 +183,11 @@ class TrainSettings(BaseModel):
             "personal": self.personal,
         }
         cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
+        if self.epsilon is not None:
+            return self._private_plan(self.epsilon, cadence, exchange, probe)
+        if self.clip_norm is not None or self.noise_devices is not None:
+            name = "clip-norm" if self.clip_norm is not None else "noise-devices"
+            raise SettingsError(f"setting {name!r} is for a privacy budget: set 'epsilon', too, or leave it out")
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
             raise SettingsError(
@@ -196,6 +214,44 @@ class TrainSettings(BaseModel):
                 )
             return ProbeCurvature(probe(self.probe_samples), exchange, whiten=self.whiten, **options)
         return EveryBatch(exchange, whiten=self.whiten, **options)
+
+    def _private_plan(
+        self, epsilon: float, cadence: Cadence, exchange: Exchange | None, probe: Callable[[int], Probe] | None
+    ) -> SyncPlan:
+        """Return the plan under a privacy budget.
+
+        Raises:
+            SettingsError: the settings do not suit a budget; the text names them.
+
+        """
+        if self.clip_norm is None:
+            raise SettingsError(
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs 'clip-norm', the bound on what a round may "
+                "move the parameters by"
+            )
+        if self.noise_devices is None:
+            raise SettingsError(
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs 'noise-devices', how many devices share the "
+                "noise: the session's quorum"
+            )
+        if exchange is None or exchange.is_alone:
+            raise SettingsError(
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget is for what a device tells others, and this one "
+                "trains alone"
+            )
+        if cadence != "local-steps":
+            raise SettingsError(
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs the cadence 'local-steps'; gradients of "
+                "every batch would spend it soon, and a cadence that follows the devices' times tells of their data"
+            )
+        for name, is_set in (("overlap", self.overlap), ("personal", bool(self.personal)), ("whiten", self.whiten)):
+            if is_set:
+                raise SettingsError(f"setting {name!r} does not go with a privacy budget: leave it, or 'epsilon', out")
+        exchanges = -(-self.steps // self.local_steps)
+        budget = PrivacyBudget(epsilon, self.delta, self.clip_norm, self.noise_devices, exchanges)
+        scope = self._scope(self.curvature_scope or "local", probe)
+        options: dict[str, Any] = {"outer": self.outer, "scope": scope, "clip_grad_norm": self.clip_grad_norm}
+        return PrivateLocalSteps(exchange, budget, self.local_steps, **options)
 
     def _schedule(self) -> Schedule:
         """Return the schedule over the run."""
@@ -232,7 +288,7 @@ GROUPS: dict[str, type[Any]] = {
 }
 _PLACES = {flat: (group, field) for group, of_group in GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-UNSET = {"adapt_every": "never", "clip_grad_norm": "never"}
+UNSET = dict.fromkeys(("adapt_every", "clip_grad_norm", "epsilon", "clip_norm", "noise_devices"), "never")
 """What is written for None, where that is not "auto"."""
 
 

@@ -99,7 +99,8 @@ class Trainer:
     def train(self, steps: int, on_step: Callable[[TrainedStep], None] | None = None) -> TrainingReport:
         """Go on until so many steps are taken; those that this device missed count, because it applied them too.
 
-        Training data that end, and cannot be gone through again, end it before; the report says so.
+        Training data that end, and cannot be gone through again, end it before, and so does a privacy budget that is
+        spent; the report says so.
 
         Raises:
             DataError: the training data cannot be loaded.
@@ -115,6 +116,8 @@ class Trainer:
         is_done = False
         while not is_done and not ended:
             while self.optimizer.current_step < target:
+                if ended := self.plan.ended:
+                    break
                 try:
                     taken = self.train_batch()
                 except StreamEndedError as error:
@@ -144,6 +147,7 @@ class Trainer:
             bytes_received=self.exchange.traffic.received,
             seconds=time.perf_counter() - began,
             weights_digest=digest,
+            epsilon=self.plan.epsilon,
             ended=ended,
         )
 
@@ -180,16 +184,18 @@ class Trainer:
             raise RuntimeError("the optimizer's step left no result")
         self._note_loss(result)
         traffic = self.exchange.traffic
+        has_own_loss = result.is_own or self.plan.is_private  # with a privacy budget nobody tells another one
         return TrainedStep(
             step=step,
             loss=value,
-            session_loss=value if math.isnan(self._session_loss) and result.is_own else self._session_loss,
+            session_loss=value if math.isnan(self._session_loss) and has_own_loss else self._session_loss,
             devices=result.devices,
             exchange_s=self.optimizer.exchange_s,
             curvature_s=self.optimizer.curvature_s,
             bytes_sent=traffic.sent,
             bytes_received=traffic.received,
             evaluation=evaluation,
+            epsilon=self.plan.epsilon,
         )
 
     def _note_loss(self, result: StepResult | None, *, is_average: bool = False) -> None:

@@ -63,6 +63,8 @@ class TrainedStep:
     bytes_received: int = 0
     evaluation: Evaluation | None = None
     """Of the device's model before the step, if it was tried."""
+    epsilon: float | None = None
+    """What the device's data have cost of its privacy budget so far, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ class TrainingReport:
     bytes_received: int
     seconds: float
     weights_digest: str
+    epsilon: float | None = None
+    """What the device's data have cost of its privacy budget, if it has one; the loss is NaN then."""
     ended: str = ""
-    """Why training ended before its last step; empty unless its data did."""
+    """Why training ended before its last step; empty unless its data, or its privacy budget, did."""
 
 
 class Worker(Protocol):

@@ -143,6 +143,11 @@ class MaskedMembership(GrpcMembership):
         self._memory = ErrorMemory(masking.layout)
         self._contribution: MaskedContribution | None = None
 
+    @property
+    def least_devices(self) -> int:
+        """So many: a device reveals nothing of a sum of fewer."""
+        return int(self._settings.secure_aggregation.least)
+
     def begin(self, samples: int, *, is_repeated: bool = False) -> None:
         """Begin the next step: see `Membership.begin`."""
         self._begin_step(is_repeated=is_repeated)

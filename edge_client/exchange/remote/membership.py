@@ -94,6 +94,11 @@ class GrpcMembership:
         """Bytes sent and received so far."""
         return self._link.traffic
 
+    @property
+    def least_devices(self) -> int:
+        """So many devices' contributions are in the mean of a step at least."""
+        return int(self._settings.quorum)
+
     def load_state(self) -> None:
         """Wait for the state that the coordinator said to load, and load it.
 

@@ -14,6 +14,8 @@ from edgenewton.v1.framing import Layout, Slice, SliceKey
 
 CURVATURE_BITS = 12
 """Of curvature statistics: an inverse magnifies what is rounded away. More are of no use that could be measured."""
+NOISED_BITS = 24
+"""Of integers with noise for differential privacy: the largest that float32 has exactly."""
 _NUMBERS = 5
 NUMBERS_STREAM = 2**64 - 1
 """Of the numbers beside the slices."""
@@ -38,6 +40,8 @@ class ContributionForm:
 
     def of(self, piece: Slice) -> FixedPoint:
         """Return how a slice is written."""
+        if piece.spec.kind == "noised":
+            return FixedPoint(NOISED_BITS, self.devices, unit=1.0)
         bits = CURVATURE_BITS if piece.spec.kind == "curvature" else self.bits
         return FixedPoint(bits, self.devices, self.scales.get(piece.key))
 

@@ -27,22 +27,25 @@ class FixedPoint:
         devices: so many vectors may be added.
         scales: of the blocks (float32), by which the largest integer stands for the largest magnitude: a block of scale
             0 is written as zeros. None for elements that are written finely: in 64 bits, each a multiple of 2^-30.
+        unit: what 1 stands for, of elements that are multiples of it already: they are written in `bits`, without
+            scales.
 
     """
 
     bits: int
     devices: int
     scales: Float32Array | None = None
+    unit: float | None = None
 
     @property
     def sum_bits(self) -> int:
         """Bits of the sum, and so of each masked integer."""
-        return MOST_BITS if self.scales is None else bits_for_sum(self.bits, self.devices)
+        return MOST_BITS if self._is_fine else bits_for_sum(self.bits, self.devices)
 
     @property
     def largest(self) -> int:
         """The largest integer of a device."""
-        if self.scales is None:
+        if self._is_fine:
             return (1 << (MOST_BITS - 2)) // self.devices  # a bit less: float64 rounds integers of that size
         return (1 << (self.bits - 1)) - 1
 
@@ -50,9 +53,9 @@ class FixedPoint:
         """Return values as integers modulo 2^`sum_bits`, rounded to nearest; those that are too large are clipped."""
         if self.scales is not None:
             return self._encode_blocks(values, self.scales)
-        levels = np.rint(values.astype(np.float64) / EXACT_RESOLUTION)
+        levels = np.rint(values.astype(np.float64) / self._resolution)
         clipped = np.clip(levels, -self.largest, self.largest)
-        written = (clipped * EXACT_RESOLUTION).astype(np.float32)
+        written = (clipped * self._resolution).astype(np.float32)
         return Encoded(reduce(clipped.astype(np.int64), self.sum_bits), written, int((clipped != levels).sum()))
 
     def _encode_blocks(self, values: npt.NDArray[np.floating[Any]], scales: Float32Array) -> "Encoded":
@@ -75,10 +78,18 @@ class FixedPoint:
         """Return the sum of the devices' values (float64), from that of their integers."""
         return signed(summed, self.sum_bits) * self._steps(len(summed))
 
+    @property
+    def _is_fine(self) -> bool:
+        return self.scales is None and self.unit is None
+
+    @property
+    def _resolution(self) -> float:
+        return EXACT_RESOLUTION if self.unit is None else self.unit
+
     def _steps(self, length: int) -> npt.NDArray[np.float64]:
         """Return what 1 stands for, of each element."""
         if self.scales is None:
-            return np.full(1, EXACT_RESOLUTION)
+            return np.full(1, self._resolution)
         steps = self.scales.astype(np.float64) / self.largest
         return np.repeat(steps, BLOCK)[:length]
 

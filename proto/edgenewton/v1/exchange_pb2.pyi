@@ -41,6 +41,7 @@ class TensorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TENSOR_KIND_PARAMETER: _ClassVar[TensorKind]
     TENSOR_KIND_CURVATURE: _ClassVar[TensorKind]
     TENSOR_KIND_DELTA: _ClassVar[TensorKind]
+    TENSOR_KIND_NOISED: _ClassVar[TensorKind]
     TENSOR_KIND_WEIGHT: _ClassVar[TensorKind]
 
 class TensorStructure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -87,6 +88,7 @@ TENSOR_KIND_GRADIENT: TensorKind
 TENSOR_KIND_PARAMETER: TensorKind
 TENSOR_KIND_CURVATURE: TensorKind
 TENSOR_KIND_DELTA: TensorKind
+TENSOR_KIND_NOISED: TensorKind
 TENSOR_KIND_WEIGHT: TensorKind
 TENSOR_STRUCTURE_UNSPECIFIED: TensorStructure
 TENSOR_STRUCTURE_TRIANGLES: TensorStructure

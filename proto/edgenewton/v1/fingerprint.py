@@ -22,6 +22,7 @@ KINDS: dict[str, pb.TensorKind] = {
     "curvature": pb.TENSOR_KIND_CURVATURE,
     "delta": pb.TENSOR_KIND_DELTA,
     "weight": pb.TENSOR_KIND_WEIGHT,
+    "noised": pb.TENSOR_KIND_NOISED,
 }
 _KIND_NAMES = {number: name for name, number in KINDS.items()}
 

@@ -13,7 +13,7 @@ class TensorSpec:
     dtype: str = "float32"
     """As torch names it, without "torch."."""
     kind: str = "gradient"
-    """gradient, parameter, curvature, delta or weight."""
+    """gradient, parameter, curvature, delta, weight or noised."""
     parts: "tuple[TensorSpec, ...]" = ()
     """Of what it consists, one after the other, if it is a vector of several tensors of its kind."""
     structure: str = ""

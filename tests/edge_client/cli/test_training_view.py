@@ -54,3 +54,13 @@ def test_a_terminal_has_a_bar(monkeypatch):
 @pytest.mark.parametrize("steps", [21, 25])
 def test_averages_at_the_end_are_no_batches_of_the_run(monkeypatch, steps):
     assert "step 20 of 20" in show(monkeypatch, io.StringIO(), every_s=40.0, steps=steps).splitlines()[-1]
+
+
+def test_what_a_privacy_budget_has_cost_stands_in_the_line(monkeypatch):
+    file = io.StringIO()
+    console = training_view.out.__class__()
+    console._file = file
+    times = iter([0.0, 40.0, 40.0])
+    with TrainingView("gateway-7", 20, console=console, clock=lambda: next(times)) as view:
+        view(TrainedStep(0, 1.0, 0.5, devices=2, epsilon=1.234))
+    assert file.getvalue().rstrip().endswith("loss 0.5000, epsilon 1.23")

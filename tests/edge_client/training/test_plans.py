@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edge_client.curvature.probe import Probe
-from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, ProbeCurvature
+from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, PrivateLocalSteps, ProbeCurvature
 from edge_client.training.settings import SettingsError, check_settings
 
 
@@ -73,3 +73,38 @@ def test_settings_that_do_not_suit_each_other_are_named():
         check_settings({"cadence": "every-batch", "overlap": True}).plan(Elsewhere(), 0, probe)
     with pytest.raises(SettingsError, match="'curvature-scope' is 'probe': that needs a task"):
         check_settings({"cadence": "local-steps", "curvature-scope": "probe"}).plan(Elsewhere())
+
+
+PRIVATE = {"cadence": "local-steps", "epsilon": 4.0, "clip-norm": 0.5, "noise-devices": 8, "steps": 65}
+
+
+def test_a_privacy_budget_lasts_for_the_exchanges_of_the_run():
+    made = check_settings({**PRIVATE, "outer-momentum": 0.9}).plan(Elsewhere(), 500, probe)
+    assert type(made) is PrivateLocalSteps
+    expected = {"privacy_epsilon": 4.0, "privacy_delta": 1e-5, "privacy_exchanges": 7, "curvature_scope": "local"}
+    assert {**expected, "outer_momentum": 0.9}.items() <= dict(made.options).items()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"clip-norm": "never"}, "'epsilon' is 4: a privacy budget needs 'clip-norm'"),
+        ({"noise-devices": "never"}, "needs 'noise-devices'"),
+        ({"cadence": "every-batch"}, "needs the cadence 'local-steps'"),
+        ({"cadence": "auto"}, "needs the cadence 'local-steps'"),
+        ({"overlap": True}, "'overlap' does not go with a privacy budget"),
+        ({"personal": "head*"}, "'personal' does not go with a privacy budget"),
+        ({"epsilon": "never"}, "'clip-norm' is for a privacy budget: set 'epsilon'"),
+        ({"epsilon": 0}, "setting 'epsilon'"),
+        ({"delta": 1}, "setting 'delta'"),
+        ({"noise-devices": 1}, "setting 'noise-devices'"),
+    ],
+)
+def test_settings_that_no_privacy_budget_bears_are_refused_by_name(values, text):
+    with pytest.raises(SettingsError, match=text):
+        check_settings({**PRIVATE, **values}).plan(Elsewhere(), 500, probe)
+
+
+def test_a_device_alone_has_no_use_for_a_privacy_budget():
+    with pytest.raises(SettingsError, match="trains alone"):
+        check_settings(PRIVATE).plan()

@@ -90,3 +90,15 @@ def test_zeros_give_no_scale_and_a_block_of_zeros_a_small_one():
     assert 0 < scales.current[1] < scales.current[0]
     fixed = FixedPoint(8, 2, np.array([1.0, 0.0], np.float32))
     assert not fixed.decode(fixed.encode(np.full(BLOCK + 1, 0.5, np.float32)).integers)[-1]
+
+
+def test_multiples_of_a_unit_are_added_exactly_in_few_bits():
+    form = FixedPoint(24, 5, unit=1.0)
+    values = np.random.default_rng(0).integers(-(2**23) + 1, 2**23, (5, 600)).astype(np.float32)
+    total = np.zeros(600, np.uint64).astype(form.encode(values[0]).integers.dtype)
+    for each in values:
+        encoded = form.encode(each)
+        assert not encoded.clipped
+        add(total, encoded.integers, form.sum_bits)
+    assert form.sum_bits < 32
+    np.testing.assert_array_equal(form.decode(total), values.astype(np.float64).sum(axis=0))

@@ -55,6 +55,7 @@ class Policy:
             "curvature": self.curvature,
             "parameter": self.parameter,
             "weight": self.parameter,
+            "noised": self.parameter,
         }
         return recipes[spec.kind](spec)
 

@@ -1,0 +1,7 @@
+"""Differential privacy: what a device tells of its data is clipped, noised, and counted against a budget."""
+
+from edge_client.privacy.budget import PrivacyBudget, PrivacyBudgetError
+from edge_client.privacy.ledger import PrivacyLedger
+from edge_client.privacy.mechanism import ClippedNoise
+
+__all__ = ["ClippedNoise", "PrivacyBudget", "PrivacyBudgetError", "PrivacyLedger"]
