@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 
 from edgenewton.common.http_protocol import HttpLimits
@@ -66,9 +67,18 @@ class HttpServed:
 
 
 def status(connection):
-    """Return the status of the answer on a connection; None if it is closed without one."""
+    """Return the status of the answer on a connection, of which all is read; None if it is closed without one."""
     with contextlib.suppress(ConnectionError):
-        return int(connection.recv(4096).split()[1]) if (connection.recv(1, socket.MSG_PEEK)) else None
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if not (byte := connection.recv(1)):
+                return int(head.split()[1]) if head else None
+            head += byte
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        left = int(length[1]) if length else 0
+        while left and (part := connection.recv(left)):
+            left -= len(part)
+        return int(head.split()[1])
     return None
 
 
