@@ -166,7 +166,7 @@ def test_metrics_are_what_prometheus_reads(training):
 def test_the_terminal_shows_the_same(training):
     text = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["watch", training.address, "--session", "leaves"]).stdout
     assert f"leaves: ended  step {STEPS - 1}" in text
-    assert f"{STEPS} of {STEPS} batches, best accuracy" in text
+    assert f"step {STEPS} of {STEPS}, best accuracy" in text
     assert [f"gateway-{index}" in text for index in range(DEVICES)] == [True] * DEVICES
 
 
