@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,9 +30,13 @@ def budget_of(**options):
     return PrivacyBudget(**{"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.5, "devices": 3, "exchanges": 3, **options})
 
 
+SEEDING = threading.Lock()
+
+
 def model_of(*layers):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 40), *layers, nn.Tanh(), nn.Linear(40, 3))
+    with SEEDING:  # threads share the seed
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 40), *layers, nn.Tanh(), nn.Linear(40, 3))
 
 
 def batch_of(device, step):
@@ -155,10 +160,10 @@ def test_what_was_trained_without_a_budget_is_no_part_of_it(coordinator):
 
 def test_a_state_for_other_devices_has_neither_momenta_nor_curvature(coordinator):
     coordinator.create_session("s", SessionSettings(devices=3))
-    dumps = []
+    models, dumps = [model_of() for _ in range(3)], []
 
     def train_and_dump(device):
-        model = model_of()
+        model = models[device]
         with GradientExchange.connect(coordinator.address, session="s", device=f"d{device}") as exchange:
             optimizer = NewtonOptimizer(model, lr=0.05, momentum=0.9, sync=PrivateLocalSteps(exchange, budget_of(), 2))
             for step in range(3):

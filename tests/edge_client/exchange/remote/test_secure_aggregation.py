@@ -30,9 +30,13 @@ def coordinator():
         yield embedded
 
 
+SEEDING = threading.Lock()
+
+
 def model_of(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Tanh(), nn.Linear(40, 3))
+    with SEEDING:  # threads share the seed
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Tanh(), nn.Linear(40, 3))
 
 
 def samples_of(device, step):
