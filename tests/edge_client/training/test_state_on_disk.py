@@ -134,7 +134,7 @@ def test_the_command_ends_well_and_warns_that_the_state_is_not_saved(path, monke
 def test_a_training_whose_model_finds_no_room_still_gives_its_weights(tmp_path, monkeypatch):
     data = DataRequest({"task": "own_data:OwnData", "batch-size": 8})
 
-    def train(request, of, saved, on_step, *, tls, saving, publishing):
+    def train(request, of, saved, on_step, *, tls, saving, publishing, require):
         return train_in_session(request.session, of.settings, until_step=request.steps, saving=saving)
 
     monkeypatch.setattr(trainer_process, "train", train)
