@@ -239,7 +239,7 @@ def test_a_device_that_comes_late_masks_from_its_second_step_on(coordinator, pla
 
     models = [model_of() for _ in range(3)] + [model_of(seed=9)]
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(train, coordinator, d, PLANS[plan], 200, models[d], act) for d in range(3)]
+        futures = [pool.submit(train, coordinator, d, PLANS[plan], 100, models[d], act) for d in range(3)]
         assert started.wait(30)
 
         def late():
@@ -247,7 +247,7 @@ def test_a_device_that_comes_late_masks_from_its_second_step_on(coordinator, pla
                 optimizer = NewtonOptimizer(models[3], lr=0.05, sync=PLANS[plan](exchange))
                 optimizer.join()
                 joined.set()
-                while optimizer.current_step < 200:
+                while optimizer.current_step < 100:
                     x, y = samples_of(3, optimizer.current_step)
                     optimizer.zero_grad()
                     nn.functional.cross_entropy(models[3](x), y).backward()
