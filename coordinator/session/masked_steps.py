@@ -264,7 +264,7 @@ class MaskedSteps:
         bits, least = self._settings.mask_bits, self._settings.least_in_sum
         maskers = set_to_bytes(of.circle, of.maskers)
         of.told = digest_of_terms(bits, least, of.circle, maskers, self._written)
-        self.form = ContributionForm(self._layout, self._settings.mask_bits, len(of.maskers), scales)
+        self.form = ContributionForm(self._layout, bits, len(of.maskers), scales)
         return [MaskersSettled(of.step, of, self._written)]
 
     def _has_same_key(self, device: str, members: Roster) -> bool:

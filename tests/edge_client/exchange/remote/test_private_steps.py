@@ -2,12 +2,12 @@
 
 import copy
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from seeding import seeded
 from torch import nn
 
 from coordinator.serving.server import embedded_coordinator
@@ -30,12 +30,8 @@ def budget_of(**options):
     return PrivacyBudget(**{"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.5, "devices": 3, "exchanges": 3, **options})
 
 
-SEEDING = threading.Lock()
-
-
 def model_of(*layers):
-    with SEEDING:  # threads share the seed
-        torch.manual_seed(0)
+    with seeded(0):
         return nn.Sequential(nn.Linear(6, 40), *layers, nn.Tanh(), nn.Linear(40, 3))
 
 

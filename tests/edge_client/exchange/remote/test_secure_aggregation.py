@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from local_devices import Device, Recorded
+from seeding import seeded
 from torch import nn
 
 from coordinator.serving.server import embedded_coordinator
@@ -30,12 +31,8 @@ def coordinator():
         yield embedded
 
 
-SEEDING = threading.Lock()
-
-
 def model_of(seed=0):
-    with SEEDING:  # threads share the seed
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Tanh(), nn.Linear(40, 3))
 
 
@@ -182,8 +179,8 @@ def test_a_device_that_is_gone_before_it_reveals_is_in_the_sum_all_the_same(coor
     torch.testing.assert_close(flat(states[0]), flat(expected[0]), rtol=0, atol=0)
 
 
-def test_a_step_that_cannot_be_unmasked_is_begun_anew(coordinator):
-    """Two of three do not reveal: the masks of that round are lost, not the step."""
+def test_devices_stay_identical_over_a_step_that_cannot_be_unmasked(coordinator):
+    """Two of three do not reveal."""
 
     def silent_once():
         said_nothing = iter([None])
