@@ -174,10 +174,10 @@ class Masking:
         device, circle = self._channels.device, list(wanted.circle)
         if device not in circle or circle != sorted(set(circle)):
             raise SecureAggregationError("", f"asks for keys of step {step} for a circle that cannot be")
+        for key in wanted.channel_keys:  # whatever is answered: the coordinator tells each once
+            self._channels.learn(key)
         if not self._once.may_mask(step, circle):
             return pb.Frame(step=step, step_keys=pb.StepKeys())
-        for key in wanted.channel_keys:
-            self._channels.learn(key)
         secrets = {other: self._channels.secret(other) for other in circle if other != device}
         masks = StepMasks(self._channels.session, step, device, secrets, self._settings.least)
         self._rounds[masks.keys.public] = step, circle, masks

@@ -155,3 +155,13 @@ def test_what_is_remembered_of_steps_is_bounded_and_those_forgotten_are_past():
     assert not any(once.may_reveal(step, b"other") or once.may_mask(step, ("a", "c")) for step in range(1000))
     assert once.may_mask(1000, ("a", "c"))
     assert once.may_reveal(999, b"k")
+
+
+def test_a_channel_key_is_learnt_in_a_step_in_which_the_device_masks_no_more():
+    one, other = Channels("s", "d0"), Channels("s", "d1")
+    masking = Masking(one, LAYOUT, pb.SecureAggregation(bits=8, least=2))
+    masking._once.contributed(STEP, ("d0", "d2"))
+    wanted = pb.KeysWanted(circle=["d0", "d1"], channel_keys=[other.key])
+    assert not masking.answer(pb.Frame(step=STEP, keys_wanted=wanted)).step_keys.public
+    wanted.ClearField("channel_keys")
+    assert masking.answer(pb.Frame(step=STEP + 1, keys_wanted=wanted)).step_keys.public
