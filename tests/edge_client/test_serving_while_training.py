@@ -81,7 +81,6 @@ def test_without_a_daemon_the_file_that_a_server_follows_is_replaced_during_the_
             await service.swap(recognizer, version)
             swapped.set()
 
-        await service.swap(Recognizer.load(path), followed.version)
         following = asyncio.create_task(followed.follow(load, swap))
         versions = await ask_until(service, stop)
         following.cancel()
@@ -91,6 +90,8 @@ def test_without_a_daemon_the_file_that_a_server_follows_is_replaced_during_the_
     async def run():
         stop = asyncio.Event()
         service = InferenceService("model")
+        # Before the training begins: here both draw from one generator, that of this process.
+        await service.swap(Recognizer.load(path), followed.version)
         serving = asyncio.create_task(serve(service, stop))
         given = context(**{"publish": str(path), "publish-every": EVERY})
         await asyncio.to_thread(message, given)
