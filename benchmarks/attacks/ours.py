@@ -80,7 +80,7 @@ class SimulatedExchange:
         layout = Layout(tuple(tensors), CodecChoice("fp32").policy(), settings.frame_bytes)
         return SimulatedMembership(session, layout, self._attack, self._bad, self.unlike)
 
-    def close(self, failure: str = "") -> None:
+    def close(self, failure: str = "", *, ended: str = "") -> None:
         """Nothing is held."""
 
 

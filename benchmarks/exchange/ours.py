@@ -43,6 +43,7 @@ class UnchangedReplica:
 
     next_step = None
     is_shared = False
+    epsilon = None
 
     def digest(self) -> bytes:
         """Return the same on all devices."""

@@ -95,7 +95,7 @@ class LockstepExchange:
         """Take a place."""
         return LockstepMembership(self._meeting, self._index, tensors, stages)
 
-    def close(self, failure: str = "") -> None:
+    def close(self, failure: str = "", *, ended: str = "") -> None:
         """Nothing is held."""
 
 

@@ -55,6 +55,7 @@ class TracedReplica:
     """
 
     is_shared = True
+    epsilon = None
 
     def __init__(self, trace: io.TextIOBase) -> None:
         self.next_step: int | None = None

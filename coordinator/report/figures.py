@@ -29,6 +29,7 @@ def figures(run: Run) -> dict[str, Any]:
         "saved": run.saved,
         "left_out": run.left_out,
         "skipped": run.skipped,
+        "privacy": run.privacy.figures(),
         "refusals": dict(run.refusals),
         "devices": [_device(device) for _, device in sorted(run.devices.items())],
         "rounds": [
@@ -50,6 +51,7 @@ def _device(device: DeviceStatistics) -> dict[str, Any]:
         "batches": device.batches,
         "skipped": device.skipped,
         "own_loss": device.loss,
+        "epsilon": device.epsilon,
         "left_out": device.left_out,
         "healings": device.healings,
         "sent": device.received,

@@ -12,6 +12,7 @@ from edgenewton.common.sealed_file import DamagedError, Kind, parse_json, read_c
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.telemetry.history import StepRecord
+from coordinator.telemetry.privacy_mode import PrivacyMode
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
 from coordinator.telemetry.run_files import HISTORY_NAME, RECORD_NAME
 from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics
@@ -68,6 +69,8 @@ class Run:
     left_out: int = 0
     skipped: int = 0
     """Batches that devices skipped."""
+    privacy: PrivacyMode = field(default_factory=PrivacyMode)
+    """What the devices were promised in the last session, and what was spent."""
     refusals: Counter[str] = field(default_factory=Counter)
     devices: dict[str, DeviceStatistics] = field(default_factory=dict)
     incidents: list[Incident] = field(default_factory=list)
@@ -204,6 +207,8 @@ def _add_session(run: Run, entry: SessionRecord, statistics: SessionStatistics, 
     run.left_out += statistics.left_out
     run.skipped += statistics.skipped
     run.refusals += statistics.refusals
+    least_in_sum = entry.settings.least_in_sum if entry.settings.secure_aggregation else 0
+    run.privacy = replace(statistics.privacy, least_in_sum=least_in_sum)
     for device in statistics.devices.values():
         _add_device(run, device)
     run.incidents += [*statistics.incidents, *statistics.refused]

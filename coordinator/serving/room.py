@@ -161,7 +161,7 @@ class Room:
             return False
         if self.healing.wants_state_of(device, now):
             return True
-        self.session.finish(device, now)
+        self.session.finish(device, now, reason)
         self._carry_out()
         return False
 

@@ -127,6 +127,7 @@ def contribution_from_proto(device: str, step: int, samples: int | None, message
         dict(message.hyperparameters),
         message.batches or 1,
         pace_from_proto(message.pace) if message.HasField("pace") else None,
+        epsilon=message.epsilon if message.HasField("epsilon") else None,
     )
 
 

@@ -3,7 +3,6 @@
 from coordinator.session.decisions import DeviceRemoved, ModelChanged, Phase
 from coordinator.session.entrance import Entrance
 from coordinator.session.progress import Progress
-from coordinator.session.quorum import goes_on_alone
 from coordinator.session.refusal import Status
 from coordinator.session.state import SessionState
 
@@ -39,19 +38,22 @@ class Leaving:
             state.left_out.append(device)
             state.watch_quorum(now, f"device {device!r} left in step {self._progress.step.number}: {reason}")
 
-    def finish(self, device: str, now: float) -> None:
-        """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
+    def finish(self, device: str, now: float, why: str = "") -> None:
+        """Take back the place of a device that has done all its steps; the session never aborts for want of it.
+
+        `why` says what ended them if they were not those of its whole run.
+        """
         state, step = self._state, self._progress.step
         if state.phase is Phase.GATHERING:  # it has done nothing: it leaves like any other
-            self.remove(device, "it left before the first step", now)
+            self.remove(device, f"it left before the first step{f': {why}' if why else ''}", now)
             return
         if state.members.pop(device, None) is None:
             return
         state.decide(DeviceRemoved(device, Status.OK, "finished"))
-        state.quorum.has_finished = True
+        state.quorum.note_finished(why and f"as {device!r} says, {why}")
         if state.quorum.is_missing:
             for other in step.senders & state.members.keys():
-                self.remove(other, goes_on_alone(other, step.number), now, Status.ABORTED)
+                self.remove(other, state.quorum.goes_on_alone(other, step.number), now, Status.ABORTED)
         self.end_if_done(now)
 
     def end_if_done(self, now: float) -> None:
@@ -61,4 +63,4 @@ class Leaving:
             return
         state.members.give_up_lost(state.settings.rejoin_deadline_s, now)
         if not state.members.lost:
-            state.finish(Phase.ENDED, "all devices have finished")
+            state.finish(Phase.ENDED, ": ".join(filter(None, ("all devices have finished", state.quorum.why_finished))))

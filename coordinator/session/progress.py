@@ -248,7 +248,7 @@ class Progress:
         state.decide(StepCommitted.of(step, state.left_out, lagging, now, cadence, self._comparison.reason))
         state.left_out = []
         if not state.quorum.is_missing:
-            state.quorum.has_finished = False  # whoever finished before the others did not end the session
+            state.quorum.forget_finished()  # whoever finished before the others did not end the session
         self._lateness.be_in_time(step.contributions.keys() & set(state.members.standing(Standing.ACTIVE)), now)
         for difference in differing:
             self._heal(difference, step.number)

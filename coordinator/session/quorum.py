@@ -20,6 +20,8 @@ class Quorum:
         """None while enough are there."""
         self.has_finished = False
         """Whether a device has done all its steps: then too few members do not end the session."""
+        self.why_finished = ""
+        """Why a device that has finished takes no further step, if it was not the last of its run."""
 
     @property
     def is_missing(self) -> bool:
@@ -41,6 +43,15 @@ class Quorum:
             return True
         return False
 
+    def note_finished(self, why: str) -> None:
+        """Note that a device has done all its steps, and why it takes no more if that was not the last of its run."""
+        self.has_finished = True
+        self.why_finished = why or self.why_finished
+
+    def forget_finished(self) -> None:
+        """Note that the session goes on without those that have finished."""
+        self.has_finished, self.why_finished = False, ""
+
     def check_together(self, device: str, step: int) -> None:
         """Check that a device does not go on after the others.
 
@@ -49,12 +60,9 @@ class Quorum:
 
         """
         if self.has_finished and self.is_missing:
-            raise RefusedError(Status.ABORTED, goes_on_alone(device, step))
+            raise RefusedError(Status.ABORTED, self.goes_on_alone(device, step))
 
-
-def goes_on_alone(device: str, step: int) -> str:
-    """Return why a device cannot take a step."""
-    return (
-        f"device {device!r} goes on with step {step}, but others have finished: all devices of a session must take "
-        "the same number of steps"
-    )
+    def goes_on_alone(self, device: str, step: int) -> str:
+        """Return why a device cannot take a step."""
+        why = self.why_finished or "all devices of a session must take the same number of steps"
+        return f"device {device!r} goes on with step {step}, but others have finished: {why}"

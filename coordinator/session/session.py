@@ -197,9 +197,12 @@ class Session:
                 f"device {device!r} is not in session {self.name!r}; join it first",
             )
 
-    def finish(self, device: str, now: float) -> None:
-        """Take back the place of a device that has done all its steps; the session never aborts for want of it."""
-        self._leaving.finish(device, now)
+    def finish(self, device: str, now: float, why: str = "") -> None:
+        """Take back the place of a device that has done all its steps; the session never aborts for want of it.
+
+        `why` says what ended them if they were not those of its whole run.
+        """
+        self._leaving.finish(device, now, why)
         self.advance(now)
 
     def remove(self, device: str, reason: str, now: float, status: Status = Status.OK) -> None:

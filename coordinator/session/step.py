@@ -44,6 +44,8 @@ class Contribution:
     """So many of its samples count at most."""
     numbers: Integers | None = None
     """With secure aggregation: what else it says, masked; samples are 1 then, and loss and evaluation say nothing."""
+    epsilon: float | None = None
+    """What its data have cost of a privacy budget so far, if it has one."""
 
     @property
     def weight(self) -> int:

@@ -5,6 +5,7 @@ import time
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_to_proto
 from edgenewton.v1.evaluation import evaluation_to_proto
+from edgenewton.v1.privacy_options import AgreedBudget
 
 from coordinator.session import decisions as d
 from coordinator.session.cadence import Cadence
@@ -36,6 +37,9 @@ def event_for(session: Session, decision: d.Decision, use: LinkUse | None = None
             event.joined.averages = joining.options.get("averaging", "0") not in ("0", "0.0")
             if joining.run_steps is not None:
                 event.joined.run_steps = joining.run_steps
+            budget = AgreedBudget.of(joining.options)
+            if budget is not None:
+                event.joined.budget.CopyFrom(pb.PrivacyBudget(**vars(budget)))
         case d.DeviceRemoved(device, status, reason):
             event.left.CopyFrom(
                 pb.DeviceLeft(
@@ -110,4 +114,5 @@ def _contribution_to_proto(contribution: Contribution) -> pb.Contribution:
         loss=contribution.loss,
         evaluation=evaluation_to_proto(contribution.evaluation),
         batches=contribution.batches,
+        epsilon=contribution.epsilon,
     )

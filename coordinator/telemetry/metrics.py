@@ -95,6 +95,9 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
     best = GaugeMetricFamily(_PREFIX + "best_accuracy", "The best accuracy of all steps", labels=labels)
     run = GaugeMetricFamily(_PREFIX + "run_steps", "Steps of the whole run, as the devices say", labels=labels)
     pace = GaugeMetricFamily(_PREFIX + "batches_per_second", "Of each device, over the last minute", labels=labels)
+    epsilon = GaugeMetricFamily(_PREFIX + "epsilon", "Spent of the privacy budget, as the devices say", labels=labels)
+    budget = GaugeMetricFamily(_PREFIX + "epsilon_budget", "Epsilon that may be spent in the run", labels=labels)
+    delta = GaugeMetricFamily(_PREFIX + "delta", "Probability that the privacy budget does not hold", labels=labels)
     for room in rooms:
         statistics, name = room.chronicle.statistics, [room.session.name]
         for known in Phase:
@@ -116,12 +119,15 @@ def _sessions(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:
             (best, None if statistics.best is None else statistics.best.accuracy),
             (run, statistics.run_steps),
             (pace, statistics.batches_per_s(time.time()) or 0.0),
+            (epsilon, statistics.epsilon),
+            (budget, None if statistics.budget is None else statistics.budget.epsilon),
+            (delta, None if statistics.budget is None else statistics.budget.delta),
         )
         for gauge, value in values:
             if value is not None:
                 gauge.add_metric(name, value)
     yield from (phase, steps, seconds, samples, left_out, set_aside, skipped)
-    yield from (step, every, form, loss, accuracy, best, run, pace)
+    yield from (step, every, form, loss, accuracy, best, run, pace, epsilon, budget, delta)
 
 
 def _bytes(rooms: Sequence[WatchedSession]) -> Iterator[Metric]:

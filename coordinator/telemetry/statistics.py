@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from edgenewton.common.progress import Best, Pace, better, progress_text
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
+from edgenewton.v1.privacy_options import AgreedBudget
 
 from coordinator.session.cadence import FIRST_FORM
 from coordinator.telemetry.announcement import PHASES
 from coordinator.telemetry.curve import Curve
+from coordinator.telemetry.privacy_mode import PrivacyMode
 
 MAX_GONE = 500
 """So many devices that are gone are kept."""
@@ -49,6 +51,8 @@ class DeviceStatistics:
     skipped: int = 0
     """Batches that it skipped, because they could not be used; they are not among the others."""
     loss: float | None = None
+    epsilon: float | None = None
+    """What its data have cost of a privacy budget so far, as it says; None without one."""
     lag_s: float = 0.0
     """Seconds behind the first device in that step."""
     received: int = 0
@@ -152,8 +156,10 @@ class SessionStatistics:
 
     name: str
     codec: str = ""
-    is_masked: bool = False
-    """Whether its devices mask what they send: their own losses are not known."""
+    least_in_sum: int = 0
+    """So many devices are in each sum at least if they mask what they send; 0 if they do not."""
+    budget: AgreedBudget | None = None
+    """Of the devices' privacy, if they have one: none of them tells its loss then."""
     phase: str = "gathering"
     reason: str = ""
     began_at: float | None = None
@@ -250,6 +256,28 @@ class SessionStatistics:
         return max(told)[1] if told else None
 
     @property
+    def is_masked(self) -> bool:
+        """Whether its devices mask what they send: their own losses are not known."""
+        return self.least_in_sum > 0
+
+    @property
+    def epsilon(self) -> float | None:
+        """What was spent of the privacy budget; None without one, or if no device says.
+
+        It is the same for all devices, but for one that had to pay twice: that of the device that has spent most. Those
+        that are there count, if any of them says.
+        """
+        if self.budget is None:
+            return None
+        told = [(not d.is_gone, d.epsilon) for d in list(self.devices.values()) if d.epsilon is not None]
+        return max(told)[1] if told else None
+
+    @property
+    def privacy(self) -> PrivacyMode:
+        """What the devices are promised."""
+        return PrivacyMode(self.least_in_sum, self.budget, self.epsilon)
+
+    @property
     def averages(self) -> bool:
         """Whether accuracies are those of averaged weights."""
         return any(device.averages for device in list(self.devices.values()))
@@ -272,7 +300,8 @@ class SessionStatistics:
     def _apply_phase(self, phase: pb.PhaseChanged, now: float) -> None:
         self.phase, self.reason = _PHASE_NAMES.get(phase.phase, "unknown"), phase.reason
         self.codec = pb.Codec.Name(phase.settings.codec).removeprefix("CODEC_").lower()
-        self.is_masked = phase.settings.HasField("secure_aggregation")
+        is_masked = phase.settings.HasField("secure_aggregation")
+        self.least_in_sum = max(2, phase.settings.secure_aggregation.least) if is_masked else 0
         self.ended_at = now if self.phase in ("ended", "aborted") else None
         if self.phase == "training" and self.began_at is None:
             self.began_at = now
@@ -284,6 +313,11 @@ class SessionStatistics:
         device.software = joined.software[:MAX_TEXT]
         device.run_steps = joined.run_steps if joined.HasField("run_steps") else None
         device.averages = joined.averages
+        told = joined.budget
+        is_private = joined.HasField("budget")
+        self.budget = AgreedBudget(told.epsilon, told.delta, told.unit[:MAX_TEXT]) if is_private else None
+        if not is_private:
+            device.epsilon = None  # it was that of another run
         device.joined_at = device.seen_at = now
         self._happened(now, "joined", joined.device, joined.software)
 
@@ -297,6 +331,8 @@ class SessionStatistics:
         else:
             device.batches += report.contribution.batches or 1
             device.loss = _finite(report.contribution.loss)
+        if report.contribution.HasField("epsilon"):
+            device.epsilon = report.contribution.epsilon
         if report.step != self._first_report[0]:
             self._first_report = (report.step, now)
         device.lag_s = max(0.0, now - self._first_report[1])

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgenewton.common.progress import Best
+from edgenewton.v1.privacy_options import AgreedBudget
 
 from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics
 
@@ -34,6 +35,8 @@ def dump_statistics(statistics: SessionStatistics) -> str:
             "sent": statistics.sent,
             "saved": statistics.saved,
             "best": statistics.best,
+            "least_in_sum": statistics.least_in_sum,
+            "budget": None if statistics.budget is None else asdict(statistics.budget),
         },
         "refusals": statistics.refusals,
         "devices": [_device_content(device) for device in statistics.devices.values()],
@@ -75,6 +78,8 @@ def load_statistics(name: str, text: str) -> SessionStatistics:
             sent=totals["sent"],
             saved=totals["saved"],
             best=Best(*totals["best"]) if totals.get("best") else None,
+            least_in_sum=totals.get("least_in_sum", 0),
+            budget=AgreedBudget(**totals["budget"]) if totals.get("budget") else None,
             refusals=Counter(content["refusals"]),
             devices={entry["device"]: DeviceStatistics(**entry) for entry in content["devices"]},
         )

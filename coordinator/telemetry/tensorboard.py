@@ -160,6 +160,8 @@ def _scalars(step: pb.StepCommitted, statistics: SessionStatistics) -> Iterator[
     yield "wire/bytes received", statistics.received
     yield "wire/bytes sent", statistics.sent
     yield "wire/bytes saved by the codec", statistics.saved
+    if statistics.epsilon is not None:
+        yield "privacy/epsilon", statistics.epsilon
     if step.evaluation.samples:
         yield "held out/accuracy", step.evaluation.correct / step.evaluation.samples
         yield "held out/loss", step.evaluation.loss

@@ -67,6 +67,7 @@ class TerminalView:
             "best": statistics.best._asdict() if statistics.best is not None else None,
             "codec": statistics.codec,
             "masked": statistics.is_masked,
+            "privacy": statistics.privacy.figures(),
             "received": statistics.received,
             "sent": statistics.sent,
             "saved": statistics.saved,
@@ -84,7 +85,7 @@ class TerminalView:
         statistics = self.statistics
         title = f"{self.session}: {statistics.phase}" if self.session else "no session yet: waiting"
         loss = self._loss()
-        accuracy = statistics.curves.accuracy.last
+        accuracy, budget = statistics.curves.accuracy.last, statistics.budget
         return Text.assemble(
             (title, "bold"),
             f"  step {statistics.step or 0}  loss {loss:.4f}  ",
@@ -93,6 +94,7 @@ class TerminalView:
             f"  {statistics.every} batches an exchange" if statistics.every > 1 else "",
             f"  moves in {statistics.form}" if statistics.form else "",
             "  masked: sums only" if statistics.is_masked else "",
+            f"  epsilon {statistics.epsilon or 0.0:.3g} of {budget.epsilon:g}" if budget is not None else "",
             f"  saved by {statistics.codec} {megabytes(statistics.saved)}" if statistics.saved > 0 else "",
         )
 
@@ -134,6 +136,7 @@ def _figures(device: DeviceStatistics) -> dict[str, Any]:
         "batches": device.batches,
         "skipped": device.skipped,
         "own_loss": device.loss,
+        "epsilon": device.epsilon,
         "lag_s": device.lag_s,
         "late": device.left_out,
         "sent": device.received,

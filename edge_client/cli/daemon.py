@@ -133,7 +133,8 @@ def _properties(reply: "pb.StatusReply") -> Iterator[tuple[str, str]]:
         yield "kept", ", ".join(map(str, model.versions))
     else:
         yield f"model {model.name!r}", "none yet"
-    now = f"step {training.step} of session {training.session!r}, loss {training.loss:.4f}"
+    spent = f", epsilon {training.epsilon:.3g}" if training.HasField("epsilon") else ""
+    now = f"step {training.step} of session {training.session!r}, loss {training.loss:.4f}{spent}"
     yield "training", now if training.is_training else "idle"
     yield "last training", training.last
     yield "waiting samples", str(reply.waiting_samples)

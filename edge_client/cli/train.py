@@ -66,8 +66,9 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="REQUIREMENT",
-            help="Join only a session that gives this: secure-aggregation, or secure-aggregation>=N for sums of at "
-            "least N devices; may be repeated.",
+            help="Join only what gives this: secure-aggregation, or secure-aggregation>=N for sums of at least N "
+            "devices; epsilon<=E for a privacy budget of at most E, delta<=D (1e-5 unless given). Put it in quotes; "
+            "several with commas between them, or repeated.",
         ),
     ] = None,
     as_json: Json = False,
@@ -99,7 +100,7 @@ def train(
         if saved is not None:
             tell.print(f"{device}: goes on from {state} at step {saved.step}")
         saving = Saving(lambda current: current.save(state), save_every) if state is not None else None
-        with TrainingView(device, settings.steps, console=tell) as view:
+        with TrainingView(device, settings.steps, settings.epsilon, console=tell) as view:
             trained = train_in_session(
                 session,
                 settings,
@@ -129,13 +130,16 @@ def train(
             model = Artefact.of(trainer.task, settings.task, trainer.model, trainer.optimizer.current_step)
         save(model, output)
     if as_json:
-        print_json(_figures(device, session, report, result) | {"output": output})
+        budget = None if report.epsilon is None else {"epsilon": settings.epsilon, "delta": settings.delta}
+        print_json(_figures(device, session, report, result) | {"budget": budget, "output": output})
         return
     right = "no held-out samples"
     if result.samples:
         right = f"accuracy {result.accuracy:.1%} ({result.correct} of {result.samples} held-out samples right)"
     # With a privacy budget no device tells its loss.
-    told = f"loss {report.loss:.4f}" if report.epsilon is None else f"epsilon {report.epsilon:.3g}"
+    told = f"loss {report.loss:.4f}"
+    if report.epsilon is not None:
+        told = f"epsilon {report.epsilon:.3g} of {settings.epsilon:g} at delta {settings.delta:g}"
     out.print(
         f"{device}: {report.steps} steps in {report.seconds:.1f} s, {told}, {right}, "
         f"sent {report.bytes_sent:,} and received {report.bytes_received:,} bytes, weights {report.weights_digest[:16]}"

@@ -24,6 +24,7 @@ class TrainingView:
     Args:
         device: id of this device.
         run_steps: batches of the whole run.
+        epsilon: that may be spent in it; None without a privacy budget.
         console: where it is shown; None for standard output.
         clock: gives the time, in seconds.
 
@@ -33,12 +34,14 @@ class TrainingView:
         self,
         device: str,
         run_steps: int,
+        epsilon: float | None = None,
         console: LineConsole | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console = out if console is None else console
         self._device = device
         self._run_steps = run_steps
+        self._budget = "" if epsilon is None else f" of {epsilon:g}"
         self._clock = clock
         self._pace = Pace()
         self._best: Best | None = None
@@ -79,5 +82,5 @@ class TrainingView:
         done = min(step.step + 1, self._run_steps)
         text = progress_text(done, self._run_steps, self._pace.per_s(now), self._best)
         accuracy = "" if self._accuracy is None else f", accuracy {self._accuracy:.1%}"
-        epsilon = "" if step.epsilon is None else f", epsilon {step.epsilon:.2f}"
+        epsilon = "" if step.epsilon is None else f", epsilon {step.epsilon:.3g}{self._budget}"
         return f"{text}, loss {step.session_loss:.4f}{accuracy}{epsilon}"

@@ -125,7 +125,8 @@ class DaemonConfig(BaseSettings):
     tls: str = ""
     """Certificate that it shows to coordinators: a folder, or "CA,CERTIFICATE,KEY"; empty for plaintext."""
     require: tuple[str, ...] = ()
-    """What it insists on of a session, such as "secure-aggregation": others are not joined."""
+    """What it insists on, such as "secure-aggregation>=8" or "epsilon<=4": a session that does not give it is not
+    joined, nor with settings that do not, whoever sent them."""
     model: ModelConfig = ModelConfig()
     server: ServerConfig = ServerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -50,6 +50,8 @@ class TrainingState:
     """Empty while nothing is trained."""
     step: int = 0
     loss: float = float("nan")
+    epsilon: float | None = None
+    """What the device's data have cost of its privacy budget, in the training that is on or in the last one."""
     last: str = "none yet"
     """How the last training ended."""
 
@@ -226,6 +228,7 @@ class Daemon:
                         self._metrics.observe(message)
                         self.training.session = request.session
                         self.training.step, self.training.loss = message.step, message.session_loss
+                        self.training.epsilon = message.epsilon
                         yield message
                     elif isinstance(message, Published):
                         publication.take(message)
@@ -235,7 +238,11 @@ class Daemon:
                         accuracy = "no held-out samples"
                         if message.accuracy is not None:
                             accuracy = f"accuracy {message.accuracy:.1%}"
-                        self.training.last = f"{message.report.steps} steps, {accuracy}"
+                        report = message.report
+                        self.training.epsilon = report.epsilon
+                        spent = "" if report.epsilon is None else f", epsilon {report.epsilon:.3g}"
+                        ended = f", then {report.ended}" if report.ended else ""
+                        self.training.last = f"{report.steps} steps, {accuracy}{spent}{ended}"
                         log.info("trained %s", self.training.last)
                         serving = publication.accuracy_of_serving(message.serving_accuracy)
                         refusal = await self._take_trained(message, serving)
@@ -304,6 +311,7 @@ class Daemon:
                 step=training.step,
                 loss=training.loss,
                 last=training.last,
+                epsilon=training.epsilon,
             ),
             waiting_samples=len(self.service.batcher.queue),
         )

@@ -20,6 +20,11 @@ class TrainingMetrics:
             "Mean loss over the batches of all devices in the last exchange",
             registry=registry,
         )
+        self._epsilon = Gauge(
+            "edgenewton_training_epsilon",
+            "What this device's data have cost of its privacy budget; 0 without one",
+            registry=registry,
+        )
         self._devices = Gauge("edgenewton_training_devices", "Devices behind the last step", registry=registry)
         self._exchange = Histogram(
             "edgenewton_training_exchange_seconds",
@@ -53,6 +58,7 @@ class TrainingMetrics:
         self._devices.set(step.devices)
         if math.isfinite(step.session_loss):
             self._loss.set(step.session_loss)
+        self._epsilon.set(step.epsilon or 0.0)
         self._exchange.observe(step.exchange_s)
         self._curvature.observe(step.curvature_s)
         sent, received = self._counted

@@ -67,12 +67,15 @@ def train_from_proto(message: pb.TrainRequest) -> TrainRequest:
 
 def step_to_proto(step: TrainedStep) -> pb.TrainProgress:
     """Return the message that tells of a step."""
-    return pb.TrainProgress(step=step.step, loss=step.loss, session_loss=step.session_loss, devices=step.devices)
+    return pb.TrainProgress(
+        step=step.step, loss=step.loss, session_loss=step.session_loss, devices=step.devices, epsilon=step.epsilon
+    )
 
 
 def step_from_proto(message: pb.TrainProgress) -> TrainedStep:
     """Return the step that a message tells of."""
-    return TrainedStep(message.step, message.loss, message.session_loss, message.devices)
+    epsilon = message.epsilon if message.HasField("epsilon") else None
+    return TrainedStep(message.step, message.loss, message.session_loss, message.devices, epsilon=epsilon)
 
 
 def result_to_proto(report: TrainingReport, weights: bytes, not_promoted: str) -> pb.TrainResult:

@@ -34,7 +34,7 @@ class InProcessExchange:
         """Nothing is to be agreed on."""
         return InProcessMembership(self.device, replica.next_step or 0)
 
-    def close(self, failure: str = "") -> None:
+    def close(self, failure: str = "", *, ended: str = "") -> None:
         """Nothing is held."""
 
 

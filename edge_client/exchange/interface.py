@@ -82,6 +82,10 @@ class Replica(Protocol):
     def is_shared(self) -> bool:
         """Whether the weights are equal on all devices before every step."""
 
+    @property
+    def epsilon(self) -> float | None:
+        """What this device's data have cost of a privacy budget so far; None without one."""
+
     def digest(self) -> bytes:
         """Return the SHA-256 of the weights."""
 
@@ -278,5 +282,11 @@ class Exchange(Protocol):
 
         """
 
-    def close(self, failure: str = "") -> None:
-        """Give the place back: after all steps were taken, or because of a failure, which the others are told."""
+    def close(self, failure: str = "", *, ended: str = "") -> None:
+        """Give the place back after all steps were taken.
+
+        Args:
+            failure: why this device leaves before; the others are told, and wait for it to come back.
+            ended: why all devices take no further step, as far as it knows: it leaves as if there were none.
+
+        """

@@ -90,6 +90,7 @@ class ExchangingPlan(SyncPlan):
     def _take_place(self, options: Mapping[str, str], stages: Stages) -> Membership:
         """Join, and go on with what a saved state had still to send."""
         self._tensors.settle()
+        self.replica.epsilon_of = lambda: self.epsilon
         options = {**options, **self._tensors.options}
         place = self._exchange.join(self.specs(), options, self.replica, self._training_samples, stages)
         self._membership = place

@@ -108,7 +108,7 @@ class SyncPlan(ABC):
 
     @property
     def ended(self) -> str:
-        """Why no batch may follow; empty if one may."""
+        """Why the privacy budget lets no batch follow; empty if one may, or without a budget."""
         return ""
 
     @property

@@ -84,6 +84,8 @@ class ModelReplica:
         self.next_step: int | None = None
         """The first step that the state does not contain; None for a state that was not trained."""
         self.is_shared = is_shared
+        self.epsilon_of: Callable[[], float | None] = lambda: None
+        """Returns what this device's data have cost of a privacy budget; who keeps one sets it."""
         self._model = model
         self._apply = apply
         self._before = before
@@ -95,6 +97,11 @@ class ModelReplica:
     def register(self, name: str, save: Callable[[], dict[str, Any]], load: Callable[[dict[str, Any]], None]) -> None:
         """Make a part's state one of this state; parts are loaded in the order in which they were registered."""
         self._parts[name] = _Part(save, load)
+
+    @property
+    def epsilon(self) -> float | None:
+        """What this device's data have cost of a privacy budget so far; None without one."""
+        return self.epsilon_of()
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the common parameters, as they were before the step that is on.

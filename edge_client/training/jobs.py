@@ -71,7 +71,7 @@ def train(
     saving: Saving | None = None,
     publishing: Publishing | None = None,
 ) -> TrainOutcome:
-    """Train what is asked for, in step with the other devices.
+    """Train what is asked for, in step with the other devices; a privacy budget that is spent ends it before.
 
     Args:
         request: what to train.
@@ -111,7 +111,7 @@ def train(
         saving=saving,
         publishing=publishing,
     )
-    if outcome.report.ended:
+    if outcome.report.ended and not outcome.report.is_budget_spent:
         raise StreamEndedError(outcome.report.ended)
     return outcome
 

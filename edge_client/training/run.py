@@ -126,7 +126,10 @@ def train_in_session(
         last = current()
         if saving is not None:
             saving.keep(last)
-        exchange.close(failure=report.ended)
+        if report.is_budget_spent:
+            exchange.close(ended=report.ended)
+        else:
+            exchange.close(failure=report.ended)
     except BaseException as error:
         exchange.close(failure=_reason(error))
         raise

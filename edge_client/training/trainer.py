@@ -113,10 +113,11 @@ class Trainer:
         target = self.optimizer.current_step + steps
         self.model.train()
         samples, ended = 0, ""
-        is_done = False
+        is_done = is_budget_spent = False
         while not is_done and not ended:
             while self.optimizer.current_step < target:
                 if ended := self.plan.ended:
+                    is_budget_spent = True
                     break
                 try:
                     taken = self.train_batch()
@@ -149,6 +150,7 @@ class Trainer:
             weights_digest=digest,
             epsilon=self.plan.epsilon,
             ended=ended,
+            is_budget_spent=is_budget_spent,
         )
 
     def train_batch(self) -> TrainedStep:

@@ -86,6 +86,8 @@ class TrainingReport:
     """What the device's data have cost of its privacy budget, if it has one; the loss is NaN then."""
     ended: str = ""
     """Why training ended before its last step; empty unless its data, or its privacy budget, did."""
+    is_budget_spent: bool = False
+    """Whether it was the budget: what was trained until then is a result, and nothing has failed."""
 
 
 class Worker(Protocol):

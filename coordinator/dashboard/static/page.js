@@ -123,6 +123,7 @@ function drawHead(session) {
   select.value = session.name;
   setText(at("phase"), session.phase);
   at("phase").className = `pill ${session.phase}`;
+  setText(at("privacy"), session.privacy.text);
   drawStanding(session);
 }
 
@@ -256,7 +257,9 @@ function drawDevice(row, device, name, session) {
   };
   const times = Object.entries(missed).filter(([, count]) => count > 0);
   set(2, device.step === null ? "–" : format.count(device.step + 1), times.map(([what, count]) => `${what} ${format.count(count)} ×`).join(", "));
-  set(3, session.masked ? "masked" : format.number(device.loss));
+  const untold = session.masked ? "masked" : session.privacy.budget === null ? null : "not told";
+  const spent = device.epsilon === null ? "" : `epsilon ${+device.epsilon.toPrecision(3)}`;
+  set(3, untold ?? format.number(device.loss), spent);
   const behind = device.lag_steps > 1 ? `${format.count(device.lag_steps)} steps` : format.seconds(device.lag_s);
   const awaited = isAwaited ? format.duration(Math.max(0, now - device.awaited_since)) : "";
   set(4, awaited || (isOver || device.step === null ? "–" : behind));

@@ -33,7 +33,7 @@ from edge_client.exchange.remote.masking import Channels, Masking
 from edge_client.exchange.remote.membership import GrpcMembership, Place
 from edge_client.exchange.remote.round_trip import RoundTrip
 from edge_client.exchange.remote.status import RETRIED_FIRST_JOINS, describe, explain
-from edge_client.exchange.requirements import check_requirements, check_settings
+from edge_client.exchange.requirements import Requirements
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ class GradientExchange:
         place: Place,
         reconnect_deadline_s: float,
         run_steps: int | None = None,
-        require: Sequence[str] = (),
+        require: Requirements | None = None,
     ) -> None:
         self._loop = loop
         self._connection = connection
         self._place = place
         self._reconnect_deadline_s = reconnect_deadline_s
         self._run_steps = run_steps
-        self._require = tuple(require)
+        self._require = Requirements() if require is None else require
         self._membership: GrpcMembership | None = None
         self._is_closed = False
 
@@ -86,8 +86,9 @@ class GradientExchange:
         With `tls` the device shows its certificate, whose name must be `device`. The files are read again for each new
         connection, so that a renewed certificate takes the place of the old one in a running session.
 
-        With `require` the device insists on what it names, such as "secure-aggregation", or "secure-aggregation>=5" for
-        sums of at least five devices: `join` raises `ExchangeError` before anything that it trained on leaves.
+        With `require` the device insists on what it names, such as "secure-aggregation>=5" for sums of at least five
+        devices, or "epsilon<=4" for a privacy budget, whose delta is to be at most 1e-5 unless "delta<=1e-4" says
+        otherwise: `join` raises `ExchangeError` before anything that it trained on leaves.
 
         Raises:
             RequirementError: one of `require` cannot be understood.
@@ -95,7 +96,7 @@ class GradientExchange:
                 or the two sides do not trust each other.
 
         """
-        check_requirements(require)
+        requirements = Requirements.parse(require)
         keep_freed_memory()
         loop, connection = LoopThread("exchange"), Connection(address, tls)
         try:
@@ -105,7 +106,7 @@ class GradientExchange:
             loop.stop()
             cause = Cause.REFUSED if error.is_refused else Cause.UNREACHABLE
             raise ExchangeError(f"device {device!r}: {error}" if error.is_refused else str(error), cause) from None
-        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s, run_steps, require)
+        return cls(loop, connection, Place(address, session, device), reconnect_deadline_s, run_steps, requirements)
 
     @property
     def address(self) -> str:
@@ -143,6 +144,7 @@ class GradientExchange:
                 "close this exchange, and connect another one",
                 Cause.INVALID,
             )
+        self._require.check_budget(options, place.device)
         frozen = replica.frozen_sketch()
         channels = self._open_channels()
         request = pb.JoinRequest(
@@ -191,13 +193,13 @@ class GradientExchange:
             self._membership.load_state()
         return self._membership
 
-    def close(self, failure: str = "") -> None:
+    def close(self, failure: str = "", *, ended: str = "") -> None:
         """Leave the session and close the connection; never raises for a coordinator that is gone."""
         if self._is_closed:
             return
         self._is_closed = True
         if self._membership is not None:
-            self._membership.leave(failure)
+            self._membership.leave(failure, ended)
         try:
             self._loop.call(self._close(), _CLOSE_TIMEOUT_S)
         except (grpc.RpcError, TimeoutError) as error:
@@ -214,7 +216,7 @@ class GradientExchange:
         """Give the place back at once if the session does not give what this device insists on."""
         place = self._place
         try:
-            check_settings(self._require, reply.settings, place.device, place.session)
+            self._require.check_session(reply.settings, place.device, place.session)
         except ExchangeError as error:
             leaving = pb.LeaveRequest(
                 session=place.session, device=place.device, token=reply.token, reason=str(error)[:MAX_REASON]

@@ -172,8 +172,12 @@ class Link:
         """Hand this device's state in, and wait until it has arrived."""
         self._loop.call(self._upload(step, state), UPLOAD_TIMEOUT_S)
 
-    def leave(self, failure: str) -> bool:
+    def leave(self, failure: str, ended: str = "") -> bool:
         """Give the place back; return whether this device's state is wanted first.
+
+        Args:
+            failure: why it leaves before its last step, if it does.
+            ended: why the step before was the last one, if it was not the last of the run.
 
         Raises:
             grpc.RpcError: the coordinator is gone.
@@ -184,7 +188,7 @@ class Link:
             session=self._request.session,
             device=self._request.device,
             token=self._reply.token,
-            reason=failure[:MAX_REASON],
+            reason=(failure or ended)[:MAX_REASON],
             finished=not failure,
         )
         return self._loop.call(self._leave(request), CALL_TIMEOUT_S)

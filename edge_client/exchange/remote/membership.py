@@ -197,12 +197,12 @@ class GrpcMembership:
         """Go on with what was still to be sent: see `Membership.load_state_dict`."""
         self._writer.load_state_dict({key: _from_saved(remembered) for key, remembered in self._keyed(state).items()})
 
-    def leave(self, failure: str) -> None:
+    def leave(self, failure: str, ended: str = "") -> None:
         """Give the place back; a coordinator that is gone is left alone."""
         try:
-            if self._link.leave(failure):
+            if self._link.leave(failure, ended):
                 self._link.upload_now(self.step, self._replica.dump())
-                self._link.leave(failure)
+                self._link.leave(failure, ended)
         except (grpc.RpcError, TimeoutError) as error:
             log.debug("device %r could not say goodbye: %s", self._place.device, error)
 
@@ -309,6 +309,7 @@ class GrpcMembership:
             hyperparameters=hyperparameters,
             batches=batches,
             pace=None if pace is None else self._to_proto(pace),
+            epsilon=self._replica.epsilon,
         )
 
     def _named(self, states: Mapping[SliceKey, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64genewton/v1/device.proto\x12\redgenewton.v1\"A\n\nDeviceData\x12\x15\n\rsettings_json\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"\xa1\x01\n\x0cTrainRequest\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.edgenewton.v1.DeviceData\x12\x12\n\nfirst_step\x18\x02 \x01(\x03\x12\x13\n\x0b\x63oordinator\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05steps\x18\x06 \x01(\x05\x12\x0f\n\x07weights\x18\x07 \x01(\x0c\"u\n\nTrainEvent\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.edgenewton.v1.TrainProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.edgenewton.v1.TrainResultH\x00\x42\x07\n\x05\x65vent\"R\n\rTrainProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x14\n\x0csession_loss\x18\x03 \x01(\x01\x12\x0f\n\x07\x64\x65vices\x18\x04 \x01(\x05\"I\n\x0bTrainResult\x12\x13\n\x0breport_json\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\x12\x14\n\x0cnot_promoted\x18\x03 \x01(\t\"K\n\x0f\x45valuateRequest\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.edgenewton.v1.DeviceData\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"?\n\rEvaluateReply\x12\x0f\n\x07\x63orrect\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\".\n\x15InitialWeightsRequest\x12\x15\n\rsettings_json\x18\x01 \x01(\t\"&\n\x13InitialWeightsReply\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"\"\n\x0ePromoteRequest\x12\x10\n\x08\x61rtefact\x18\x01 \x01(\x0c\"\x1f\n\x0cPromoteReply\x12\x0f\n\x07version\x18\x01 \x01(\x03\"\x0f\n\rStatusRequest\"\xdf\x01\n\x0bStatusReply\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\x14\n\x0cgrpc_address\x18\x04 \x01(\t\x12\x14\n\x0crest_address\x18\x05 \x01(\t\x12)\n\x05model\x18\x06 \x01(\x0b\x32\x1a.edgenewton.v1.ModelStatus\x12/\n\x08training\x18\x07 \x01(\x0b\x32\x1d.edgenewton.v1.TrainingStatus\x12\x17\n\x0fwaiting_samples\x18\x08 \x01(\x03\"\x9e\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08versions\x18\x08 \x03(\x03\x42\x0b\n\t_accuracy\"`\n\x0eTrainingStatus\x12\x13\n\x0bis_training\x18\x01 \x01(\x08\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04last\x18\x05 \x01(\t2\xfc\x02\n\x06\x44\x65vice\x12\x41\n\x05Train\x12\x1b.edgenewton.v1.TrainRequest\x1a\x19.edgenewton.v1.TrainEvent0\x01\x12H\n\x08\x45valuate\x12\x1e.edgenewton.v1.EvaluateRequest\x1a\x1c.edgenewton.v1.EvaluateReply\x12Z\n\x0eInitialWeights\x12$.edgenewton.v1.InitialWeightsRequest\x1a\".edgenewton.v1.InitialWeightsReply\x12\x45\n\x07Promote\x12\x1d.edgenewton.v1.PromoteRequest\x1a\x1b.edgenewton.v1.PromoteReply\x12\x42\n\x06Status\x12\x1c.edgenewton.v1.StatusRequest\x1a\x1a.edgenewton.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64genewton/v1/device.proto\x12\redgenewton.v1\"A\n\nDeviceData\x12\x15\n\rsettings_json\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"\xa1\x01\n\x0cTrainRequest\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.edgenewton.v1.DeviceData\x12\x12\n\nfirst_step\x18\x02 \x01(\x03\x12\x13\n\x0b\x63oordinator\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05steps\x18\x06 \x01(\x05\x12\x0f\n\x07weights\x18\x07 \x01(\x0c\"u\n\nTrainEvent\x12\x30\n\x08progress\x18\x01 \x01(\x0b\x32\x1c.edgenewton.v1.TrainProgressH\x00\x12,\n\x06result\x18\x02 \x01(\x0b\x32\x1a.edgenewton.v1.TrainResultH\x00\x42\x07\n\x05\x65vent\"t\n\rTrainProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x14\n\x0csession_loss\x18\x03 \x01(\x01\x12\x0f\n\x07\x64\x65vices\x18\x04 \x01(\x05\x12\x14\n\x07\x65psilon\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_epsilon\"I\n\x0bTrainResult\x12\x13\n\x0breport_json\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\x12\x14\n\x0cnot_promoted\x18\x03 \x01(\t\"K\n\x0f\x45valuateRequest\x12\'\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x19.edgenewton.v1.DeviceData\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"?\n\rEvaluateReply\x12\x0f\n\x07\x63orrect\x18\x01 \x01(\x03\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\".\n\x15InitialWeightsRequest\x12\x15\n\rsettings_json\x18\x01 \x01(\t\"&\n\x13InitialWeightsReply\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\"\"\n\x0ePromoteRequest\x12\x10\n\x08\x61rtefact\x18\x01 \x01(\x0c\"\x1f\n\x0cPromoteReply\x12\x0f\n\x07version\x18\x01 \x01(\x03\"\x0f\n\rStatusRequest\"\xdf\x01\n\x0bStatusReply\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\x14\n\x0cgrpc_address\x18\x04 \x01(\t\x12\x14\n\x0crest_address\x18\x05 \x01(\t\x12)\n\x05model\x18\x06 \x01(\x0b\x32\x1a.edgenewton.v1.ModelStatus\x12/\n\x08training\x18\x07 \x01(\x0b\x32\x1d.edgenewton.v1.TrainingStatus\x12\x17\n\x0fwaiting_samples\x18\x08 \x01(\x03\"\x9e\x01\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x15\n\x08\x61\x63\x63uracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08versions\x18\x08 \x03(\x03\x42\x0b\n\t_accuracy\"\x82\x01\n\x0eTrainingStatus\x12\x13\n\x0bis_training\x18\x01 \x01(\x08\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04last\x18\x05 \x01(\t\x12\x14\n\x07\x65psilon\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_epsilon2\xfc\x02\n\x06\x44\x65vice\x12\x41\n\x05Train\x12\x1b.edgenewton.v1.TrainRequest\x1a\x19.edgenewton.v1.TrainEvent0\x01\x12H\n\x08\x45valuate\x12\x1e.edgenewton.v1.EvaluateRequest\x1a\x1c.edgenewton.v1.EvaluateReply\x12Z\n\x0eInitialWeights\x12$.edgenewton.v1.InitialWeightsRequest\x1a\".edgenewton.v1.InitialWeightsReply\x12\x45\n\x07Promote\x12\x1d.edgenewton.v1.PromoteRequest\x1a\x1b.edgenewton.v1.PromoteReply\x12\x42\n\x06Status\x12\x1c.edgenewton.v1.StatusRequest\x1a\x1a.edgenewton.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINEVENT']._serialized_start=276
   _globals['_TRAINEVENT']._serialized_end=393
   _globals['_TRAINPROGRESS']._serialized_start=395
-  _globals['_TRAINPROGRESS']._serialized_end=477
-  _globals['_TRAINRESULT']._serialized_start=479
-  _globals['_TRAINRESULT']._serialized_end=552
-  _globals['_EVALUATEREQUEST']._serialized_start=554
-  _globals['_EVALUATEREQUEST']._serialized_end=629
-  _globals['_EVALUATEREPLY']._serialized_start=631
-  _globals['_EVALUATEREPLY']._serialized_end=694
-  _globals['_INITIALWEIGHTSREQUEST']._serialized_start=696
-  _globals['_INITIALWEIGHTSREQUEST']._serialized_end=742
-  _globals['_INITIALWEIGHTSREPLY']._serialized_start=744
-  _globals['_INITIALWEIGHTSREPLY']._serialized_end=782
-  _globals['_PROMOTEREQUEST']._serialized_start=784
-  _globals['_PROMOTEREQUEST']._serialized_end=818
-  _globals['_PROMOTEREPLY']._serialized_start=820
-  _globals['_PROMOTEREPLY']._serialized_end=851
-  _globals['_STATUSREQUEST']._serialized_start=853
-  _globals['_STATUSREQUEST']._serialized_end=868
-  _globals['_STATUSREPLY']._serialized_start=871
-  _globals['_STATUSREPLY']._serialized_end=1094
-  _globals['_MODELSTATUS']._serialized_start=1097
-  _globals['_MODELSTATUS']._serialized_end=1255
-  _globals['_TRAININGSTATUS']._serialized_start=1257
-  _globals['_TRAININGSTATUS']._serialized_end=1353
-  _globals['_DEVICE']._serialized_start=1356
-  _globals['_DEVICE']._serialized_end=1736
+  _globals['_TRAINPROGRESS']._serialized_end=511
+  _globals['_TRAINRESULT']._serialized_start=513
+  _globals['_TRAINRESULT']._serialized_end=586
+  _globals['_EVALUATEREQUEST']._serialized_start=588
+  _globals['_EVALUATEREQUEST']._serialized_end=663
+  _globals['_EVALUATEREPLY']._serialized_start=665
+  _globals['_EVALUATEREPLY']._serialized_end=728
+  _globals['_INITIALWEIGHTSREQUEST']._serialized_start=730
+  _globals['_INITIALWEIGHTSREQUEST']._serialized_end=776
+  _globals['_INITIALWEIGHTSREPLY']._serialized_start=778
+  _globals['_INITIALWEIGHTSREPLY']._serialized_end=816
+  _globals['_PROMOTEREQUEST']._serialized_start=818
+  _globals['_PROMOTEREQUEST']._serialized_end=852
+  _globals['_PROMOTEREPLY']._serialized_start=854
+  _globals['_PROMOTEREPLY']._serialized_end=885
+  _globals['_STATUSREQUEST']._serialized_start=887
+  _globals['_STATUSREQUEST']._serialized_end=902
+  _globals['_STATUSREPLY']._serialized_start=905
+  _globals['_STATUSREPLY']._serialized_end=1128
+  _globals['_MODELSTATUS']._serialized_start=1131
+  _globals['_MODELSTATUS']._serialized_end=1289
+  _globals['_TRAININGSTATUS']._serialized_start=1292
+  _globals['_TRAININGSTATUS']._serialized_end=1422
+  _globals['_DEVICE']._serialized_start=1425
+  _globals['_DEVICE']._serialized_end=1805
 # @@protoc_insertion_point(module_scope)

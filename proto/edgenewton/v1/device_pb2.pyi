@@ -43,16 +43,18 @@ class TrainEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[TrainProgress, _Mapping]] = ..., result: _Optional[_Union[TrainResult, _Mapping]] = ...) -> None: ...
 
 class TrainProgress(_message.Message):
-    __slots__ = ("step", "loss", "session_loss", "devices")
+    __slots__ = ("step", "loss", "session_loss", "devices", "epsilon")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SESSION_LOSS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
     step: int
     loss: float
     session_loss: float
     devices: int
-    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., session_loss: _Optional[float] = ..., devices: _Optional[int] = ...) -> None: ...
+    epsilon: float
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., session_loss: _Optional[float] = ..., devices: _Optional[int] = ..., epsilon: _Optional[float] = ...) -> None: ...
 
 class TrainResult(_message.Message):
     __slots__ = ("report_json", "weights", "not_promoted")
@@ -151,15 +153,17 @@ class ModelStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., task: _Optional[str] = ..., step: _Optional[int] = ..., digest: _Optional[str] = ..., engine: _Optional[str] = ..., accuracy: _Optional[float] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TrainingStatus(_message.Message):
-    __slots__ = ("is_training", "session", "step", "loss", "last")
+    __slots__ = ("is_training", "session", "step", "loss", "last", "epsilon")
     IS_TRAINING_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
     is_training: bool
     session: str
     step: int
     loss: float
     last: str
-    def __init__(self, is_training: _Optional[bool] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., last: _Optional[str] = ...) -> None: ...
+    epsilon: float
+    def __init__(self, is_training: _Optional[bool] = ..., session: _Optional[str] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., last: _Optional[str] = ..., epsilon: _Optional[float] = ...) -> None: ...

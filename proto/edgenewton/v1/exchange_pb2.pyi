@@ -346,7 +346,7 @@ class Heal(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("loss", "evaluation", "hyperparameters", "batches", "pace", "sketch", "numbers")
+    __slots__ = ("loss", "evaluation", "hyperparameters", "batches", "pace", "sketch", "numbers", "epsilon")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +361,7 @@ class Contribution(_message.Message):
     PACE_FIELD_NUMBER: _ClassVar[int]
     SKETCH_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
     loss: float
     evaluation: Evaluation
     hyperparameters: _containers.ScalarMap[str, float]
@@ -368,7 +369,8 @@ class Contribution(_message.Message):
     pace: Pace
     sketch: Sketch
     numbers: bytes
-    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., numbers: _Optional[bytes] = ...) -> None: ...
+    epsilon: float
+    def __init__(self, loss: _Optional[float] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., hyperparameters: _Optional[_Mapping[str, float]] = ..., batches: _Optional[int] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., sketch: _Optional[_Union[Sketch, _Mapping]] = ..., numbers: _Optional[bytes] = ..., epsilon: _Optional[float] = ...) -> None: ...
 
 class Sketch(_message.Message):
     __slots__ = ("groups",)
@@ -560,18 +562,30 @@ class PhaseChanged(_message.Message):
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., reason: _Optional[str] = ..., settings: _Optional[_Union[ExchangeSettings, _Mapping]] = ...) -> None: ...
 
 class DeviceJoined(_message.Message):
-    __slots__ = ("device", "training_samples", "software", "run_steps", "averages")
+    __slots__ = ("device", "training_samples", "software", "run_steps", "averages", "budget")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     RUN_STEPS_FIELD_NUMBER: _ClassVar[int]
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     device: str
     training_samples: int
     software: str
     run_steps: int
     averages: bool
-    def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ..., run_steps: _Optional[int] = ..., averages: _Optional[bool] = ...) -> None: ...
+    budget: PrivacyBudget
+    def __init__(self, device: _Optional[str] = ..., training_samples: _Optional[int] = ..., software: _Optional[str] = ..., run_steps: _Optional[int] = ..., averages: _Optional[bool] = ..., budget: _Optional[_Union[PrivacyBudget, _Mapping]] = ...) -> None: ...
+
+class PrivacyBudget(_message.Message):
+    __slots__ = ("epsilon", "delta", "unit")
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    epsilon: float
+    delta: float
+    unit: str
+    def __init__(self, epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class DeviceLeft(_message.Message):
     __slots__ = ("device", "reason", "bytes_received", "bytes_sent", "bytes_saved", "status")

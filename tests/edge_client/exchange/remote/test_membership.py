@@ -35,6 +35,7 @@ class Weights:
     """A replica whose state is some bytes and the steps that were applied to them."""
 
     is_shared = True
+    epsilon = None
 
     def __init__(self, weights: bytes = b"same", next_step: int | None = None) -> None:
         self.weights, self.next_step, self.applied = weights, next_step, []

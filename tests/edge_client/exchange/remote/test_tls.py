@@ -33,6 +33,7 @@ class Still:
 
     is_shared = True
     next_step = None
+    epsilon = None
 
     def digest(self) -> bytes:
         return hashlib.sha256(b"same").digest()
