@@ -13,7 +13,7 @@ from coordinator.flower.nodes import OpenGrid
 from coordinator.flower.observer import RunObserver
 from coordinator.flower.remote import SessionHost, remote_coordinator
 from coordinator.flower.run_config import RunConfig, split_run_config
-from coordinator.flower.strategy import NewtonStrategy
+from coordinator.flower.strategy import BudgetSpentError, NewtonStrategy
 from coordinator.identity.audit import AuditLog
 from coordinator.identity.gate import AccessGate
 from coordinator.identity.server_tls import ServerTls
@@ -62,6 +62,8 @@ def main(grid: Grid, context: Context) -> None:
                 num_rounds=config.rounds - (resumed.round if resumed is not None else 0),
                 timeout=config.round_deadline_s,
             )
+        except BudgetSpentError as ended:
+            log.warning("%s", ended)
         finally:
             # First of all: Flower gives a stopped run 5 s.
             strategy.end_session("the run is over")

@@ -4,7 +4,7 @@ A ClientApp's process may end after each message. Where a daemon lives on the de
 optimizer's state, and the ClientApp only asks it, over the socket that the node's config or the environment names; it
 does not even load PyTorch. Without a daemon the ClientApp trains in its own process, and the state travels in the
 context that Flower keeps for the node. The certificate that it shows to the coordinator is then that of the node's
-config, or of the environment.
+config, or of the environment, and what it insists on of a session that of the node's config.
 """
 
 import json
@@ -24,7 +24,7 @@ from safetensors.numpy import save as dump_arrays
 
 from edge_client.daemon.client import DaemonClient
 from edge_client.daemon.environment import ALLOW_VARIABLE, SOCKET_VARIABLE, TLS_VARIABLE
-from edge_client.training.work import DataRequest, TrainRequest, Worker, WorkError
+from edge_client.training.work import DataRequest, TrainingReport, TrainRequest, Worker, WorkError
 
 if TYPE_CHECKING:
     from edge_client.training.publishing import Publishing
@@ -79,7 +79,8 @@ def _worker(context: Context, allow_tasks: Collection[str]) -> Iterator[Worker]:
         allowed = str(context.node_config.get("allow-tasks", os.environ.get(ALLOW_VARIABLE, "")))
         files = TlsFiles.parse(tls) if tls else None
         names = {*allowed.split(), *allow_tasks}
-        yield OwnProcess(_NodeState(context.state), files, names, publishing)
+        require = str(context.node_config.get("require", ""))
+        yield OwnProcess(_NodeState(context.state), files, names, publishing, (require,) if require else ())
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon
@@ -132,20 +133,13 @@ def train(message: Message, context: Context, allow_tasks: Collection[str] = ())
     )
     with _worker(context, allow_tasks) as worker:
         report, weights = worker.train(request)
-    metrics = MetricRecord(
-        {
-            "num-examples": report.samples,
-            "loss": report.loss,
-            "bytes-sent": report.bytes_sent,
-            "bytes-received": report.bytes_received,
-            "seconds": report.seconds,
-        }
-    )
     content = RecordDict(
         {
             "arrays": _record(weights),
-            "metrics": metrics,
-            "report": ConfigRecord({"step": report.step, "weights-digest": report.weights_digest}),
+            "metrics": _metrics(report),
+            "report": ConfigRecord(
+                {"step": report.step, "weights-digest": report.weights_digest, "ended": report.ended}
+            ),
         }
     )
     return Message(content, reply_to=message)
@@ -173,6 +167,25 @@ def make_client_app(allow_tasks: Collection[str] = ()) -> ClientApp:
     made.train()(lambda message, context: train(message, context, allow_tasks))
     made.evaluate()(lambda message, context: evaluate_model(message, context, allow_tasks))
     return made
+
+
+def _metrics(report: TrainingReport) -> MetricRecord:
+    """Return what is told of a training; with a privacy budget nothing that its noise does not cover."""
+    sent, received = report.bytes_sent, report.bytes_received
+    if report.epsilon is not None:
+        has_trained = int(report.steps > 0)
+        return MetricRecord(
+            {"num-examples": has_trained, "epsilon": report.epsilon, "bytes-sent": sent, "bytes-received": received}
+        )
+    return MetricRecord(
+        {
+            "num-examples": report.samples,
+            "loss": report.loss,
+            "bytes-sent": sent,
+            "bytes-received": received,
+            "seconds": report.seconds,
+        }
+    )
 
 
 def _weights(message: Message) -> bytes:

@@ -27,6 +27,10 @@ class RoundFailedError(RuntimeError):
     """A round could not be trained; the text gives each device's reason."""
 
 
+class BudgetSpentError(RuntimeError):
+    """The devices' privacy budgets allow no further round; what was trained until then is the run's result."""
+
+
 class NewtonStrategy(FedAvg):
     """FedAvg's way of evaluating; but training goes through the coordinator, step by step.
 
@@ -69,6 +73,9 @@ class NewtonStrategy(FedAvg):
         self._described = described
         self._observer = observer
         self._settings_json = json.dumps(device_settings)
+        self._is_private = device_settings.get("epsilon", "never") != "never"
+        self._ended = ""
+        """Why no device can train a further round."""
         self._run = run
         self._rounds_before = resumed.round if resumed is not None else 0
         self._step = resumed.step if resumed is not None else 0
@@ -88,9 +95,12 @@ class NewtonStrategy(FedAvg):
 
         Raises:
             TimeoutError: too few nodes are connected.
+            BudgetSpentError: the devices have a privacy budget, and it is spent.
 
         """
         number = server_round + self._rounds_before
+        if self._ended:
+            raise BudgetSpentError(f"the run ends before round {number} of {self._config.rounds}: {self._ended}")
         nodes = self._choose(grid, self._config.fraction_train, self._config.quorum or 1)
         self._session = f"run-{self._run}-round-{number}"
         config = ConfigRecord(
@@ -147,6 +157,7 @@ class NewtonStrategy(FedAvg):
         if not contents:
             reasons = "; ".join(f"node {node}: {reason}" for node, reason in failures.items())
             raise RoundFailedError(f"round {number} failed: {reasons or 'no device was there'}")
+        contents = self._without_early(contents, number)
         models = {(str(content["report"][DIGEST_KEY]), int(str(content["report"]["step"]))) for content in contents}
         if len(models) > 1:
             raise RoundFailedError(f"round {number}: the devices ended with {len(models)} different models")
@@ -154,9 +165,13 @@ class NewtonStrategy(FedAvg):
         # Whoever came when all was done trained nothing, and has no loss.
         trained = [content for content in contents if content["metrics"][self.weighted_by_key]]
         metrics = self.train_metrics_aggr_fn(trained, self.weighted_by_key) if trained else MetricRecord()
+        if self._is_private and trained:  # the same for all, but for a device that had to pay twice
+            metrics["epsilon"] = max(float(str(content["metrics"]["epsilon"])) for content in trained)
         arrays = contents[0].array_records[self.arrayrecord_key]
         self._save_checkpoint(arrays, number)
         entry = {"round": number, "step": self._step, "devices": len(contents), "train": dict(metrics)}
+        if self._ended:
+            entry["ended"] = self._ended
         self.history.append(entry | ({"failures": failures} if failures else {}))
         self._try_to_save_history()
         return arrays, metrics
@@ -166,8 +181,8 @@ class NewtonStrategy(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask the nodes to try the model on their held-out samples."""
-        if not self._config.fraction_evaluate:
+        """Ask the nodes to try the model on their held-out samples; none of those with a privacy budget may answer."""
+        if not self._config.fraction_evaluate or self._is_private:
             return []
         number = server_round + self._rounds_before
         config = ConfigRecord({**config, **self.device_config(), "server-round": number})
@@ -217,6 +232,19 @@ class NewtonStrategy(FedAvg):
 
         """
         return save_history(self.history, self._described, self._config.output)
+
+    def _without_early(self, contents: list[RecordDict], number: int) -> list[RecordDict]:
+        """Return what those answered that got furthest; note if the privacy budgets of all are spent."""
+        early = {id(content): str(content["report"].get("ended", "")) for content in contents}
+        reasons = [reason for reason in early.values() if reason]
+        if not reasons:
+            return contents
+        log.warning("round %d: %d of %d devices end early: %s", number, len(reasons), len(contents), reasons[0])
+        if len(reasons) < len(contents):
+            return [content for content in contents if not early[id(content)]]
+        self._ended = reasons[0]
+        furthest = max(int(str(content["report"]["step"])) for content in contents)
+        return [content for content in contents if int(str(content["report"]["step"])) == furthest]
 
     def _save_checkpoint(self, arrays: ArrayRecord, number: int) -> None:
         """Keep a round's weights; where the disk cannot take them the run goes on, as long as a later round may.

@@ -35,6 +35,7 @@ from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
     DeviceData,
+    check_evaluation,
     dump_weights,
     evaluate_weights,
     initial_weights,
@@ -64,7 +65,9 @@ class JobRunner:
                 case TrainRequest():
                     return self._train(job)
                 case EvaluateMessage():
-                    return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
+                    data = self._data(job.data)
+                    check_evaluation(data, self._start.require)
+                    return evaluate_weights(data, read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
                     settings = check_settings(job.settings)
                     check_foreign_task(settings.task, self._start.allow_tasks)

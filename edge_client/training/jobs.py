@@ -12,6 +12,7 @@ from safetensors.torch import save as dump_tensors
 
 from edge_client.devices import choose_device
 from edge_client.exchange.remote import GradientExchange, TlsFiles
+from edge_client.exchange.requirements import Requirements
 from edge_client.sync.personal import personal_names
 from edge_client.tasks import load_task
 from edge_client.training.batches import StreamEndedError
@@ -19,7 +20,7 @@ from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.evaluation import evaluate
 from edge_client.training.publishing import Publishing
 from edge_client.training.run import Saving, TrainOutcome, Weights, copy_weights, train_in_session
-from edge_client.training.settings import TrainSettings, check_settings
+from edge_client.training.settings import SettingsError, TrainSettings, check_settings
 from edge_client.training.trainer import build_model, held_out_data, partition_of
 from edge_client.training.work import DataRequest, TrainedStep, TrainRequest
 
@@ -154,6 +155,24 @@ def _device_id(request: TrainRequest, tls: TlsFiles | None) -> str:
     if request.device:
         return request.device
     return f"device-{request.data.index}" if tls is None else tls.read().identity.name
+
+
+def check_evaluation(data: DeviceData, require: Sequence[str] = ()) -> None:
+    """Check that whoever asks for it may learn how many of a device's held-out samples a model recognises.
+
+    Args:
+        data: on which it is to be tried.
+        require: what this device insists on.
+
+    Raises:
+        SettingsError: there is a privacy budget, or this device insists on one: it covers what is trained alone.
+
+    """
+    if data.settings.epsilon is not None or Requirements.parse(require).wants_budget:
+        raise SettingsError(
+            "how many of a device's held-out samples a model recognises is not covered by a privacy budget, and this "
+            "device does not tell it: set fraction-evaluate=0"
+        )
 
 
 def evaluate_weights(data: DeviceData, weights: Weights, saved: DeviceCheckpoint | None = None) -> Evaluation:
