@@ -9,10 +9,10 @@ from typing import Any
 from edgenewton.common.files import previous_of
 from edgenewton.common.progress import Best, better
 from edgenewton.common.sealed_file import DamagedError, Kind, parse_json, read_checked, tensors_metadata
+from edgenewton.v1.privacy_mode import PrivacyMode
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.telemetry.history import StepRecord
-from coordinator.telemetry.privacy_mode import PrivacyMode
 from coordinator.telemetry.record import Record, RecordError, SessionRecord
 from coordinator.telemetry.run_files import HISTORY_NAME, RECORD_NAME
 from coordinator.telemetry.statistics import DeviceStatistics, Incident, SessionStatistics

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from edgenewton.common.progress import Best, Pace, better, progress_text
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import form_from_proto
+from edgenewton.v1.privacy_mode import PrivacyMode
 from edgenewton.v1.privacy_options import AgreedBudget
 
 from coordinator.session.cadence import FIRST_FORM
 from coordinator.telemetry.announcement import PHASES
 from coordinator.telemetry.curve import Curve
-from coordinator.telemetry.privacy_mode import PrivacyMode
 
 MAX_GONE = 500
 """So many devices that are gone are kept."""

@@ -19,6 +19,8 @@ from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
 from edgenewton.v1.fingerprint import spec_to_proto
 from edgenewton.v1.framing import Layout
+from edgenewton.v1.privacy_mode import PrivacyMode
+from edgenewton.v1.privacy_options import AgreedBudget
 from edgenewton.v1.sketch_message import sketch_to_proto
 from edgenewton.v1.tensor_spec import TensorSpec
 
@@ -175,6 +177,9 @@ class GradientExchange:
             choice = CodecChoice.from_proto(reply.settings)
         except ValueError as error:
             raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
+        told = reply.settings.secure_aggregation
+        mode = PrivacyMode(told.least, AgreedBudget.of(options), replica.epsilon)
+        log.info("device %r in session %r, %s", place.device, place.session, mode)
         layout = Layout(tuple(tensors), choice.policy(), reply.settings.frame_bytes)
         patience_s = self._reconnect_deadline_s
         assembly = Assembly(layout, reply.first_step)

@@ -119,6 +119,38 @@ def test_state_and_metrics_are_those_of_the_devices(served, stub):
     assert metrics["edgenewton_coordinator_device_bytes_total", ("device", "a"), ("direction", "received"), of] > 0
 
 
+def test_the_mode_and_what_was_spent_of_a_privacy_budget_are_shown(served, stub):
+    served.create("plain", devices=1, codec="fp32")
+    served.create(devices=1, codec="fp32")
+    options = {"privacy_epsilon": "4.0", "privacy_delta": "1e-05"}
+    device = Device(stub, "a", options=options)
+    device.send(gradient_frame(0, 1.0, epsilon=1.5))
+    next(device.stream)
+    session = served.session()
+    assert session["privacy"] == {
+        "mode": "privacy budget",
+        "least_in_sum": None,
+        "epsilon": 1.5,
+        "budget": {"epsilon": 4.0, "delta": 1e-5, "unit": "device"},
+        "text": "privacy budget: epsilon 1.5 of 4 spent at delta 1e-05, for each device's whole data; not masked: the "
+        "coordinator is trusted, it sees more",
+    }
+    assert session["devices"][0]["epsilon"] == 1.5
+    assert served.session("plain")["privacy"]["text"] == "plain: the coordinator sees what each device sends"
+    metrics = served.metrics()
+    names = ("epsilon", "epsilon_budget", "delta")
+    assert [metrics[f"edgenewton_coordinator_{name}", ("session", "s")] for name in names] == [1.5, 4.0, 1e-5]
+    assert ("edgenewton_coordinator_epsilon", ("session", "plain")) not in metrics
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, float("nan"), 1e13])
+def test_no_epsilon_that_cannot_be_is_taken(served, stub, epsilon):
+    served.create(devices=1, codec="fp32")
+    device = Device(stub, "a")
+    device.send(gradient_frame(0, 1.0, epsilon=epsilon))
+    assert "epsilon" in device.error().details()
+
+
 def test_how_far_the_run_is_is_told_as_the_devices_say_it(served, stub):
     served.create(devices=2, codec="fp32")
     a = Device(stub, "a", options={"averaging": "0.97"}, run_steps=200)

@@ -5,7 +5,7 @@ import io
 import grpc
 import numpy as np
 import pytest
-from bare_client import Device
+from bare_client import Device, gradient_frame
 from browser import NEEDS_CHROMIUM, chromium, screenshot
 from edgenewton.v1 import exchange_pb2_grpc
 from looks import faults
@@ -81,6 +81,7 @@ def test_everything_has_its_place(look, fleet, size, scheme):
     page.wait_for_selector("#chart-loss .line")
     assert page.inner_text("#reason").startswith("step 30 of 3,000")
     assert page.inner_text("#done").startswith("of 3,000")
+    assert page.inner_text("#privacy") == "plain: the coordinator sees what each device sends"
     assert faults(page) == []
     screenshot(page, f"fleet-{len(fleet.devices)}-{size}")
     # Values under the pointer need room, too.
@@ -165,3 +166,22 @@ def test_scales_have_round_marks(look, fleet):
         assert page.evaluate(f"import('/static/scale.js').then(s => s.{call}.ticks)") == pytest.approx(marks), call
     for values, is_log in [([2, 0.05], True), ([2, 0.2], False), ([2, 0.05, -1], False), ([2, 0], False), ([], False)]:
         assert page.evaluate("v => import('/static/scale.js').then(s => s.spansDecades(v))", values) == is_log
+
+
+def test_everybody_sees_what_the_devices_are_promised_and_what_was_spent(browser):
+    served = Served()
+    served.create("private", devices=1, codec="fp32")
+    with grpc.insecure_channel(served.server.address) as channel:
+        stub = exchange_pb2_grpc.GradientExchangeStub(channel)
+        device = Device(
+            stub, "d0", session="private", options={"privacy_epsilon": "4.0", "privacy_delta": "1e-05"}, run_steps=9
+        )
+        device.send(gradient_frame(0, 1.0, epsilon=1.25))
+        page = browser.open(served.url, "phone", "light")
+        page.wait_for_function("() => document.querySelector('#privacy').textContent.includes('epsilon 1.25 of 4')")
+        cell = page.locator("#devices tr td:nth-child(4)")
+        assert cell.inner_text().split("\n") == ["not told", "epsilon 1.25"]
+        assert faults(page) == []
+        page.context.close()
+    served.stop()
+    assert browser.problems == []

@@ -458,6 +458,19 @@ def test_finishing_never_aborts_but_others_cannot_go_on_alone():
     assert (session.phase, session.reason) == (d.Phase.ENDED, "all devices have finished")
 
 
+def test_devices_that_may_take_no_further_step_end_the_session_and_say_why():
+    session = begun("a", "b", "c")
+    for device in ("a", "b", "c"):
+        contribute(session, device)
+    session.finish("a", 2.0, "the budget is spent")
+    with pytest.raises(RefusedError, match="others have finished: as 'a' says, the budget is"):
+        contribute(session, "c", step=1)
+    session.finish("b", 3.0)
+    session.finish("c", 3.0, "the budget is spent")
+    assert session.phase is d.Phase.ENDED
+    assert session.reason == "all devices have finished: as 'c' says, the budget is spent"
+
+
 @pytest.mark.parametrize(
     "values",
     [{"devices": 0}, {"quorum": 5}, {"codec": "zip"}, {"step_deadline_s": 0}, {"frame_bytes": 1}, {"colour": 1}],

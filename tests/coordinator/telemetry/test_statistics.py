@@ -177,6 +177,38 @@ def test_they_come_back_from_the_record_as_they_were(tmp_path):
     assert found == statistics
 
 
+BUDGET = pb.PrivacyBudget(epsilon=4.0, delta=1e-5, unit="device")
+
+
+def spent(device, step, epsilon):
+    event = report(device, step, 1.0 + step)
+    event.report.contribution.epsilon = epsilon
+    return event
+
+
+def test_epsilon_is_that_of_the_device_that_has_spent_most_and_goes_on_when_it_comes_back(tmp_path):
+    events = [phase(pb.PHASE_TRAINING, 1.0), *(joined(device, budget=BUDGET) for device in "ab")]
+    statistics = statistics_of(*events)
+    assert statistics.epsilon is None
+    assert str(statistics.privacy).startswith("privacy budget: epsilon 0 of 4 spent at delta 1e-05, for each device's")
+    for event in (spent("a", 0, 1.0), spent("b", 0, 1.25)):
+        statistics.apply(event)
+    assert statistics.epsilon == 1.25
+    record = Record(tmp_path / "record.sqlite")
+    record.set_statistics(statistics)
+    record.close()
+    found = Record(tmp_path / "record.sqlite").statistics("s")
+    assert (found.epsilon, found.budget) == (1.25, statistics.budget)
+    for event in (left("b", 2.0, "OK", "tired"), spent("a", 1, 1.5)):
+        found.apply(event)
+    assert found.epsilon == 1.5
+
+
+def test_epsilon_of_a_run_is_none_of_the_next():
+    statistics = statistics_of(joined("a", budget=BUDGET), spent("a", 0, 1.0), joined("a"))
+    assert (statistics.epsilon, statistics.budget, statistics.privacy.name) == (None, None, "plain")
+
+
 def test_the_length_of_the_run_is_what_the_devices_that_are_there_say():
     statistics = statistics_of(joined("a"), joined("b"))
     assert statistics.run_steps is None

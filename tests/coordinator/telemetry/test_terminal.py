@@ -73,6 +73,19 @@ def test_a_loss_that_is_no_number_is_shown_as_such():
     assert "s: training  step 1  loss nan" in printed(view)
 
 
+def test_what_was_spent_of_a_privacy_budget_is_shown():
+    view = TerminalView()
+    own = report("a", 0, 101.0)
+    own.report.contribution.epsilon = 1.234
+    budget = pb.PrivacyBudget(epsilon=4.0, delta=1e-5, unit="device")
+    for event in (phase(pb.PHASE_TRAINING, 100.0), joined("a", 100.0, budget=budget), own):
+        view.apply(event)
+    assert "epsilon 1.23 of 4" in printed(view)
+    figures = view.figures()
+    assert figures["privacy"]["mode"] == "privacy budget"
+    assert (figures["privacy"]["epsilon"], figures["devices"][0]["epsilon"]) == (1.234, 1.234)
+
+
 def test_how_far_the_run_is_is_shown_and_of_which_weights_the_accuracy_is():
     view = TerminalView()
     view.apply(joined("a", run_steps=3_000, averages=True))

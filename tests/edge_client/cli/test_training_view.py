@@ -61,6 +61,6 @@ def test_what_a_privacy_budget_has_cost_stands_in_the_line(monkeypatch):
     console = training_view.out.__class__()
     console._file = file
     times = iter([0.0, 40.0, 40.0])
-    with TrainingView("gateway-7", 20, console=console, clock=lambda: next(times)) as view:
+    with TrainingView("gateway-7", 20, 4.0, console=console, clock=lambda: next(times)) as view:
         view(TrainedStep(0, 1.0, 0.5, devices=2, epsilon=1.234))
-    assert file.getvalue().rstrip().endswith("loss 0.5000, epsilon 1.23")
+    assert file.getvalue().rstrip().endswith("loss 0.5000, epsilon 1.23 of 4")

@@ -1,4 +1,4 @@
-"""What the devices of a session are promised, in a sentence: for the page, the report and whoever watches."""
+"""What the devices of a session are promised, in a sentence: for the page, the report, and each device's log."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
