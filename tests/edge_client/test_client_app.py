@@ -83,6 +83,22 @@ def test_a_node_without_its_place_is_told_what_to_set():
     assert "the node's config lacks 'partition-id'" in reply.error.reason
 
 
+def test_what_the_node_insists_on_is_given_or_nothing_leaves_it(monkeypatch):
+    weights = ask("query", context()).content.array_records["arrays"].to_torch_state_dict()
+    with embedded_coordinator() as coordinator:
+        coordinator.create_session("s", SessionSettings(devices=1))
+        place = {"coordinator": coordinator.address, "session": "s", "first-step": 0, "steps": 1}
+        given = context(require="secure-aggregation, epsilon<=4")
+        assert (
+            "insists on epsilon<=4, and is to train with no privacy budget"
+            in ask("train", given, weights, **place).error.reason
+        )
+        assert "set fraction-evaluate=0" in ask("evaluate", given, weights).error.reason
+        assert not coordinator.directory.find("s").session.members
+        wrong = ask("train", context(require="epsilon"), weights, **place)
+        assert "'epsilon' is nothing that can be required" in wrong.error.reason
+
+
 def test_beside_a_daemon_it_does_without_pytorch():
     code = "import sys, edge_client.client_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
