@@ -14,6 +14,7 @@ from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
 from edge_client import GradientExchange, NewtonOptimizer, PrivacyBudget, PrivateLocalSteps
 from edge_client.exchange import ExchangeError
+from edge_client.optim import TrustRegion
 from edge_client.privacy import PrivacyBudgetError
 from edge_client.sync import LocalSteps, Shared
 from edge_client.training.settings import check_settings
@@ -247,3 +248,12 @@ def test_training_ends_by_itself_once_the_budget_is_spent(coordinator):
     for report, taken, _ in again:
         assert not taken
         assert "the privacy budget is spent: 2 exchanges took epsilon 2 of 2" in report.ended
+
+
+def test_a_damping_that_follows_losses_is_refused(coordinator):
+    trust = TrustRegion(adapt_every=2)
+    with (
+        GradientExchange.connect(coordinator.address, session="s", device="d0") as exchange,
+        pytest.raises(PrivacyBudgetError, match="adapt_every compares losses"),
+    ):
+        NewtonOptimizer(model_of(), trust=trust, sync=PrivateLocalSteps(exchange, budget_of(), 2))
