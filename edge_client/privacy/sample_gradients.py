@@ -1,7 +1,8 @@
 """Each sample's gradient by itself, clipped: what a privacy budget with the unit "sample" adds its noise to."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,31 @@ from edge_client.privacy.budget import PrivacyBudget, PrivacyBudgetError
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class SampleContribution(Protocol):
+    """Who exchanges what the samples' gradients add up to."""
+
+    @property
+    def budget(self) -> PrivacyBudget:
+        """With the unit "sample"."""
+
+    def written(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Return gradients `[n, *shape]` by the parameters' names as they are exchanged, `[n, elements]`."""
+
+    def take(self, total: Tensor, samples: int) -> None:
+        """Take the sum of so many samples' gradients, written and clipped, `[elements]`."""
+
+
 class SampleGradients:
     """Takes the place of `loss.backward()`: the gradients of the samples are clipped one by one, and added up.
 
     The samples run through a copy of the model at once, each as a batch of its own (`torch.func.vmap`). Make it before
-    the optimizer, whose hooks look at whole batches.
+    the optimizer, whose hooks look at whole batches. The parameters' `grad` stays as it is until the optimizer's step,
+    which sets it to the mean of all devices.
 
     Args:
         model: is called with inputs `[1, *input_shape]`.
         loss: a mean over the batch, given outputs and targets.
-        budget: with the unit "sample".
+        plan: of the optimizer that is made after it, such as `PrivateGradients`.
         chunk_size: so many samples' gradients are in memory at a time.
 
     Raises:
@@ -33,10 +49,11 @@ class SampleGradients:
         self,
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        budget: PrivacyBudget,
+        plan: SampleContribution,
         *,
         chunk_size: int = 16,
     ) -> None:
+        budget = plan.budget
         if budget.unit != "sample":
             raise PrivacyBudgetError(f"the unit of the privacy budget is {budget.unit!r}: take unit='sample'")
         for name, module in model.named_modules():
@@ -49,10 +66,9 @@ class SampleGradients:
                 raise ValueError(f"layer {name!r} has hooks already: make SampleGradients before the optimizer")
         self._trained = model
         self._copy = copy.deepcopy(model)
-        self._budget = budget
+        self._plan = plan
         self._chunk_size = chunk_size
-        # A little less than the norm: the rounding of float32 must not take a gradient above the bound.
-        self._bound = budget.clip_norm * (1 - 1e-6)
+        self._bound = budget.clip_norm
 
         def loss_of(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             outputs = torch.func.functional_call(self._copy, parameters, (inputs.unsqueeze(0),))
@@ -63,43 +79,34 @@ class SampleGradients:
         )
 
     def backward(self, inputs: Tensor, targets: Tensor) -> float:
-        """Set each parameter's `grad` to the sum of the samples' clipped gradients over the budget's `batch_size`.
+        """Give the plan the sum of the samples' clipped gradients; several calls in one step add up.
 
         Args:
-            inputs: `[n, *input_shape]`, with n at most the budget's `batch_size`.
+            inputs: `[n, *input_shape]`.
             targets: `[n, *target_shape]`.
 
         Returns:
             the mean loss of the samples.
 
         Raises:
-            PrivacyBudgetError: there are more samples than the budget's batch size, or the model or its loss cannot
-                be differentiated sample by sample.
+            PrivacyBudgetError: the model or its loss cannot be differentiated sample by sample, or the step's samples
+                are more than the budget's batch size.
 
         """
-        if len(inputs) > self._budget.batch_size:
-            raise PrivacyBudgetError(
-                f"the batch has {len(inputs)} samples, and the privacy budget was made for {self._budget.batch_size}: "
-                "take smaller batches, or a budget with a larger batch_size"
-            )
         self._copy.train(self._trained.training)
-        parameters = {name: p for name, p in self._trained.named_parameters() if p.requires_grad}
-        values = {name: p.detach() for name, p in parameters.items()}
-        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        total, size = 0.0, self._chunk_size
-        for chunk in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
+        values = {name: p.detach() for name, p in self._trained.named_parameters() if p.requires_grad}
+        sums, losses = [], []
+        for chunk in zip(torch.split(inputs, self._chunk_size), torch.split(targets, self._chunk_size), strict=True):
             try:
-                gradients, losses = self._of_samples(values, *chunk)
+                gradients, of_samples = self._of_samples(values, *chunk)
             except RuntimeError as error:
                 raise PrivacyBudgetError(
                     "the model or its loss cannot be differentiated sample by sample, which the unit 'sample' needs: "
                     f"{error}"
                 ) from None
-            squares = torch.stack([each.flatten(1).double().square().sum(1) for each in gradients.values()]).sum(0)
-            scales = (self._bound / squares.sqrt().clamp(min=1e-300)).clamp(max=1.0)
-            for name, each in gradients.items():
-                sums[name] += torch.tensordot(scales.to(each), each, dims=1)
-            total += float(losses.sum())
-        for name, parameter in parameters.items():
-            parameter.grad = sums[name] / self._budget.batch_size
-        return total / len(inputs)
+            written = self._plan.written(gradients).cpu().double()
+            norms = torch.linalg.vector_norm(written, dim=1).clamp(min=1e-300)
+            sums.append((self._bound / norms).clamp(max=1.0) @ written)
+            losses.append(of_samples.sum().cpu())
+        self._plan.take(torch.stack(sums).sum(0), len(inputs))
+        return float(torch.stack(losses).sum()) / len(inputs)

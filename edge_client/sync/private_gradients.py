@@ -12,6 +12,7 @@ and it is the root, as in Adam, that preconditions them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ from edge_client.sync.spending import Spending
 class PrivateGradients(ProbeCurvature):
     """Averages clipped and noised gradients after every batch, with the curvature of a synthetic one.
 
-    With the budget's unit "sample" each batch's backward is that of `SampleGradients`, and a device's batches go
-    through its samples pass by pass, with no sample twice in a pass.
+    With the budget's unit "sample" the gradients come from `SampleGradients`, whose `backward` takes the place of the
+    loss's, and a device's batches go through its samples pass by pass, with no sample twice in a pass.
 
     With secure aggregation the coordinator sees the sum alone; without, it sees each device's gradient with the
     device's share of the noise, which is too little to hide it, and must be trusted. Other devices see the sum.
@@ -61,6 +62,10 @@ class PrivateGradients(ProbeCurvature):
         super().__init__(probe, exchange, overlap=False, whiten=True, training_samples=1)
         self._batches_per_pass = batches_per_pass if budget.unit == "sample" else 1
         self._spending = Spending(exchange, budget, self._batches_per_pass)
+        self._total: Tensor | None = None
+        """With the unit "sample": the sum of the clipped gradients of the batch that is on."""
+        self._taken = 0
+        """Samples in it."""
         if isinstance(probe.inputs, MeasuredInputs):
             raise PrivacyBudgetError(
                 "the probe's inputs follow moments of the devices' data, which a privacy budget does not cover: give "
@@ -81,6 +86,11 @@ class PrivateGradients(ProbeCurvature):
     def ended(self) -> str:
         """Why no batch may follow; empty if one may."""
         return self._spending.why_ended(self.step)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether there is something of a batch that no step has been made of."""
+        return super().has_left or self._total is not None
 
     @property
     def epsilon(self) -> float:
@@ -113,6 +123,38 @@ class PrivateGradients(ProbeCurvature):
         super().join(options)
         self._spending.join(self._place)
 
+    def discard(self) -> None:
+        """Forget the batch: see `EveryBatch.discard`."""
+        self._total, self._taken = None, 0
+        super().discard()
+
+    def written(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Return gradients `[n, *shape]` by the parameters' names in the coordinates of the exchange, `[n, elements]`.
+
+        A parameter that is missing has none.
+        """
+        n = len(next(iter(gradients.values())))
+        of = {p: gradients.get(name, p.new_zeros(1).expand(n, *p.shape)) for p, name in self._tensors.names.items()}
+        parameters = list(of)
+        flat: Tensor = torch.func.vmap(lambda *each: self._flat(dict(zip(parameters, each, strict=True))))(*of.values())
+        return flat
+
+    def take(self, total: Tensor, samples: int) -> None:
+        """Take the sum of the clipped gradients of some samples of the batch that is on, `[elements]`.
+
+        Raises:
+            PrivacyBudgetError: the batch has more samples than the budget was made for.
+
+        """
+        taken = self._taken + samples
+        if taken > self.budget.batch_size:
+            raise PrivacyBudgetError(
+                f"the batch has {taken} samples, and the privacy budget was made for {self.budget.batch_size}: "
+                "take smaller batches, or a budget with a larger batch_size"
+            )
+        self._taken = taken
+        self._total = total if self._total is None else self._total + total
+
     def before_update(self, report: Report) -> Update:
         """Contribute this device's clipped gradients with its share of the noise, and wait for the sum.
 
@@ -124,9 +166,16 @@ class PrivateGradients(ProbeCurvature):
         self._spending.pay_missed(self._place.step)
         if self.ended:
             raise PrivacyBudgetError(self.ended)
-        name = None if self._subject.skips_nonfinite else nonfinite_gradient(self._tensors.trained)
-        if name is not None:
-            raise NonFiniteGradientError(self._exchange.device, f"gradient of {name!r}", self.step)
+        skips = report.is_skipped or report.samples == 0
+        if self.budget.unit == "sample" and self._total is None and not skips:
+            raise PrivacyBudgetError(
+                "the privacy budget is of samples, and nothing has clipped each one's gradient: call "
+                "SampleGradients.backward(inputs, targets) in place of loss.backward()"
+            )
+        if not skips and (name := self._nonfinite()) is not None:
+            if not self._subject.skips_nonfinite:
+                raise NonFiniteGradientError(self._exchange.device, name, self.step)
+            report = replace(report, samples=0)
         return super().before_update(Report(samples=report.samples, hyperparameters=report.hyperparameters))
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,16 +218,29 @@ class PrivateGradients(ProbeCurvature):
         """Return what this device tells of its batch."""
         if skips:
             return self._noise.share(sum(part.size for part in self._parts))
-        return self._noise.release(self._flat_gradient().numpy())
+        if self._total is not None:
+            return self._noise.release((self._total / self.budget.batch_size).float().cpu().numpy())
+        gradients = {p: p.grad if p.grad is not None else torch.zeros_like(p) for p in self._tensors.names}
+        return self._noise.release(self._flat(gradients).float().cpu().numpy())
 
-    def _flat_gradient(self) -> Tensor:
-        """Return the gradient of the batch that is on, float32 `[elements]`, in the coordinates of the exchange."""
+    def _flat(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
+        """Return the parameters' gradients `[elements]` in the coordinates of the exchange."""
         flat = []
         for part in self._parts:
-            gradient = part.gather({p: p.grad if p.grad is not None else torch.zeros_like(p) for p in part.parameters})
-            by = self._common.whitening(part.name)
-            flat.append((gradient if by is None else whiten_gradient(gradient.to(by.G), by)).flatten().cpu().float())
+            gradient, by = part.gather(gradients), self._common.whitening(part.name)
+            flat.append((gradient if by is None else whiten_gradient(gradient.to(by.G), by)).flatten())
         return torch.cat(flat)
+
+    def _nonfinite(self) -> str | None:
+        """Return what of the batch holds NaN or infinity, if anything."""
+        if self._total is not None:
+            return None if bool(self._total.isfinite().all()) else "sum of the samples' gradients"
+        name = nonfinite_gradient(self._tensors.trained)
+        return None if name is None else f"gradient of {name!r}"
+
+    def _forget_batch(self) -> None:
+        super()._forget_batch()
+        self._total, self._taken = None, 0
 
     def _gradients_of(self, part: Part, mean: Tensor) -> dict[Tensor, Tensor]:
         gradient = mean * self._noise.grid

@@ -264,8 +264,9 @@ class Trainer:
 
     def _private_backward(self) -> SampleGradients | None:
         """Return what takes each sample's gradient by itself, if the privacy budget is of samples."""
-        budget = self.plan.budget if isinstance(self.plan, PrivateGradients) else None
-        return SampleGradients(self.model, self.task.loss, budget) if budget and budget.unit == "sample" else None
+        if not isinstance(self.plan, PrivateGradients) or self.plan.budget.unit != "sample":
+            return None
+        return SampleGradients(self.model, self.task.loss, self.plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, for another trainer that goes on."""
