@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from edgenewton.v1 import exchange_pb2 as pb
-from edgenewton.v1.privacy_options import WHOLE_DATA, AgreedBudget
+from edgenewton.v1.privacy_options import EACH_SAMPLE, WHOLE_DATA, AgreedBudget
 
 from edge_client.exchange.errors import Cause, ExchangeError
 
@@ -16,10 +16,14 @@ _USUAL_DELTA = 1e-5
 """The largest that suits who insists on an epsilon, and on no delta: with a large one an epsilon promises nothing."""
 _FORMS = (
     f"{_MASKED}, {_MASKED}>=N for sums of at least N devices, epsilon<=E for a privacy budget of at most E, "
-    "delta<=D for one whose delta is at most D; several with commas between them"
+    "sample-epsilon<=E for one of each sample, delta<=D for one whose delta is at most D; several with commas between "
+    "them"
 )
+_NAMES = {WHOLE_DATA: "epsilon", EACH_SAMPLE: "sample-epsilon"}
+"""By unit of the budget."""
+_UNITS = {WHOLE_DATA: "a device's whole data", EACH_SAMPLE: "each sample"}
 _MASKS = re.compile(rf"{_MASKED}(?:\s*>=\s*([0-9]{{1,6}}))?")
-_BOUND = re.compile(r"(epsilon|delta)\s*<=\s*([0-9.eE+-]{1,32})")
+_BOUND = re.compile(r"(epsilon|sample-epsilon|delta)\s*<=\s*([0-9.eE+-]{1,32})")
 
 
 class RequirementError(ValueError):
@@ -36,6 +40,8 @@ class Requirements:
     """Largest epsilon of the privacy budget; None for any."""
     delta: float | None = None
     """Largest delta of the privacy budget; None for what is usual if there is to be a budget."""
+    unit: str = WHOLE_DATA
+    """Of the budget, if an epsilon is given."""
 
     @classmethod
     def parse(cls, required: Sequence[str]) -> Self:
@@ -46,7 +52,7 @@ class Requirements:
 
         """
         least: list[int] = []
-        bounds: dict[str, list[float]] = {"epsilon": [], "delta": []}
+        bounds: dict[str, list[float]] = {"epsilon": [], "sample-epsilon": [], "delta": []}
         for text in (part.strip() for given in required for part in given.split(",")):
             if masks := _MASKS.fullmatch(text):
                 least.append(max(2, int(masks[1] or 0)))
@@ -54,8 +60,14 @@ class Requirements:
                 bounds[bound[1]].append(_number(bound[1], bound[2]))
             else:
                 raise RequirementError(f"{text!r} is nothing that can be required: {_FORMS}")
-        epsilon, delta = (min(of, default=None) for of in bounds.values())
-        return cls(max(least, default=None), epsilon, delta)
+        epsilon, of_sample, delta = (min(of, default=None) for of in bounds.values())
+        if epsilon is not None and of_sample is not None:
+            raise RequirementError(
+                "a privacy budget is of a device's whole data or of each sample: insist on epsilon or on "
+                "sample-epsilon, not on both"
+            )
+        unit = WHOLE_DATA if of_sample is None else EACH_SAMPLE
+        return cls(max(least, default=None), epsilon if of_sample is None else of_sample, delta, unit)
 
     def __bool__(self) -> bool:
         """Whether it insists on anything."""
@@ -113,7 +125,7 @@ class Requirements:
         """
         if not self.wants_budget:
             return
-        bounds = {"epsilon": self.epsilon, "delta": self.delta}
+        bounds = {_NAMES[self.unit]: self.epsilon, "delta": self.delta}
         wanted = " and ".join(f"{name}<={bound:g}" for name, bound in bounds.items() if bound is not None)
         refusal = f"device {device!r} insists on {wanted}, and is to train with"
         budget = AgreedBudget.of(options)
@@ -124,10 +136,10 @@ class Requirements:
                 "with clip-norm and noise-devices, or train without --require",
                 Cause.REFUSED,
             )
-        if budget.unit != WHOLE_DATA:
+        if self.epsilon is not None and budget.unit != self.unit:
             raise ExchangeError(
-                f"{refusal} a budget of each {budget.unit}: take one of a device's whole data, or train without "
-                "--require",
+                f"{refusal} a budget of {_UNITS.get(budget.unit, budget.unit)}, which is counted otherwise: set "
+                f"privacy-unit={self.unit}, or insist on {_NAMES.get(budget.unit, 'delta')}",
                 Cause.REFUSED,
             )
         for name, found, most in (
@@ -135,9 +147,10 @@ class Requirements:
             ("delta", budget.delta, self.most_delta),
         ):
             if most is not None and found > most:
-                told = "" if bounds[name] is not None else f", which is more than the usual {most:g}"
+                told = "" if name == "epsilon" or self.delta is not None else f", which is more than the usual {most:g}"
                 raise ExchangeError(
-                    f"{refusal} {name}={found:g}{told}: set {name} to {most:g} or less, or insist on {name}<={found:g}",
+                    f"{refusal} {name}={found:g}{told}: set {name} to {most:g} or less, or insist on "
+                    f"{_NAMES[self.unit] if name == 'epsilon' else name}<={found:g}",
                     Cause.REFUSED,
                 )
 

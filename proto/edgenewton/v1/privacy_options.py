@@ -7,6 +7,8 @@ from typing import Self
 
 WHOLE_DATA = "device"
 """The unit of a budget that is of a device's whole data."""
+EACH_SAMPLE = "sample"
+"""That of one of each sample: less is hidden."""
 
 
 @dataclass(frozen=True)
