@@ -121,7 +121,8 @@ def train_in_session(
             if on_step is not None:
                 on_step(step)
 
-        trainer.join()
+        if not trainer.plan.ended:
+            trainer.join()
         report = trainer.train(max(0, until_step - trainer.optimizer.current_step), after_step)
         last = current()
         if saving is not None:

@@ -112,13 +112,15 @@ class Trainer:
             ExchangeError: the session failed or went on without this device.
 
         """
-        self.join()
+        ended = self.plan.ended if steps else ""
+        is_budget_spent = bool(ended)
+        if not is_budget_spent:  # else it has nothing to tell the others, who might wait for it
+            self.join()
         began = time.perf_counter()
         taken_steps = 0
         target = self.optimizer.current_step + steps
         self.model.train()
-        samples, ended = 0, ""
-        is_done = is_budget_spent = False
+        samples, is_done = 0, False
         while not is_done and not ended:
             while self.optimizer.current_step < target:
                 if ended := self.plan.ended:

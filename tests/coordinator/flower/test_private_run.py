@@ -77,3 +77,16 @@ def test_the_report_goes_on_counting_over_its_rounds(spent):
     assert privacy["mode"] == "privacy budget"
     assert privacy["epsilon"] == pytest.approx(2.0, rel=1e-6)
     assert privacy["budget"] == {"epsilon": 2.0, "delta": 1e-5, "unit": "device"}
+
+
+def test_without_a_budget_the_nodes_tell_how_good_the_model_is(tmp_path):
+    plain = {"cadence": "every-batch", "steps": 4, "rounds": 2, "output": str(tmp_path)}
+    given = context()
+    given.run_config = {name: PRIVATE[name] for name in ("task", "devices", "batch-size", "threads")} | plain
+    with LocalNodes(2) as nodes:
+        server_app.main(nodes, given)
+    assert nodes.asked.count("evaluate") == 4
+    rounds = json.loads((tmp_path / "history.json").read_text())["rounds"]
+    assert [entry["step"] for entry in rounds] == [2, 4]
+    assert all(entry["train"]["loss"] > 0 and 0 <= entry["evaluate"]["accuracy"] <= 1 for entry in rounds)
+    assert figures(read_run(tmp_path))["privacy"]["mode"] == "plain"

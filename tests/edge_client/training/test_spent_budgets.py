@@ -5,6 +5,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from edgenewton.v1.privacy_options import AgreedBudget
 from typer.testing import CliRunner
 
 from coordinator.serving.server import embedded_coordinator
@@ -22,6 +23,7 @@ from edge_client.training.settings import check_settings
 from edge_client.training.work import DataRequest, TrainRequest
 
 DELTA = 1e-5
+NAMES = {"device": "epsilon", "sample": "sample-epsilon"}
 PRIVATE = {
     "batch-size": 8,
     "cadence": "local-steps",
@@ -93,6 +95,36 @@ def test_the_session_ends_well_and_the_command_says_why(coordinator, tmp_path, m
     assert told["budget"] == {"epsilon": 2.0, "delta": DELTA}
     assert "WARNING: the privacy budget is spent" in result.stderr
     assert (report.steps, report.is_budget_spent) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    [
+        ({"cadence": "local-steps"}, "device"),
+        ({"cadence": "every-batch"}, "device"),
+        ({"cadence": "every-batch", "privacy-unit": "sample", "passes": 1}, "sample"),
+    ],
+)
+def test_every_plan_tells_the_coordinator_what_was_spent(coordinator, settings, unit):
+    coordinator.create_session("s", SessionSettings(devices=2))
+    checked = check_settings(PRIVATE | settings | {"steps": 2})
+
+    def train(device):
+        return train_in_session(
+            "s",
+            checked,
+            device,
+            2,
+            until_step=2,
+            connect=lambda: GradientExchange.connect(
+                coordinator.address, session="s", device=f"d{device}", require=[f"{NAMES[unit]}<=2"]
+            ),
+        ).report.epsilon
+
+    spent = both(train)
+    statistics = coordinator.directory.find("s").chronicle.statistics
+    assert statistics.epsilon == spent[0] == spent[1] == pytest.approx(2.0, rel=1e-6)
+    assert statistics.budget == AgreedBudget(2.0, DELTA, unit)
 
 
 def runner_of(folder, device, *require):
