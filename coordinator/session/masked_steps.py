@@ -235,7 +235,7 @@ class MaskedSteps:
             if not held:
                 continue
             total = of.sum_of(stream_of(piece.key), held, form.of(piece))
-            outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32)
+            outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32, copy=False)
             if may_be_rounded(piece.spec.kind) and totals.samples:
                 clipped = totals.clipped[piece.key.tensor] * piece.length / max(1, piece.spec.size)
                 self._scales.setdefault(piece.key, Scales()).update(total, len(numbers), clipped)
