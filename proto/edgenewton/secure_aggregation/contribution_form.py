@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,13 @@ import numpy.typing as npt
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.secure_aggregation.fixed_point import BLOCK, FixedPoint, Float32Array
 from edgenewton.secure_aggregation.messages import scales_from_bytes
+from edgenewton.secure_aggregation.modular_integers import bits_for_sum
 from edgenewton.v1.framing import Layout, Slice, SliceKey
 
-CURVATURE_BITS = 12
-"""Of curvature statistics: an inverse magnifies what is rounded away. More are of no use that could be measured."""
+CURVATURE_BITS = 9
+"""Of a device's curvature statistics, at least. More are of no use that could be measured."""
+CURVATURE_SUM_BITS = 12
+"""Of the sum of curvature statistics, at least: that of few devices has more bits of each."""
 NOISED_BITS = 24
 """Of integers with noise for differential privacy: the largest that float32 has exactly."""
 _NUMBERS = 5
@@ -27,7 +31,8 @@ class ContributionForm:
 
     Args:
         layout: of the slices.
-        bits: of a device's integers of gradients and moves.
+        bits: of a device's integers of moves. Gradients have up to twice as many: the scale of all must suit the
+            largest, and what is rounded away of a gradient is lost, while of moves it is sent later.
         devices: so many mask.
         scales: of the blocks of the slices that have any.
 
@@ -42,7 +47,13 @@ class ContributionForm:
         """Return how a slice is written."""
         if piece.spec.kind == "noised":
             return FixedPoint(NOISED_BITS, self.devices, unit=1.0)
-        bits = CURVATURE_BITS if piece.spec.kind == "curvature" else self.bits
+        match piece.spec.kind:
+            case "gradient":  # as many as leave it twice the bits in the sum
+                bits = max(self.bits, 2 * self.bits - bits_for_sum(0, self.devices))
+            case "curvature":
+                bits = max(CURVATURE_BITS, CURVATURE_SUM_BITS - bits_for_sum(0, self.devices))
+            case _:
+                bits = self.bits
         return FixedPoint(bits, self.devices, self.scales.get(piece.key))
 
     @property
@@ -129,7 +140,7 @@ class Totals:
         return np.array([self.samples, self.loss, *evaluated, *self.clipped], np.float64)
 
     @classmethod
-    def from_vector(cls, vector: npt.NDArray[np.float64]) -> "Totals":
+    def from_vector(cls, vector: npt.NDArray[np.floating[Any]]) -> "Totals":
         """Return what a vector says."""
         samples, loss, correct, tried, tried_loss = vector[:_NUMBERS]
         count = round(tried)

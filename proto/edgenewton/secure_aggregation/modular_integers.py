@@ -67,12 +67,15 @@ def packed_length(length: int, bits: int) -> int:
 def pack(values: Integers, bits: int) -> bytes:
     """Return integers as bytes: first the lowest byte of all, then the next, then the bits that are left of all.
 
+    Those that fill their type are written one after the other, the lowest byte first.
     What is left is written in groups of four bits, two and one, as far as needed, the lower bits of each integer first.
     For a group the integers are cut into as many equal parts as groups go into a byte, and each byte has one group of
     each part, the first in its lowest bits. So all is done to whole arrays of bytes.
     """
-    length, (whole, left) = len(values), divmod(bits, 8)
-    parts: list[npt.NDArray[np.uint8]] = [_byte(values, place) for place in range(whole)]
+    whole, left = divmod(bits, 8)
+    if whole == values.itemsize:
+        return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    parts: list[Any] = [_byte(values, place) for place in range(whole)]
     if left:
         rest = _byte(values, whole)
         for group in _groups(left):
@@ -82,7 +85,7 @@ def pack(values: Integers, bits: int) -> bytes:
 
 
 def unpack(data: bytes, length: int, bits: int) -> Integers:
-    """Return the integers that `pack` wrote.
+    """Return the integers that `pack` wrote; perhaps as a view of them, which cannot be written to.
 
     Raises:
         WidthError: these are not so many bytes.
@@ -91,6 +94,8 @@ def unpack(data: bytes, length: int, bits: int) -> Integers:
     if len(data) != packed_length(length, bits):
         raise WidthError(f"{length} integers of {bits} bits take {packed_length(length, bits)} bytes; {len(data)} came")
     word, (whole, left) = word_of(bits), divmod(bits, 8)
+    if whole == word.itemsize:
+        return np.frombuffer(data, word.newbyteorder("<")).astype(word, copy=False)
     read = np.frombuffer(data, np.uint8)
     values = read[:length].astype(word) if whole else np.zeros(length, word)
     for place in range(1, whole):

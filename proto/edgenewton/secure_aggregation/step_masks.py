@@ -3,12 +3,10 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, PrivateKey
-from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.mask_stream import MaskKey, change_by_masks
 from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits, word_of
 from edgenewton.secure_aggregation.shamir import random_secret, split
 from edgenewton.secure_aggregation.step_keys import Announcement, Channel, Shares, StepKeys, digest
@@ -121,11 +119,14 @@ class StepMasks:
         if stream in self._used:
             raise RuntimeError(f"vector {stream} of step {self._step} was masked already")
         self._used.add(stream)
-        word = word_of(bits)
-        masked = values.astype(word)
-        self._self_mask.apply(np.add, stream, masked)
-        for other, key in self._pair_masks.items():
-            key.apply(np.add if self._device < other else np.subtract, stream, masked)
+        masked = values.astype(word_of(bits))
+        pairs = self._pair_masks.items()
+        change_by_masks(
+            masked,
+            stream,
+            added=[self._self_mask, *(key for other, key in pairs if self._device < other)],
+            subtracted=[key for other, key in pairs if self._device > other],
+        )
         keep_bits(masked, bits)
         return masked
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-import numpy as np
-
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
 from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, PrivateKey, public_key
-from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.mask_stream import MaskKey, change_by_masks
 from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits
 from edgenewton.secure_aggregation.shamir import Combiner, ShareError
 from edgenewton.secure_aggregation.step_keys import StepKeys, digest
@@ -97,11 +95,14 @@ class Unmasking:
         """
         if not self._self_masks:
             self._combine()
-        for key in self._self_masks:
-            key.apply(np.subtract, stream, summed)
-        for (dropped, other), key in self._pair_masks.items():
-            # What `other` did with the mask of the pair is undone.
-            key.apply(np.subtract if other < dropped else np.add, stream, summed)
+        # What `other` did with the mask of the pair is undone.
+        pairs = self._pair_masks.items()
+        change_by_masks(
+            summed,
+            stream,
+            added=[key for (dropped, other), key in pairs if other > dropped],
+            subtracted=[*self._self_masks, *(key for (dropped, other), key in pairs if other < dropped)],
+        )
         keep_bits(summed, bits)
 
     def _combine(self) -> None:
