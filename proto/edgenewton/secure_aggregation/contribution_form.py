@@ -15,9 +15,7 @@ from edgenewton.secure_aggregation.modular_integers import bits_for_sum
 from edgenewton.v1.framing import Layout, Slice, SliceKey
 
 CURVATURE_BITS = 9
-"""Of a device's curvature statistics, at least. More are of no use that could be measured."""
-CURVATURE_SUM_BITS = 12
-"""Of the sum of curvature statistics, at least: that of few devices has more bits of each."""
+"""Of a device's curvature statistics. More are of no use that could be measured."""
 NOISED_BITS = 24
 """Of integers with noise for differential privacy: the largest that float32 has exactly."""
 _NUMBERS = 5
@@ -51,7 +49,7 @@ class ContributionForm:
             case "gradient":  # as many as leave it twice the bits in the sum
                 bits = max(self.bits, 2 * self.bits - bits_for_sum(0, self.devices))
             case "curvature":
-                bits = max(CURVATURE_BITS, CURVATURE_SUM_BITS - bits_for_sum(0, self.devices))
+                bits = CURVATURE_BITS
             case _:
                 bits = self.bits
         return FixedPoint(bits, self.devices, self.scales.get(piece.key))
@@ -115,11 +113,8 @@ def scales_by_slice(layout: Layout, written: Sequence[bytes]) -> dict[SliceKey, 
     slices = all_slices(layout)
     if len(written) != len(slices):
         raise ValueError(f"scales of {len(written)} slices came; the session has {len(slices)}")
-    found = (
-        (piece.key, scales_from_bytes(data, -(-piece.length // BLOCK)))
-        for piece, data in zip(slices, written, strict=True)
-    )
-    return {key: scales for key, scales in found if scales is not None}
+    blocks = {piece.key: -(-piece.length // BLOCK) for piece, data in zip(slices, written, strict=True) if data}
+    return dict(zip(blocks, scales_from_bytes([data for data in written if data], blocks.values()), strict=True))
 
 
 @dataclass(frozen=True)

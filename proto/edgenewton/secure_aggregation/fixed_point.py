@@ -1,6 +1,7 @@
 """Vectors of reals as integers that can be added under masks: all devices take the same scales, block by block."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ class FixedPoint:
     scales: Float32Array | None = None
     unit: float | None = None
 
-    @property
+    @cached_property
     def sum_bits(self) -> int:
         """Bits of the sum, and so of each masked integer."""
         return MOST_BITS if self._is_fine else bits_for_sum(self.bits, self.devices)
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """The largest integer of a device."""
         if self._is_fine:

@@ -43,9 +43,9 @@ class MaskKey:
         change_by_masks(drawn, stream, added=[self])
         return drawn
 
-    def begin(self, stream: int) -> None:
-        """Begin a stream."""
-        self._cipher.reset_nonce(stream.to_bytes(_HALF, "big") + bytes(_HALF))
+    def begin(self, counter: bytes) -> None:
+        """Begin a stream, with its first counter block."""
+        self._cipher.reset_nonce(counter)
 
     def go_on(self, into: bytearray, size: int) -> None:
         """Write the next bytes of the stream, at most `_CHUNK_BYTES`."""
@@ -64,8 +64,9 @@ def change_by_masks(
         subtracted: keys of those that are subtracted.
 
     """
+    counter = stream.to_bytes(_HALF, "big") + bytes(_HALF)
     for key in (*added, *subtracted):
-        key.begin(stream)
+        key.begin(counter)
     drawn = np.frombuffer(_scratch.buffer, values.dtype.newbyteorder("<"), _CHUNK_BYTES // values.itemsize)
     for begin in range(0, len(values), len(drawn)):
         part = values[begin : begin + len(drawn)]
