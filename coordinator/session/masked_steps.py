@@ -30,6 +30,7 @@ from edgenewton.v1.framing import Layout, Slice, SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.decisions import Decision, KeysWanted, MaskersSettled, SharesWanted
+from coordinator.session.keys_ahead import KeysAhead
 from coordinator.session.masked_round import MaskedRound, MaskingPhase
 from coordinator.session.members import Member, Standing
 from coordinator.session.robust.step_rule import Held, StepOutcome
@@ -37,6 +38,8 @@ from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
 
+AHEAD_PATIENCE_S = 0.25
+"""Keys that are to come with a device's shares of the step before have so much time until it is asked for them."""
 PATIENCE_S = 2.0
 """Once enough devices have sent keys, the others have so much time from the question on."""
 
@@ -57,6 +60,7 @@ class MaskedSteps:
         self._since = 0.0
         self._layout: Layout | None = None
         self._scales: dict[SliceKey, Scales] = {}
+        self._ahead = KeysAhead(session)
         self._channel_keys: dict[str, bytes] = {}
         """Of each device of the circle, as the round began: by another it would be a device that was started again."""
         self._written: list[bytes] = []
@@ -90,6 +94,8 @@ class MaskedSteps:
         of = self._round
         if of is None or of.phase is not MaskingPhase.KEYS:
             return []
+        if self._ahead.awaited and now >= self._since + AHEAD_PATIENCE_S:
+            return self._ask_for_keys(of, self._ahead.give_up(), members)
         awaited = (set(of.circle) & members.keys()) - of.declined
         has_enough = len(of.keys) >= max(of.needed, self._settings.required)
         if has_enough and (of.keys.keys() >= awaited or now >= self._since + PATIENCE_S):
@@ -131,8 +137,10 @@ class MaskedSteps:
     def ask(self, contributed: Collection[str], now: float) -> list[Decision]:
         """Settle whose contributions are summed up, and ask for what unmasks the sum."""
         assert self._round is not None
+        assert self._of is not None
         self._round.ask(contributed)
         self._since = now
+        self._ahead.expect(self._round, self._of.number + self._of.batches, self._channel_keys)
         return [SharesWanted(self._round.step, self._round)]
 
     @property
@@ -175,6 +183,8 @@ class MaskedSteps:
 
         """
         of = self._round
+        if message.next_keys.public:
+            self._ahead.take(device, message.next_step, message.next_keys)
         is_asked = of is not None and step == of.step and of.phase is MaskingPhase.SHARES and device in of.maskers
         if of is not None and is_asked and message.public == of.keys[device].public:
             of.take_revealed(device, revealed_from_proto(device, *of.held_by(device), message))
@@ -251,9 +261,18 @@ class MaskedSteps:
             self._layout = Layout(fingerprint, choice.masked_policy(), self._settings.frame_bytes)
             self._scales = {}
         self._of, self._since = step, now
-        self._round = MaskedRound(self._session, step.number, circle)
         self._channel_keys = {device: _channel_key(members[device]) for device in circle}
-        return [KeysWanted(step.number, tuple(self._round.circle))]
+        ahead = self._ahead.begin(step.number, self._channel_keys)
+        if ahead is None:
+            self._round = MaskedRound(self._session, step.number, circle)
+            return [KeysWanted(step.number, tuple(self._round.circle))]
+        self._round = ahead
+        asked = self._ask_for_keys(ahead, set(circle) - ahead.keys.keys() - set(self._ahead.awaited), members)
+        return [*asked, *self.advance(step, members, fingerprint, now)]
+
+    def _ask_for_keys(self, of: MaskedRound, devices: Collection[str], members: Roster) -> list[Decision]:
+        asked = tuple(sorted(set(devices) & members.keys()))
+        return [KeysWanted(of.step, tuple(of.circle), only=asked)] if asked else []
 
     def _settle_maskers(self, of: MaskedRound) -> list[Decision]:
         assert self._layout is not None

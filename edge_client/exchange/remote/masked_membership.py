@@ -193,6 +193,7 @@ class MaskedMembership(GrpcMembership):
         ready = self._masking.take_ready(self.step)
         if ready is None or self._link.has_committed(self.step):
             return
+        self._masking.expect(self.step + contribution.end.batches)
         self._link.begin_step(self.step)  # what left under other masks is of no use
         frames = list(self._memory.frames(contribution, ready, self._layout.frame_bytes))
         for frame in frames[:-1]:

@@ -98,6 +98,7 @@ class Masking:
         self._rounds: dict[bytes, tuple[int, list[str], StepMasks]] = {}
         """By the public key: the step, the circle, the masks."""
         self._ready: ReadyMasks | None = None
+        self._next_step = 0
         self._once = MaskedOnce()
         self._lock = threading.Lock()
 
@@ -112,6 +113,11 @@ class Masking:
                 return None
             self._once.contributed(step, ready.circle)
             return ready
+
+    def expect(self, step: int) -> None:
+        """Expect that a step follows the one that is on."""
+        with self._lock:
+            self._next_step = step
 
     def is_ready(self, step: int) -> bool:
         """Whether there are masks of a step that were not taken."""
@@ -178,12 +184,16 @@ class Masking:
             self._channels.learn(key)
         if not self._once.may_mask(step, circle):
             return pb.Frame(step=step, step_keys=pb.StepKeys())
+        return pb.Frame(step=step, step_keys=self._make_keys(step, circle))
+
+    def _make_keys(self, step: int, circle: list[str]) -> pb.StepKeys:
+        device = self._channels.device
         secrets = {other: self._channels.secret(other) for other in circle if other != device}
         masks = StepMasks(self._channels.session, step, device, secrets, self._settings.least)
         self._rounds[masks.keys.public] = step, circle, masks
         for old in list(self._rounds)[:-_KEPT_ROUNDS]:
             del self._rounds[old]
-        return pb.Frame(step=step, step_keys=step_keys_to_proto(device, masks.keys))
+        return step_keys_to_proto(device, masks.keys)
 
     def _take_maskers(self, step: int, settled: pb.Maskers) -> None:
         known = self._rounds.get(settled.public)
@@ -222,4 +232,10 @@ class Masking:
             )
         revealed = masks.reveal(contributed)
         self._once.revealed(step, wanted.public)
-        return pb.Frame(step=step, revealed=revealed_to_proto(wanted.public, revealed))
+        answer = revealed_to_proto(wanted.public, revealed)
+        following = self._next_step
+        if following > step and self._once.may_mask(following, circle):
+            # Most probably the same devices mask in the next step, too: that saves it a round trip.
+            answer.next_step = following
+            answer.next_keys.CopyFrom(self._make_keys(following, circle))
+        return pb.Frame(step=step, revealed=answer)

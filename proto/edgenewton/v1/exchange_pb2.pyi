@@ -268,14 +268,18 @@ class Unmask(_message.Message):
     def __init__(self, public: _Optional[bytes] = ..., contributed: _Optional[bytes] = ...) -> None: ...
 
 class Revealed(_message.Message):
-    __slots__ = ("public", "of_keys", "of_seeds")
+    __slots__ = ("public", "of_keys", "of_seeds", "next_keys", "next_step")
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     OF_KEYS_FIELD_NUMBER: _ClassVar[int]
     OF_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     public: bytes
     of_keys: bytes
     of_seeds: bytes
-    def __init__(self, public: _Optional[bytes] = ..., of_keys: _Optional[bytes] = ..., of_seeds: _Optional[bytes] = ...) -> None: ...
+    next_keys: StepKeys
+    next_step: int
+    def __init__(self, public: _Optional[bytes] = ..., of_keys: _Optional[bytes] = ..., of_seeds: _Optional[bytes] = ..., next_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., next_step: _Optional[int] = ...) -> None: ...
 
 class TensorSlice(_message.Message):
     __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")

@@ -5,13 +5,12 @@ from contextlib import closing
 
 import pytest
 import torch
-from edgenewton.v1 import exchange_pb2 as pb
 from test_secure_aggregation import PLANS, assert_identical, flat, model_of, run, samples_of, silent, until
 from torch import nn
 
 from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
-from coordinator.session.decisions import StepCommitted
+from coordinator.session.decisions import KeysWanted, StepCommitted
 from coordinator.session.masked_round import MaskingPhase
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
@@ -44,8 +43,15 @@ def phase_of(coordinator):
 
 @pytest.mark.parametrize("phase", MaskingPhase)
 def test_a_connection_that_breaks_at_any_point_of_a_round_changes_nothing(coordinator, phase):
-    """It breaks when d0 is told, or asked for, what begins the phase; d0's answer may be lost with it."""
-    said = {MaskingPhase.KEYS: "keys_wanted", MaskingPhase.CONTRIBUTIONS: "maskers", MaskingPhase.SHARES: "unmask"}
+    """It breaks when d0 is told, or asked for, what begins the phase; d0's answer may be lost with it.
+
+    Keys are told with the shares of the step before.
+    """
+    said, at = {
+        MaskingPhase.KEYS: ("unmask", 2),
+        MaskingPhase.CONTRIBUTIONS: ("maskers", 3),
+        MaskingPhase.SHARES: ("unmask", 3),
+    }[phase]
     coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=20, secure_aggregation=True))
     with closing(TcpProxy(coordinator.address)) as proxy, ThreadPoolExecutor(3) as pool:
         cuts = iter([3])
@@ -58,7 +64,7 @@ def test_a_connection_that_breaks_at_any_point_of_a_round_changes_nothing(coordi
 
             def cutting(frame):
                 result = answer(frame)
-                if frame.HasField(said[phase]) and frame.step == 3 and next(cuts, None):
+                if frame.HasField(said) and frame.step == at and next(cuts, None):
                     proxy.cut()
                 return result
 
@@ -94,15 +100,9 @@ def test_a_step_whose_sum_cannot_be_unmasked_is_lost_and_not_begun_anew(coordina
 def declining(optimizer, step):
     """As a device that has revealed in step 4, or contributed in another circle, before the coordinator went down."""
     if step == 2:
-        masking = optimizer._sync._membership._masking
-        answer = masking.answer
-
-        def answered(frame):
-            if frame.HasField("keys_wanted") and frame.step == 4:
-                return pb.Frame(step=4, step_keys=pb.StepKeys())
-            return answer(frame)
-
-        masking.answer = answered
+        once = optimizer._sync._membership._masking._once
+        may_mask = once.may_mask
+        once.may_mask = lambda step, circle: step != 4 and may_mask(step, circle)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -116,6 +116,17 @@ def test_a_step_in_which_too_few_may_mask_again_is_lost_at_once(coordinator, pla
         assert_identical(list(states))
     assert [each.step for each in committed if not each.devices] == [4]
     assert len({each.batches for each in committed if each.step < 10}) == 1
+
+
+def test_as_long_as_the_circle_stays_keys_are_asked_for_once(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=20, secure_aggregation=True))
+    mail, asked = coordinator.directory.find("s")._masking_mail, []
+    send = mail.send
+    mail.send = lambda decision: (asked.append(decision) if isinstance(decision, KeysWanted) else None, send(decision))
+    models = [model_of() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        assert_identical(list(pool.map(lambda d: train(coordinator.address, d, models[d]), range(3))))
+    assert [each.step for each in asked] == [0]
 
 
 def commits_of(coordinator):

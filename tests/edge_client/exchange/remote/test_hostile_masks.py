@@ -28,7 +28,9 @@ def saying(field, change):
             return
         membership = optimizer._sync._membership
         masking, link = membership._masking, membership._link
-        answer = masking.answer
+        answer, expect = masking.answer, masking.expect
+        if field == "step_keys":  # it is asked for them
+            masking.expect = lambda following: expect(following if following != 3 else 0)
 
         def answered(frame):
             said = answer(frame)
@@ -82,9 +84,29 @@ def test_keys_that_are_none_cost_their_device_its_place(coordinator, change, tex
         ended.result()
 
 
+def ahead_of_other_neighbours(said):
+    said.revealed.next_keys.boxes = said.revealed.next_keys.boxes[:-80]
+
+
+def test_keys_ahead_that_are_none_cost_their_device_its_place(coordinator):
+    ended = run_with(coordinator, saying("revealed", ahead_of_other_neighbours))
+    with pytest.raises(ExchangeError, match="device 'd1'.*step keys for other neighbours than its own"):
+        ended.result()
+
+
+def ahead_of_another_step(said):
+    said.revealed.next_step = 99
+
+
+def without_keys_ahead(said):
+    said.revealed.ClearField("next_keys")
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [
+        ("revealed", ahead_of_another_step),
+        ("revealed", without_keys_ahead),
         ("revealed", lambda said: [said, said]),
         (
             "revealed",
