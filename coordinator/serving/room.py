@@ -285,6 +285,8 @@ class Room:
             self._outboxes.send(device, _HEARTBEAT)
         if frame.HasField("step_keys"):
             session.take_keys(device, frame.step, frame.step_keys, now)
+        if frame.HasField("next_keys"):
+            session.take_keys_ahead(device, frame.next_step, frame.next_keys)
         if frame.HasField("revealed"):
             session.take_revealed(device, frame.step, frame.revealed, now)
         if self._is_readable(device, frame):

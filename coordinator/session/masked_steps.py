@@ -38,8 +38,6 @@ from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
 from coordinator.session.step import Contribution, Step
 
-AHEAD_PATIENCE_S = 0.25
-"""Keys that are to come with a device's shares of the step before have so much time until it is asked for them."""
 PATIENCE_S = 2.0
 """Once enough devices have sent keys, the others have so much time from the question on."""
 
@@ -94,8 +92,6 @@ class MaskedSteps:
         of = self._round
         if of is None or of.phase is not MaskingPhase.KEYS:
             return []
-        if self._ahead.awaited and now >= self._since + AHEAD_PATIENCE_S:
-            return self._ask_for_keys(of, self._ahead.give_up(), members)
         awaited = (set(of.circle) & members.keys()) - of.declined
         has_enough = len(of.keys) >= max(of.needed, self._settings.required)
         if has_enough and (of.keys.keys() >= awaited or now >= self._since + PATIENCE_S):
@@ -137,10 +133,8 @@ class MaskedSteps:
     def ask(self, contributed: Collection[str], now: float) -> list[Decision]:
         """Settle whose contributions are summed up, and ask for what unmasks the sum."""
         assert self._round is not None
-        assert self._of is not None
         self._round.ask(contributed)
         self._since = now
-        self._ahead.expect(self._round, self._of.number + self._of.batches, self._channel_keys)
         return [SharesWanted(self._round.step, self._round)]
 
     @property
@@ -175,6 +169,16 @@ class MaskedSteps:
         else:
             of.take_keys(device, step_keys_from_proto(device, of.neighbours(device), message))
 
+    def take_keys_ahead(self, device: str, step: int, message: pb.StepKeys) -> None:
+        """Take a device's keys for a step to come.
+
+        Raises:
+            SecureAggregationError: they are not for as many neighbours as it has.
+
+        """
+        if self._round is not None:
+            self._ahead.take(device, self._round, step, message)
+
     def take_revealed(self, device: str, step: int, message: pb.Revealed) -> None:
         """Take what a device reveals; what is about other keys comes too late.
 
@@ -183,8 +187,6 @@ class MaskedSteps:
 
         """
         of = self._round
-        if message.next_keys.public:
-            self._ahead.take(device, message.next_step, message.next_keys)
         is_asked = of is not None and step == of.step and of.phase is MaskingPhase.SHARES and device in of.maskers
         if of is not None and is_asked and message.public == of.keys[device].public:
             of.take_revealed(device, revealed_from_proto(device, *of.held_by(device), message))
@@ -262,17 +264,11 @@ class MaskedSteps:
             self._scales = {}
         self._of, self._since = step, now
         self._channel_keys = {device: _channel_key(members[device]) for device in circle}
-        ahead = self._ahead.begin(step.number, self._channel_keys)
-        if ahead is None:
-            self._round = MaskedRound(self._session, step.number, circle)
-            return [KeysWanted(step.number, tuple(self._round.circle))]
-        self._round = ahead
-        asked = self._ask_for_keys(ahead, set(circle) - ahead.keys.keys() - set(self._ahead.awaited), members)
-        return [*asked, *self.advance(step, members, fingerprint, now)]
-
-    def _ask_for_keys(self, of: MaskedRound, devices: Collection[str], members: Roster) -> list[Decision]:
-        asked = tuple(sorted(set(devices) & members.keys()))
-        return [KeysWanted(of.step, tuple(of.circle), only=asked)] if asked else []
+        self._round = of = self._ahead.begin(step.number, self._channel_keys)
+        asked = [device for device in of.circle if device not in of.keys]
+        if asked:
+            return [KeysWanted(step.number, tuple(of.circle), only=tuple(asked))]
+        return self._settle_maskers(of)
 
     def _settle_maskers(self, of: MaskedRound) -> list[Decision]:
         assert self._layout is not None

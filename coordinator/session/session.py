@@ -281,6 +281,15 @@ class Session:
         self._take_masked(device, step, lambda masking: masking.take_keys(device, step, message))
         self.advance(now)
 
+    def take_keys_ahead(self, device: str, step: int, message: pb.StepKeys) -> None:
+        """Take a device's keys for a step to come.
+
+        Raises:
+            RefusedError: they are not what the protocol wants, or the session has no secure aggregation.
+
+        """
+        self._take_masked(device, step, lambda masking: masking.take_keys_ahead(device, step, message))
+
     def take_revealed(self, device: str, step: int, message: pb.Revealed, now: float) -> None:
         """Take what a device reveals of a step; what comes too late is dropped.
 

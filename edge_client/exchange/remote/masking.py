@@ -98,7 +98,6 @@ class Masking:
         self._rounds: dict[bytes, tuple[int, list[str], StepMasks]] = {}
         """By the public key: the step, the circle, the masks."""
         self._ready: ReadyMasks | None = None
-        self._next_step = 0
         self._once = MaskedOnce()
         self._lock = threading.Lock()
 
@@ -114,10 +113,15 @@ class Masking:
             self._once.contributed(step, ready.circle)
             return ready
 
-    def expect(self, step: int) -> None:
-        """Expect that a step follows the one that is on."""
+    def keys_ahead(self, step: int, circle: Sequence[str]) -> pb.StepKeys | None:
+        """Return keys for a step to come, if this device may mask in it in that circle.
+
+        Raises:
+            SecureAggregationError: the coordinator has not told the key of one of the circle.
+
+        """
         with self._lock:
-            self._next_step = step
+            return self._make_keys(step, list(circle)) if self._once.may_mask(step, circle) else None
 
     def is_ready(self, step: int) -> bool:
         """Whether there are masks of a step that were not taken."""
@@ -232,10 +236,4 @@ class Masking:
             )
         revealed = masks.reveal(contributed)
         self._once.revealed(step, wanted.public)
-        answer = revealed_to_proto(wanted.public, revealed)
-        following = self._next_step
-        if following > step and self._once.may_mask(following, circle):
-            # Most probably the same devices mask in the next step, too: that saves it a round trip.
-            answer.next_step = following
-            answer.next_keys.CopyFrom(self._make_keys(following, circle))
-        return pb.Frame(step=step, revealed=answer)
+        return pb.Frame(step=step, revealed=revealed_to_proto(wanted.public, revealed))

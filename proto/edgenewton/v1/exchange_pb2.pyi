@@ -268,18 +268,14 @@ class Unmask(_message.Message):
     def __init__(self, public: _Optional[bytes] = ..., contributed: _Optional[bytes] = ...) -> None: ...
 
 class Revealed(_message.Message):
-    __slots__ = ("public", "of_keys", "of_seeds", "next_keys", "next_step")
+    __slots__ = ("public", "of_keys", "of_seeds")
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     OF_KEYS_FIELD_NUMBER: _ClassVar[int]
     OF_SEEDS_FIELD_NUMBER: _ClassVar[int]
-    NEXT_KEYS_FIELD_NUMBER: _ClassVar[int]
-    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     public: bytes
     of_keys: bytes
     of_seeds: bytes
-    next_keys: StepKeys
-    next_step: int
-    def __init__(self, public: _Optional[bytes] = ..., of_keys: _Optional[bytes] = ..., of_seeds: _Optional[bytes] = ..., next_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., next_step: _Optional[int] = ...) -> None: ...
+    def __init__(self, public: _Optional[bytes] = ..., of_keys: _Optional[bytes] = ..., of_seeds: _Optional[bytes] = ...) -> None: ...
 
 class TensorSlice(_message.Message):
     __slots__ = ("tensor", "dtype", "codec", "shape", "offset", "length", "data")
@@ -300,7 +296,7 @@ class TensorSlice(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped", "keys_wanted", "step_keys", "maskers", "unmask", "revealed", "masked_with")
+    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped", "keys_wanted", "step_keys", "maskers", "unmask", "revealed", "masked_with", "next_keys", "next_step")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +312,8 @@ class Frame(_message.Message):
     UNMASK_FIELD_NUMBER: _ClassVar[int]
     REVEALED_FIELD_NUMBER: _ClassVar[int]
     MASKED_WITH_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     step: int
     samples: int
     slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
@@ -331,7 +329,9 @@ class Frame(_message.Message):
     unmask: Unmask
     revealed: Revealed
     masked_with: bytes
-    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ..., keys_wanted: _Optional[_Union[KeysWanted, _Mapping]] = ..., step_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., maskers: _Optional[_Union[Maskers, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., revealed: _Optional[_Union[Revealed, _Mapping]] = ..., masked_with: _Optional[bytes] = ...) -> None: ...
+    next_keys: StepKeys
+    next_step: int
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ..., keys_wanted: _Optional[_Union[KeysWanted, _Mapping]] = ..., step_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., maskers: _Optional[_Union[Maskers, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., revealed: _Optional[_Union[Revealed, _Mapping]] = ..., masked_with: _Optional[bytes] = ..., next_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., next_step: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

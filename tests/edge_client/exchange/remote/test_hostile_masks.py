@@ -28,9 +28,9 @@ def saying(field, change):
             return
         membership = optimizer._sync._membership
         masking, link = membership._masking, membership._link
-        answer, expect = masking.answer, masking.expect
-        if field == "step_keys":  # it is asked for them
-            masking.expect = lambda following: expect(following if following != 3 else 0)
+        answer, ahead = masking.answer, masking.keys_ahead
+        # So that it is asked for them.
+        masking.keys_ahead = lambda of, circle: None if of == 3 else ahead(of, circle)
 
         def answered(frame):
             said = answer(frame)
@@ -84,29 +84,37 @@ def test_keys_that_are_none_cost_their_device_its_place(coordinator, change, tex
         ended.result()
 
 
-def ahead_of_other_neighbours(said):
-    said.revealed.next_keys.boxes = said.revealed.next_keys.boxes[:-80]
+def telling_ahead(change):
+    """Return what makes a device tell other keys with its contributions."""
+
+    def act(optimizer, step):
+        if step == 1:
+            masking = optimizer._sync._membership._masking
+            ahead = masking.keys_ahead
+            masking.keys_ahead = lambda of, circle: change(ahead, of, circle)
+
+    return act
+
+
+def ahead_of_other_neighbours(ahead, step, circle):
+    keys = ahead(step, circle)
+    keys.boxes = keys.boxes[:-80]
+    return keys
 
 
 def test_keys_ahead_that_are_none_cost_their_device_its_place(coordinator):
-    ended = run_with(coordinator, saying("revealed", ahead_of_other_neighbours))
+    ended = run_with(coordinator, telling_ahead(ahead_of_other_neighbours))
     with pytest.raises(ExchangeError, match="device 'd1'.*step keys for other neighbours than its own"):
         ended.result()
 
 
-def ahead_of_another_step(said):
-    said.revealed.next_step = 99
-
-
-def without_keys_ahead(said):
-    said.revealed.ClearField("next_keys")
+def test_who_tells_no_keys_ahead_is_asked(coordinator):
+    run_with(coordinator, telling_ahead(lambda ahead, step, circle: None)).result()
 
 
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("revealed", ahead_of_another_step),
-        ("revealed", without_keys_ahead),
         ("revealed", lambda said: [said, said]),
         (
             "revealed",
