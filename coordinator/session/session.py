@@ -313,6 +313,7 @@ class Session:
             self._refuse([(device, reason)], now)
         elif self.is_closing:
             self.progress.combined(outcome, now)
+            self.advance(now)  # the masks of the next step are agreed on while the devices compute
 
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""
