@@ -304,7 +304,7 @@ def test_what_tells_more_than_gradients_is_refused(coordinator):
 def test_training_ends_by_itself_once_the_budget_is_spent(coordinator, unit):
     values = {"cadence": "every-batch", "epsilon": 2.0, "clip-norm": 0.1, "noise-devices": 2, "steps": 4}
     if unit == "sample":
-        values |= {"privacy-unit": "sample", "passes": 1, "batch-size": 32, "steps": 22, "partition": "iid"}
+        values |= {"privacy-unit": "sample", "passes": 1, "batch-size": 350, "steps": 2, "partition": "iid"}
     settings = check_settings(values)
     coordinator.create_session("s", SessionSettings(devices=2, step_deadline_s=20))
 
