@@ -40,7 +40,7 @@ class PrivateLocalSteps(LocalSteps):
 
     Raises:
         OptionError: an option is impossible.
-        PrivacyBudgetError: there are no other devices.
+        PrivacyBudgetError: there are no other devices, or the budget's unit is a sample.
 
     """
 
@@ -59,6 +59,11 @@ class PrivateLocalSteps(LocalSteps):
     ) -> None:
         # How many samples a device holds is of its data, too: it is told that there is one.
         super().__init__(exchange, every, outer=outer, scope=scope, clip_grad_norm=clip_grad_norm, training_samples=1)
+        if budget.unit != "device":
+            raise PrivacyBudgetError(
+                f"the unit of the privacy budget is {budget.unit!r}, and a round of local steps moves a model by "
+                "what it has of all samples: take unit='device', or PrivateGradients"
+            )
         self._spending = Spending(exchange, budget, every)
 
     @property

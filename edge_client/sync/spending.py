@@ -111,7 +111,7 @@ class Spending:
         """Pay for steps that the session took: a device that lost its state may have told of its data in them."""
         missed = step - max(self._next, self._covered_to)
         if missed > 0:
-            self._ledger.note(math.ceil(missed / self._steps))
+            self._ledger.note(self._charges(step - missed, step))
             self._known = self._next = step
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,3 +128,9 @@ class Spending:
         self._ledger.load_state_dict(state)
         self._next = state.get("paid_to", step)  # what was trained without a budget is no part of it
         self._known = state.get("known", self._next)
+
+    def _charges(self, first: int, end: int) -> int:
+        """Return what the steps from one to before another cost: passes over the data begin at set steps."""
+        if self.budget.unit == "sample":
+            return math.ceil(end / self._steps) - first // self._steps
+        return math.ceil((end - first) / self._steps)
