@@ -51,10 +51,10 @@ def batch_of(device, step):
 class Device:
     """One device, which trains as a user's own loop does."""
 
-    def __init__(self, coordinator, number, budget, session="s", state=None, batches_per_pass=2):
+    def __init__(self, coordinator, number, budget, session="s", state=None, **passes):
         self.number, self.model = number, model_of()
         self.exchange = GradientExchange.connect(coordinator.address, session=session, device=f"d{number}")
-        self.plan = PrivateGradients(self.exchange, budget, probe_of(), batches_per_pass=batches_per_pass)
+        self.plan = PrivateGradients(self.exchange, budget, probe_of(), batches_per_pass=2, **passes)
         self.samples = None
         if budget.unit == "sample":
             self.samples = SampleGradients(self.model, nn.functional.cross_entropy, self.plan)
@@ -211,6 +211,24 @@ def test_samples_of_a_pass_that_is_begun_again_are_paid_again(coordinator):
     with embedded_coordinator() as second:
         again = run(second, until=2, budget=budget, states=states, first_step=1)
     assert {end.optimizer.state_dict()["sync"]["privacy"]["exchanges"] for end in again} == {2}
+
+
+def test_each_pass_over_the_data_is_paid_where_it_begins(coordinator):
+    """From step 1 on: of the loop's own batches, or by the numbers of the steps, as a trainer's come."""
+    spent = {}
+    for follows_steps in (False, True):
+        session = f"by steps: {follows_steps}"
+        coordinator.create_session(session, SessionSettings(devices=DEVICES, first_step=1))
+
+        def trained(number, session=session, follows_steps=follows_steps):
+            device = Device(coordinator, number, budget_of(**SAMPLES), session, follows_steps=follows_steps)
+            device.optimizer.load_state_dict(device.optimizer.state_dict() | {"sync": {"step": 1}})
+            with device.exchange:
+                return [device.train(until).plan._spending._ledger.exchanges for until in (2, 3, 4)]
+
+        with ThreadPoolExecutor(DEVICES) as pool:
+            spent[follows_steps] = list(pool.map(trained, range(DEVICES)))
+    assert spent == {False: [[1, 1, 2]] * DEVICES, True: [[1, 2, 2]] * DEVICES}
 
 
 def test_a_spent_budget_takes_no_further_batch(coordinator):
