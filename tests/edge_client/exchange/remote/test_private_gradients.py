@@ -1,6 +1,8 @@
 """Gradients of every batch under a privacy budget, with a real coordinator and devices in threads, masked and not."""
 
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -290,6 +292,39 @@ def test_a_batch_whose_samples_were_not_clipped_or_are_too_many_is_refused(coord
 
     with ThreadPoolExecutor(DEVICES) as pool:
         list(pool.map(refused, range(DEVICES)))
+
+
+def test_a_device_that_comes_late_writes_its_gradients_as_the_others_do(coordinator):
+    """It heals with the curvature that they have, and pays for the steps that it may have been in before."""
+    settings = {"devices": DEVICES, "max_devices": DEVICES + 1, "rejoin_deadline_s": 30, "step_deadline_s": 20}
+    coordinator.create_session("s", SessionSettings(**settings))
+    budget, joined, started, last = budget_of(exchanges=60), threading.Event(), threading.Event(), 40
+    devices = [Device(coordinator, number, budget) for number in range(DEVICES + 1)]
+
+    def early(device):
+        for step in range(1, last + 1):
+            device.train(step)
+            if step == 4:
+                started.set()
+            if step >= 4 and not joined.is_set():
+                time.sleep(0.05)  # a snapshot is handed in between two steps
+        return device
+
+    def late(device):
+        assert started.wait(30)
+        device.optimizer.join()
+        joined.set()
+        return device.train(last)
+
+    with ThreadPoolExecutor(DEVICES + 1) as pool:
+        ends = list(pool.map(lambda device: (late if device is devices[-1] else early)(device), devices))
+    weights = [end.model.state_dict() for end in ends]
+    for device in devices:
+        device.exchange.close()
+    for other in weights[1:]:
+        assert not [name for name, tensor in weights[0].items() if not torch.equal(tensor, other[name])]
+    assert all(end.plan._common.whitening("0") is not None for end in ends)
+    assert len({end.plan.epsilon for end in ends}) == 1
 
 
 def test_what_another_plan_had_still_to_send_does_not_leave(coordinator):
