@@ -177,13 +177,13 @@ class Masking:
         for key in wanted.channel_keys:  # whatever is answered: the coordinator tells each once
             self._channels.learn(key)
         if not self._once.may_mask(step, circle):
-            return pb.Frame(step=step, step_keys=pb.StepKeys())
+            return pb.Frame(step=step, step_keys=pb.StepKeys(attempt=wanted.attempt))
         secrets = {other: self._channels.secret(other) for other in circle if other != device}
         masks = StepMasks(self._channels.session, step, device, secrets, self._settings.least)
         self._rounds[masks.keys.public] = step, circle, masks
         for old in list(self._rounds)[:-_KEPT_ROUNDS]:
             del self._rounds[old]
-        return pb.Frame(step=step, step_keys=step_keys_to_proto(device, masks.keys))
+        return pb.Frame(step=step, step_keys=step_keys_to_proto(device, masks.keys, wanted.attempt))
 
     def _take_maskers(self, step: int, settled: pb.Maskers) -> None:
         known = self._rounds.get(settled.public)
