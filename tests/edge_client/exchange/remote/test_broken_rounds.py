@@ -99,7 +99,7 @@ def declining(optimizer, step):
 
         def answered(frame):
             if frame.HasField("keys_wanted") and frame.step == 4:
-                return pb.Frame(step=4, step_keys=pb.StepKeys())
+                return pb.Frame(step=4, step_keys=pb.StepKeys(attempt=frame.keys_wanted.attempt))
             return answer(frame)
 
         masking.answer = answered

@@ -1,5 +1,6 @@
 """Channel keys that certificates vouch for: a coordinator that passes on a key of its own is found out."""
 
+import copy
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,16 +100,16 @@ def test_a_coordinator_that_swaps_a_key_is_found_out(authority, files, tmp_path,
     with embedded_coordinator(gate=gate) as coordinator:
         coordinator.create_session("s", SessionSettings(devices=2, rejoin_deadline_s=0, secure_aggregation=True))
         mail = coordinator.directory.find("s")._masking_mail
-        honest = mail._keys_wanted
+        honest = mail._untold
 
         def swapped(device, circle):
-            wanted = honest(device, circle)
-            for key in wanted.channel_keys:
+            keys = copy.deepcopy(honest(device, circle))
+            for key in keys:
                 if swaps and key.device == "d1":
                     key.public = public_key(random_secret())
-            return wanted
+            return keys
 
-        mail._keys_wanted = swapped
+        mail._untold = swapped
         models = []
         for _ in range(2):
             torch.manual_seed(0)
