@@ -135,7 +135,7 @@ def test_a_daemon_and_then_the_coordinator_are_killed_and_all_end_with_one_model
         after(step)
         if step.step == restart_at:
             coordinators[-1].process.kill()
-            coordinators[-1].process.wait()
+            assert coordinators[-1].wait() == -signal.SIGKILL
             coordinators.append(running.enter_context(place.coordinator("--resume", *options)))
 
     def crash(step) -> None:
@@ -173,9 +173,10 @@ def test_a_daemon_and_then_the_coordinator_are_killed_and_all_end_with_one_model
     assert len({report.weights_digest for report in reports}) == 1
     assert [report.step for report in reports] == [steps] * DEVICES
     assert len(coordinators) == 2
+    assert "resumed at step 2" in coordinators[1].output
     known = read_run(place.record, "masked")
     assert [step.step for step in known.steps] == list(range(steps))
-    assert known.devices["d0"].healings >= 1
+    assert "device 'd0' heals: its state is not the session's" in coordinators[0].output
     assert 2 in {step.devices for step in known.steps if step.step > crash_at}
     assert DEVICES in {step.devices for step in known.steps if step.step > crash_at + 1}
-    assert known.accuracies or known.last_loss < 2.0
+    assert known.last_loss < known.steps[0].loss / 2
