@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from edge_client.exchange.remote import GradientExchange, TlsFiles
     from edge_client.inference import Recognizer
     from edge_client.optim import Curvature, IterateAverage, NewtonOptimizer, Refresh, Schedule, TrustRegion
-    from edge_client.privacy import PrivacyBudget
+    from edge_client.privacy import PrivacyBudget, SampleGradients
     from edge_client.sync import (
         EveryBatch,
         LocalCurvature,
         LocalSteps,
         Outer,
+        PrivateGradients,
         PrivateLocalSteps,
         ProbeCurvature,
         Probed,
@@ -33,12 +34,14 @@ __all__ = [
     "NewtonOptimizer",
     "Outer",
     "PrivacyBudget",
+    "PrivateGradients",
     "PrivateLocalSteps",
     "Probe",
     "ProbeCurvature",
     "Probed",
     "Recognizer",
     "Refresh",
+    "SampleGradients",
     "Schedule",
     "TlsFiles",
     "TrustRegion",
@@ -55,6 +58,8 @@ _MODULES = {
     "NewtonOptimizer": "edge_client.optim",
     "Outer": "edge_client.sync",
     "PrivacyBudget": "edge_client.privacy",
+    "SampleGradients": "edge_client.privacy",
+    "PrivateGradients": "edge_client.sync",
     "PrivateLocalSteps": "edge_client.sync",
     "Probe": "edge_client.curvature.probe",
     "ProbeCurvature": "edge_client.sync",

@@ -52,6 +52,18 @@ class Factor:
         """Return a batch's factor as it is exchanged, of shape `packed_shape`."""
         return value if self.is_diagonal else pack_symmetric(value)
 
+    def root(self, packed: Tensor) -> Tensor:
+        """Return the square root of a batch's factor, both as they are exchanged.
+
+        Raises:
+            CurvatureError: it is no such factor.
+
+        """
+        if self.is_diagonal:
+            return packed.clamp(min=0).sqrt()
+        values, vectors = eigen(unpack_symmetric(packed, self.width))
+        return pack_symmetric((vectors * values.sqrt().unsqueeze(-2)) @ vectors.mT)
+
     def update(self, packed: Tensor, decay: float) -> None:
         """Move the running mean towards a batch's factor; `decay` is the weight of the past."""
         if self.is_diagonal or not self.value.numel():

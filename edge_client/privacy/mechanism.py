@@ -17,8 +17,9 @@ from edge_client.privacy.discrete_gaussian import MOST_DEVIATION, Integers, Rand
 MOST_BITS = 24
 """Of a device's integers, sign included: those that float32 has exactly."""
 _LEAST_DEVIATION = 64
-_FINENESS = 8
-"""The bound on the norm is so many times the square root of the elements: rounding adds less than 1 % to it."""
+_FINENESS = {"device": 8, "sample": 32}
+"""The bound on the norm is so many times the square root of the elements: rounding adds less than 1 % to it, and to
+what one sample of several is in it 3 %."""
 _DEVIATIONS = 16
 """Noise beyond so many standard deviations does not occur: 1e-57."""
 _SPREAD = 3.0
@@ -43,29 +44,42 @@ class ClippedNoise:
 
     def __init__(self, budget: PrivacyBudget, elements: int, random_bytes: RandomBytes = os.urandom) -> None:
         self._random_bytes = random_bytes
-        self._clip_norm = budget.clip_norm
+        self._unit = budget.unit
+        self._units = budget.batch_size if budget.unit == "sample" else 1
+        self._bound = budget.sensitivity * self._units
         share = budget.noise_multiplier / math.sqrt(budget.devices - 1)  # nobody is hidden by noise of its own
-        self.deviation = max(_LEAST_DEVIATION, math.ceil(_FINENESS * math.sqrt(elements) * share))
+        fineness = _FINENESS[budget.unit]
+        self.deviation = max(_LEAST_DEVIATION, math.ceil(fineness * math.sqrt(elements) * share))
         """Standard deviation of this device's noise, in steps of the grid."""
-        self.largest_norm = self.deviation / share
-        """Bound on the norm of a contribution after it was rounded, in steps of the grid: the sensitivity."""
+        self.sensitivity = self.deviation / share
+        """What one unit changes the norm of a contribution by at most after it was rounded, in steps of the grid."""
         if self.deviation > MOST_DEVIATION or self.bits > MOST_BITS:
             raise ValueError(
                 f"a noise of {budget.noise_multiplier:.3g} times the clip norm on {elements} elements does not fit "
                 f"into integers of {MOST_BITS} bits: take a larger epsilon, fewer exchanges, or more devices"
+                + (", or smaller batches" if self._units > 1 else "")
             )
-        # Rounding to the one or the other side adds at most a quarter to the square of each element, in the mean; the
-        # norm then spreads by half a step.
-        self.grid = budget.clip_norm / (math.sqrt(self.largest_norm**2 - elements / 4) - _SPREAD)
+        if budget.unit == "sample":
+            # The same random numbers round a sum with a sample and the one without: no element differs by more than one
+            # step more than before.
+            bound = self.sensitivity - math.sqrt(elements)
+        else:
+            # Rounding to the one or the other side adds at most a quarter to the square of each element, in the mean;
+            # the norm then spreads by half a step.
+            bound = math.sqrt(self.sensitivity**2 - elements / 4) - _SPREAD
+        self.grid = budget.sensitivity / bound
         """What one step stands for."""
 
     @property
     def bits(self) -> int:
         """Of a device's integers, sign included."""
-        return math.ceil(self.largest_norm + _DEVIATIONS * self.deviation).bit_length() + 1
+        return math.ceil(self._units * self.sensitivity + _DEVIATIONS * self.deviation).bit_length() + 1
 
     def clipped(self, values: npt.NDArray[np.float32]) -> Integers:
-        """Return values on the grid, with a norm of at most `largest_norm`.
+        """Return values on the grid, where one unit changes their norm by at most `sensitivity`.
+
+        With the unit "device" they are clipped here; with "sample" each sample's must have been before they were added
+        up, and only rounding errors of the sum are clipped.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -75,15 +89,17 @@ class ClippedNoise:
         norm = float(np.linalg.norm(exact))
         if not math.isfinite(norm):
             raise ValueError("the contribution is not finite")
-        if norm > self._clip_norm:
-            exact *= self._clip_norm / norm
+        if norm > self._bound:
+            exact *= self._bound / norm
         steps = exact / self.grid
+        if self._unit == "sample":
+            return self._rounded(steps)
         for _ in range(_TRIES):
             rounded = self._rounded(steps)
-            if float(rounded @ rounded) <= self.largest_norm**2:
+            if float(rounded @ rounded) <= self.sensitivity**2:
                 return rounded
         truncated = np.trunc(steps).astype(np.int64)  # toward zero: no norm grows by that
-        excess = math.sqrt(float(truncated @ truncated)) / self.largest_norm
+        excess = math.sqrt(float(truncated @ truncated)) / self.sensitivity
         return truncated if excess <= 1 else np.trunc(steps / excess).astype(np.int64)
 
     def release(self, values: npt.NDArray[np.float32]) -> Integers:
@@ -93,7 +109,11 @@ class ClippedNoise:
             ValueError: a value is NaN or infinite.
 
         """
-        return self.clipped(values) + discrete_gaussian(self.deviation, len(values), self._random_bytes)
+        return self.clipped(values) + self.share(len(values))
+
+    def share(self, elements: int) -> Integers:
+        """Return this device's share of the noise alone."""
+        return discrete_gaussian(self.deviation, elements, self._random_bytes)
 
     def _rounded(self, steps: npt.NDArray[np.float64]) -> Integers:
         """Round to the one or the other side, so that the mean stays."""

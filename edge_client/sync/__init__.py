@@ -5,6 +5,7 @@ from edge_client.sync.local_curvature import LocalCurvature
 from edge_client.sync.local_steps import LocalSteps
 from edge_client.sync.outer import Outer
 from edge_client.sync.plan import SyncPlan
+from edge_client.sync.private_gradients import PrivateGradients
 from edge_client.sync.private_steps import PrivateLocalSteps
 from edge_client.sync.probe_curvature import ProbeCurvature
 from edge_client.sync.probed import Probed
@@ -18,6 +19,7 @@ __all__ = [
     "LocalSteps",
     "Outer",
     "Own",
+    "PrivateGradients",
     "PrivateLocalSteps",
     "ProbeCurvature",
     "Probed",

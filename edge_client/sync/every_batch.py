@@ -58,6 +58,8 @@ class EveryBatch(ExchangingPlan):
     """
 
     is_shared = True
+    _kind = "gradient"
+    """Of the tensors that the gradients are written in."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class EveryBatch(ExchangingPlan):
     def specs(self) -> list[TensorSpec]:
         """Return gradients, statistics, numbers, what `average` averages, and what is aligned."""
         return [
-            *(part.spec("gradient") for part in self._parts),
+            *(part.spec(self._kind) for part in self._parts),
             *statistic_specs(self._exchanged_layers),
             *(TensorSpec(name, (1,), kind="curvature") for name in self._subject.scalars),
             *(spec_of(("parameter", name), tensor.shape, tensor) for name, tensor in self._averaged().items()),
@@ -138,7 +140,7 @@ class EveryBatch(ExchangingPlan):
         part = self._part_of.get(parameter)
         if part is None:  # it is personal
             return
-        if ("gradient", part.name) in self._outbox:
+        if (self._kind, part.name) in self._outbox:
             raise RuntimeError(
                 f"the gradient of {part.name!r} was already sent in this step; wrap all but the last backward of a "
                 "step in `with optimizer.no_sync():`, or let the step send them: EveryBatch(exchange, overlap=False)"
@@ -266,6 +268,10 @@ class EveryBatch(ExchangingPlan):
         give_up_doubted_in(result, self._exchanged_layers)
         return statistics_in(result, self._subject.common_layers)
 
+    def _gradients_of(self, part: Part, mean: Tensor) -> dict[Tensor, Tensor]:
+        """Return the gradients of a part's parameters that a mean stands for."""
+        return part.scatter(mean)
+
     # ------------------------------------------------------------------ inner workings
 
     @property
@@ -342,7 +348,7 @@ class EveryBatch(ExchangingPlan):
         self._contribute_aligned()
 
     def _contribute_gradient(self, part: Part, scale: float = 1.0) -> None:
-        key = ("gradient", part.name)
+        key = (self._kind, part.name)
         if key in self._outbox:
             return
         # A parameter that this batch did not use has no gradient; the other devices may have one.
@@ -395,8 +401,8 @@ class EveryBatch(ExchangingPlan):
         gradients = {
             parameter: gradient
             for part in self._parts
-            if ("gradient", part.name) in result.tensors
-            for parameter, gradient in part.scatter(result.tensors["gradient", part.name]).items()
+            if (self._kind, part.name) in result.tensors
+            for parameter, gradient in self._gradients_of(part, result.tensors[self._kind, part.name]).items()
             if not (self.is_alone and parameter.grad is None)
         }
         scalars = {

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_client.exchange import Evaluation, Exchange, NonFiniteGradientError, QuorumMembership
-from edge_client.privacy import ClippedNoise, PrivacyBudget, PrivacyBudgetError, PrivacyLedger
+from edge_client.exchange import Evaluation, Exchange, NonFiniteGradientError
+from edge_client.privacy import ClippedNoise, PrivacyBudget, PrivacyBudgetError
 from edge_client.sync.local_steps import LOCAL_STEPS, LocalSteps
 from edge_client.sync.outer import Outer
 from edge_client.sync.plan import Report, Subject, Update
 from edge_client.sync.rounds import Round, SentRound
 from edge_client.sync.scope import CurvatureScope
+from edge_client.sync.spending import Spending
 
 
 class PrivateLocalSteps(LocalSteps):
@@ -39,7 +40,7 @@ class PrivateLocalSteps(LocalSteps):
 
     Raises:
         OptionError: an option is impossible.
-        PrivacyBudgetError: there are no other devices.
+        PrivacyBudgetError: there are no other devices, or the budget's unit is a sample.
 
     """
 
@@ -58,33 +59,27 @@ class PrivateLocalSteps(LocalSteps):
     ) -> None:
         # How many samples a device holds is of its data, too: it is told that there is one.
         super().__init__(exchange, every, outer=outer, scope=scope, clip_grad_norm=clip_grad_norm, training_samples=1)
-        if exchange.is_alone:
+        if budget.unit != "device":
             raise PrivacyBudgetError(
-                "a privacy budget is for what a device tells others, and this one trains alone: leave the budget out, "
-                "or train in a session"
+                f"the unit of the privacy budget is {budget.unit!r}, and a round of local steps moves a model by "
+                "what it has of all samples: take unit='device', or PrivateGradients"
             )
-        self._budget = budget
-        self._ledger = PrivacyLedger(budget)
-        self._every = every
-        self._paid_to = 0
-        """The step after the last one that was paid."""
-        self._sent_step: int | None = None
-        """That was paid last since this device joined: it is released once, however often it is sent."""
+        self._spending = Spending(exchange, budget, every)
 
     @property
     def options(self) -> Mapping[str, object]:
         """How often, how far, with whose curvature, and under which budget."""
-        return {**super().options, **{f"privacy_{name}": value for name, value in self._budget.options.items()}}
+        return {**super().options, **self._spending.options}
 
     @property
     def ended(self) -> str:
         """Why no round may follow; empty if one may, or is on."""
-        return "" if self._round.batches or self._anchor_step == self._sent_step else self._ledger.why_spent
+        return "" if self._round.batches else self._spending.why_ended(self._anchor_step)
 
     @property
     def epsilon(self) -> float:
         """Spent so far."""
-        return self._ledger.epsilon
+        return self._spending.epsilon
 
     def attach(self, subject: Subject) -> None:
         """Take what is to be synchronised.
@@ -94,11 +89,7 @@ class PrivateLocalSteps(LocalSteps):
 
         """
         super().attach(subject)
-        if self._tensors.buffers:
-            raise PrivacyBudgetError(
-                f"the buffer {min(self._tensors.buffers)!r} is an average of this device's data, which a privacy "
-                "budget does not cover: take layers without running statistics, such as GroupNorm for BatchNorm"
-            )
+        self._spending.check_subject(subject, self._tensors)
         told = self._scope.specs()
         if told:
             scope = self._scope.options["curvature_scope"]
@@ -106,16 +97,11 @@ class PrivateLocalSteps(LocalSteps):
                 f"the curvature scope {scope!r} tells other devices of this device's data (the {told[0]}), which a "
                 "privacy budget does not cover: take the scope 'local'"
             )
-        if subject.scalars:
-            raise PrivacyBudgetError(
-                "adapt_every compares losses of this device's data and tells the result, which a privacy budget does "
-                "not cover: leave it out"
-            )
 
     def extend(self) -> None:
         """Take note of parameters that have come since."""
         super().extend()
-        self._noise = ClippedNoise(self._budget, sum(sum(vector.sizes) for vector in self._moves))
+        self._noise = ClippedNoise(self._spending.budget, sum(sum(vector.sizes) for vector in self._moves))
 
     def join(self, options: Mapping[str, str]) -> None:
         """Take this device's place.
@@ -125,17 +111,7 @@ class PrivateLocalSteps(LocalSteps):
 
         """
         super().join(options)
-        place = self._place
-        least = place.least_devices if isinstance(place, QuorumMembership) else 0
-        if least < self._budget.devices:
-            raise PrivacyBudgetError(
-                f"the noise of {self._budget.devices} devices is what the privacy budget needs in each sum, and the "
-                f"session's quorum is {least}: raise the coordinator's --quorum, or say so many devices in the budget"
-            )
-        if place.step < self._paid_to:
-            self._paid_to = 0  # in another session
-        self._sent_step = None
-        self._pay_missed()
+        self._spending.join(self._place)
 
     def before_update(self, report: Report) -> Update:
         """Return the device's own gradients and curvature, for a step of its own.
@@ -144,40 +120,27 @@ class PrivateLocalSteps(LocalSteps):
             PrivacyBudgetError: the budget is spent.
 
         """
-        self._pay_missed()
+        self._spending.pay_missed(self._place.step)
         if self.ended:
             raise PrivacyBudgetError(self.ended)
         return super().before_update(report)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this device stands in the round, and what it has spent."""
-        return super().state_dict() | {"privacy": self._ledger.state_dict() | {"paid_to": self._paid_to}}
+        return super().state_dict() | {"privacy": self._spending.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in a round, and go on counting; what another plan had still to send stays here, without noise."""
         super().load_state_dict({name: value for name, value in state.items() if name not in ("sent", "unsent")})
-        spent: Mapping[str, Any] = state.get("privacy", {})
-        self._ledger.load_state_dict(spent)
-        self._paid_to = spent.get("paid_to", state["step"])  # what was trained without a budget is no part of it
+        self._spending.load_state_dict(state.get("privacy", {}), state["step"])
 
     # ------------------------------------------------------------------ inner workings
 
     def _send(self, taken: Round) -> SentRound:
         """Send a round as one of one sample, so that each device weighs the same; the loss stays."""
-        self._pay_missed()
-        step = self._place.step
-        if step != self._sent_step:
-            self._ledger.charge()
-            self._sent_step, self._paid_to = step, step + taken.batches
+        self._spending.pay(self._place.step, taken.batches)
         self._evaluation = None
         return super()._send(replace(taken, samples=1, loss=math.nan))
-
-    def _pay_missed(self) -> None:
-        """Pay for steps that the session took: a device that lost its state may have told of its data in them."""
-        missed = self._place.step - self._paid_to
-        if missed > 0:
-            self._ledger.note(math.ceil(missed / self._every))
-            self._paid_to = self._place.step
 
     @torch.no_grad()
     def _hand_over(self, sent: SentRound, evaluation: Evaluation | None = None, *, is_repeated: bool = False) -> None:

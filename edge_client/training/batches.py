@@ -53,7 +53,9 @@ class BatchSource(ABC):
         """
 
 
-def source_of(task: Task, data: Data, batch_size: int, seed: int, *, whose: str = "the device") -> BatchSource:
+def source_of(
+    task: Task, data: Data, batch_size: int, seed: int, *, whose: str = "the device", drops_rest: bool = False
+) -> BatchSource:
     """Return the source of a device's batches.
 
     Args:
@@ -62,9 +64,10 @@ def source_of(task: Task, data: Data, batch_size: int, seed: int, *, whose: str 
         batch_size: samples in a batch, unless the data are batches already.
         seed: of the device's order.
         whose: the data are, such as "device 3 of 8".
+        drops_rest: whether no sample may be in two batches of a pass, nor in a batch twice: see `BatchOrder`.
 
     Raises:
-        DataError: the device has no samples.
+        DataError: the device has no samples, or a stream does not say which of them are in a batch.
 
     """
     if samples_in(data) == 0:
@@ -72,13 +75,17 @@ def source_of(task: Task, data: Data, batch_size: int, seed: int, *, whose: str 
             f"{whose} has no training samples: task {task.name!r} gives its partition none; train with fewer devices, "
             "or with another partition of the data"
         )
+    order = BatchOrder(samples_in(data) or 1, batch_size, seed, drops_rest=drops_rest)
     if isinstance(data, Samples):
         held: Samples = data
-        return IndexedBatches(task, data, lambda at, _: Samples(held.inputs[at], held.targets[at]), batch_size, seed)
+        return IndexedBatches(task, data, lambda at, _: Samples(held.inputs[at], held.targets[at]), order)
     if is_indexed(data):
         indexed: Any = data
-        return IndexedBatches(
-            task, data, lambda at, step: fetch(task, indexed, at.tolist(), step + 1, _WHAT), batch_size, seed
+        return IndexedBatches(task, data, lambda at, step: fetch(task, indexed, at.tolist(), step + 1, _WHAT), order)
+    if drops_rest:
+        raise DataError(
+            f"the training data of task {task.name!r} are a stream, which does not say which samples a batch has: a "
+            "privacy budget of samples needs them in memory, or by number (__getitem__ and __len__)"
         )
     return StreamBatches(task, as_batches(data, batch_size), samples_in(data) or 0, seed, whose=whose)
 
@@ -90,18 +97,15 @@ class IndexedBatches(BatchSource):
         task: whose data they are.
         data: what the device holds.
         get: returns the samples at positions `[n]`, in the batch of a step.
-        batch_size: samples in a batch.
-        seed: of the order.
+        order: of the samples.
 
     """
 
-    def __init__(
-        self, task: Task, data: Data, get: Callable[[Tensor, int], Samples], batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, task: Task, data: Data, get: Callable[[Tensor, int], Samples], order: "BatchOrder") -> None:
         self._task = task
         self._data = data
         self._get = get
-        self._order = BatchOrder(self.samples, batch_size, seed)
+        self._order = order
 
     @property
     def samples(self) -> int:
@@ -238,13 +242,23 @@ class BatchOrder:
 
     The order depends on seed and step alone, so that training can go on at any step. A device with fewer samples than
     a batch has them all in each.
+
+    Args:
+        samples: that the device has.
+        batch_size: samples in a batch.
+        seed: of the order.
+        drops_rest: whether a time ends when fewer samples than a batch are left; else a batch may begin with them, and
+            go on in the new order.
+
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+    def __init__(self, samples: int, batch_size: int, seed: int, *, drops_rest: bool = False) -> None:
         if samples < 1:
             raise ValueError("the device has no training samples")
         self._samples = samples
         self._batch_size = min(batch_size, samples)
+        self._taken = samples - samples % self._batch_size if drops_rest else samples
+        """Samples that are taken each time."""
         self._seed = seed
         self._pass = -1
         self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -255,7 +269,7 @@ class BatchOrder:
         return np.array([self._sample(position) for position in range(first, first + self._batch_size)])
 
     def _sample(self, position: int) -> int:
-        number, place = divmod(position, self._samples)
+        number, place = divmod(position, self._taken)
         if number != self._pass:
             self._pass = number
             self._order = np.random.default_rng((self._seed, number)).permutation(self._samples)

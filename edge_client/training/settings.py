@@ -22,7 +22,7 @@ from edge_client.device_name import check_device_name
 from edge_client.exchange import Exchange
 from edge_client.optim import Curvature, IterateAverage, Refresh, Schedule, TrustRegion
 from edge_client.optim.newton import Nonfinite
-from edge_client.privacy import PrivacyBudget
+from edge_client.privacy import PrivacyBudget, Unit
 from edge_client.sync import (
     CurvatureScope,
     EveryBatch,
@@ -30,6 +30,7 @@ from edge_client.sync import (
     LocalSteps,
     Outer,
     Own,
+    PrivateGradients,
     PrivateLocalSteps,
     ProbeCurvature,
     Probed,
@@ -132,16 +133,22 @@ class TrainSettings(BaseModel):
     """Whether the gradients of every batch are written in the coordinates in which the shared or the synthetic batch's
     curvature is the unit matrix; it matters for codecs of few bits."""
     epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Never = None
-    """Privacy budget of a device's whole data, over the whole run: only noised sums of the devices' clipped moves can
-    be learnt. The noise follows from it, `delta`, the number of exchanges and `noise_devices`; "never" for no budget.
-    Needs the cadence "local-steps", `clip_norm` and `noise_devices`."""
+    """Privacy budget over the whole run: only noised sums of the devices' clipped gradients or moves can be learnt. The
+    noise follows from it, `delta`, the number of exchanges and `noise_devices`; "never" for no budget. Needs
+    `clip_norm`, `noise_devices`, and the cadence "every-batch" or "local-steps"."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """With a privacy budget: the probability that epsilon does not hold; much less than one in the number of
     devices."""
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Never = None
-    """With a privacy budget: bound on the norm of what a round of local steps moves the parameters by."""
+    """With a privacy budget: bound on the norm of a device's gradient, of what a round of local steps moves the
+    parameters by, or with the unit "sample" of a sample's gradient."""
     noise_devices: Annotated[int, Field(ge=2)] | Never = None
     """With a privacy budget: so many devices share the noise, at least: the session's quorum."""
+    privacy_unit: Unit = "device"
+    """With a privacy budget: what it hides the presence of, a "device" with all its data, or a "sample"."""
+    passes: Annotated[int, Field(ge=1)] | Never = None
+    """With a privacy budget of samples: a device goes so many times through its data, at most, and ends then; the noise
+    follows from it."""
     sync_every: Annotated[int, Field(ge=1)] = SYNC_EVERY
     """Steps between two averages of the parameters in local scope, with an exchange after every batch."""
     probe_samples: Annotated[int, Field(ge=1)] = PROBE_SAMPLES
@@ -184,9 +191,9 @@ class TrainSettings(BaseModel):
         }
         cadence = self._cadence(is_alone=exchange is None or exchange.is_alone)
         if self.epsilon is not None:
-            return self._private_plan(self.epsilon, cadence, exchange, probe)
-        if self.clip_norm is not None or self.noise_devices is not None:
-            name = "clip-norm" if self.clip_norm is not None else "noise-devices"
+            return self._private_plan(self.epsilon, cadence, exchange, training_samples, probe)
+        alone = {"clip-norm": self.clip_norm, "noise-devices": self.noise_devices, "passes": self.passes}
+        for name in [name for name, value in alone.items() if value is not None]:
             raise SettingsError(f"setting {name!r} is for a privacy budget: set 'epsilon', too, or leave it out")
         scope = self.curvature_scope or ("shared" if cadence == "every-batch" else "blend")
         if scope in ("probe", "blend") and probe is None:
@@ -216,7 +223,12 @@ class TrainSettings(BaseModel):
         return EveryBatch(exchange, whiten=self.whiten, **options)
 
     def _private_plan(
-        self, epsilon: float, cadence: Cadence, exchange: Exchange | None, probe: Callable[[int], Probe] | None
+        self,
+        epsilon: float,
+        cadence: Cadence,
+        exchange: Exchange | None,
+        training_samples: int,
+        probe: Callable[[int], Probe] | None,
     ) -> SyncPlan:
         """Return the plan under a privacy budget.
 
@@ -226,8 +238,8 @@ class TrainSettings(BaseModel):
         """
         if self.clip_norm is None:
             raise SettingsError(
-                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs 'clip-norm', the bound on what a round may "
-                "move the parameters by"
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs 'clip-norm', the bound on what a "
+                "device may tell in an exchange"
             )
         if self.noise_devices is None:
             raise SettingsError(
@@ -239,19 +251,66 @@ class TrainSettings(BaseModel):
                 f"setting 'epsilon' is {epsilon:g}: a privacy budget is for what a device tells others, and this one "
                 "trains alone"
             )
-        if cadence != "local-steps":
+        if cadence == "auto":
             raise SettingsError(
-                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs the cadence 'local-steps'; gradients of "
-                "every batch would spend it soon, and a cadence that follows the devices' times tells of their data"
+                f"setting 'epsilon' is {epsilon:g}: a privacy budget needs the cadence 'every-batch' or 'local-steps'; "
+                "one that follows the devices' times tells of their data"
             )
         for name, is_set in (("overlap", self.overlap), ("personal", bool(self.personal)), ("whiten", self.whiten)):
             if is_set:
                 raise SettingsError(f"setting {name!r} does not go with a privacy budget: leave it, or 'epsilon', out")
-        exchanges = -(-self.steps // self.local_steps)
-        budget = PrivacyBudget(epsilon, self.delta, self.clip_norm, self.noise_devices, exchanges)
-        scope = self._scope(self.curvature_scope or "local", probe)
-        options: dict[str, Any] = {"outer": self.outer, "scope": scope, "clip_grad_norm": self.clip_grad_norm}
-        return PrivateLocalSteps(exchange, budget, self.local_steps, **options)
+        budget = PrivacyBudget(
+            epsilon,
+            self.delta,
+            self.clip_norm,
+            self.noise_devices,
+            self._private_exchanges(cadence),
+            self.privacy_unit,
+            self.batch_size if self.privacy_unit == "sample" else 1,
+        )
+        if cadence == "local-steps":
+            scope = self._scope(self.curvature_scope or "local", probe)
+            options: dict[str, Any] = {"outer": self.outer, "scope": scope, "clip_grad_norm": self.clip_grad_norm}
+            return PrivateLocalSteps(exchange, budget, self.local_steps, **options)
+        if self.clip_grad_norm is not None:
+            raise SettingsError(
+                "setting 'clip-grad-norm' does not go with a privacy budget: 'clip-norm' bounds gradients"
+            )
+        if self.curvature_scope not in (None, "probe") or probe is None:
+            raise SettingsError(
+                f"setting 'curvature-scope' is {self.curvature_scope!r}: gradients under a privacy budget have the "
+                "curvature of a synthetic batch, 'probe', since any other tells of the data"
+            )
+        batches_per_pass = max(1, training_samples // self.batch_size)
+        if self.passes is not None and self.passes * batches_per_pass < self.steps:
+            raise SettingsError(
+                f"setting 'passes' is {self.passes}: {self.steps} steps take more of this device's {training_samples} "
+                f"samples in batches of {self.batch_size}; take {-(-self.steps // batches_per_pass)} passes, smaller "
+                "batches, or fewer steps"
+            )
+        return PrivateGradients(exchange, budget, probe(self.probe_samples), batches_per_pass=batches_per_pass)
+
+    def _private_exchanges(self, cadence: Cadence) -> int:
+        """Return in how many exchanges a unit of the privacy budget is, at most.
+
+        Raises:
+            SettingsError: a setting is missing, or does not suit the unit.
+
+        """
+        if self.privacy_unit == "device":
+            if self.passes is not None:
+                raise SettingsError("setting 'passes' is for the privacy unit 'sample': leave it out")
+            return self.steps if cadence == "every-batch" else -(-self.steps // self.local_steps)
+        if cadence != "every-batch":
+            raise SettingsError(
+                "setting 'privacy-unit' is 'sample': a round of local steps has no gradients of single samples to "
+                f"clip; take the cadence 'every-batch', not {cadence!r}"
+            )
+        if self.passes is None:
+            raise SettingsError(
+                "setting 'privacy-unit' is 'sample': it needs 'passes', how many times a device goes through its data"
+            )
+        return self.passes
 
     def _schedule(self) -> Schedule:
         """Return the schedule over the run."""
@@ -288,7 +347,7 @@ GROUPS: dict[str, type[Any]] = {
 }
 _PLACES = {flat: (group, field) for group, of_group in GROUPS.items() for flat, field in flat_names(of_group).items()}
 """Group and field of each option in a group, by the name that the setting has."""
-UNSET = dict.fromkeys(("adapt_every", "clip_grad_norm", "epsilon", "clip_norm", "noise_devices"), "never")
+UNSET = dict.fromkeys(("adapt_every", "clip_grad_norm", "epsilon", "clip_norm", "noise_devices", "passes"), "never")
 """What is written for None, where that is not "auto"."""
 
 

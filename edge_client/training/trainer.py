@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from edge_client.curvature.likelihood import sample_targets
 from edge_client.curvature.measured_inputs import MeasuredInputs
 from edge_client.curvature.probe import Probe
+from edge_client.curvature.probe_inputs import GaussianInputs
 from edge_client.devices import choose_device, to_device
 from edge_client.exchange import Exchange, InProcessExchange, StepResult
 from edge_client.optim import NewtonOptimizer
+from edge_client.privacy import SampleGradients
+from edge_client.sync import PrivateGradients
 from edge_client.sync.personal import personal_names
 from edge_client.sync.replica import tensors_digest
 from edge_client.tasks import Data, DataError, Partition, Samples, Task, load_task
@@ -65,6 +68,7 @@ class Trainer:
             settings.batch_size,
             self._seed,
             whose=f"device {index + 1} of {count}",
+            drops_rest=settings.epsilon is not None and settings.privacy_unit == "sample",
         )
         self.model = build_model(self.task, settings.seed, weights, settings.personal).to(self.device)
         self.exchange = exchange if exchange is not None else InProcessExchange()
@@ -74,6 +78,7 @@ class Trainer:
         self._session_loss = math.nan
         """The training loss of the last exchange."""
         self.plan = settings.plan(self.exchange, self._batches.samples, self._probe)
+        self._sample_gradients = self._private_backward()
         self.optimizer = NewtonOptimizer(
             self.model,
             sync=self.plan,
@@ -169,14 +174,10 @@ class Trainer:
             evaluation = tried if tried.samples else None
         inputs, targets = self._next_batch(step)
         self.optimizer.zero_grad()
-        outputs = self.model(inputs)
-        if self.settings.curvature.fisher == "sampled":
-            generator = torch.Generator().manual_seed(self._seed_of(step))
-            sampled = sample_targets(outputs, self.task.likelihood, generator)
-            self.optimizer.sample_fisher(self.task.loss(outputs, sampled))
-        loss = self.task.loss(outputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = loss.item()
+        if self._sample_gradients is not None:
+            value = self._sample_gradients.backward(inputs, targets)
+        else:
+            value = self._backward(step, inputs, targets)
         self.optimizer.report(value, evaluation)
         self.optimizer.step(reevaluate=lambda: self.task.loss(self.model(inputs), targets).item())
         result = self.optimizer.last_result
@@ -184,7 +185,7 @@ class Trainer:
             raise RuntimeError("the optimizer's step left no result")
         self._note_loss(result)
         traffic = self.exchange.traffic
-        has_own_loss = result.is_own or self.plan.is_private  # with a privacy budget nobody tells another one
+        has_own_loss = result.is_own or self.plan.epsilon is not None  # with a privacy budget nobody tells another one
         return TrainedStep(
             step=step,
             loss=value,
@@ -197,6 +198,17 @@ class Trainer:
             evaluation=evaluation,
             epsilon=self.plan.epsilon,
         )
+
+    def _backward(self, step: int, inputs: Tensor, targets: Tensor) -> float:
+        """Compute the gradients of a batch's mean loss, which is returned."""
+        outputs = self.model(inputs)
+        if self.settings.curvature.fisher == "sampled":
+            generator = torch.Generator().manual_seed(self._seed_of(step))
+            sampled = sample_targets(outputs, self.task.likelihood, generator)
+            self.optimizer.sample_fisher(self.task.loss(outputs, sampled))
+        loss = self.task.loss(outputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     def _note_loss(self, result: StepResult | None, *, is_average: bool = False) -> None:
         """Take note of the training loss of an exchange. An average of buffers alone has none."""
@@ -235,9 +247,26 @@ class Trainer:
     def _probe(self, samples: int) -> Probe:
         """Return a synthetic batch of the task."""
         task = self.task
-        has_own = task.probe(torch.Generator(), 1) is not None
-        inputs = _own_inputs(task) if has_own else MeasuredInputs(self._batches.some_inputs())
+        if task.probe(torch.Generator(), 1) is not None:
+            return Probe(_own_inputs(task), task.loss, task.likelihood, samples)
+        held = self._batches.some_inputs()
+        inputs: Callable[[torch.Generator, int], Tensor]
+        if self.settings.epsilon is None:
+            inputs = MeasuredInputs(held)
+        elif held.is_floating_point():
+            inputs = GaussianInputs(torch.zeros(held.shape[1:]), torch.ones(held.shape[1:]))
+        else:
+            raise ValueError(
+                f"task {task.name!r} has inputs of integers and no probe(): with a privacy budget it must "
+                "give synthetic inputs, as none can be measured"
+            )
         return Probe(inputs, task.loss, task.likelihood, samples)
+
+    def _private_backward(self) -> SampleGradients | None:
+        """Return what takes each sample's gradient by itself, if the privacy budget is of samples."""
+        if not isinstance(self.plan, PrivateGradients) or self.plan.budget.unit != "sample":
+            return None
+        return SampleGradients(self.model, self.task.loss, self.plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, for another trainer that goes on."""

@@ -57,7 +57,7 @@ def test_no_contribution_is_above_the_bound_after_it_was_rounded(elements, scale
     _, noise = noise_of(elements)
     values = (scale * np.random.default_rng(elements).normal(size=elements)).astype(np.float32)
     clipped = noise.clipped(values)
-    assert math.sqrt(float(clipped @ clipped)) <= noise.largest_norm
+    assert math.sqrt(float(clipped @ clipped)) <= noise.sensitivity
     norm = float(np.linalg.norm(values.astype(np.float64)))
     wanted = values.astype(np.float64) * min(1.0, 0.5 / norm)
     assert np.abs(clipped - wanted / noise.grid).max() <= 1
@@ -69,7 +69,7 @@ def test_rounding_that_would_leave_the_bound_is_toward_zero():
     noise = ClippedNoise(budget, 10_000, lambda count: bytes(count))
     values = np.full(10_000, 0.5 / 100, np.float32)
     clipped = noise.clipped(values)
-    assert float(clipped @ clipped) <= noise.largest_norm**2
+    assert float(clipped @ clipped) <= noise.sensitivity**2
     assert clipped.sum() > 0.8 * (values / noise.grid).sum()
 
 
@@ -84,8 +84,8 @@ def test_the_noise_of_all_but_one_device_is_what_the_budget_says(devices):
     budget, noise = noise_of(20_000, devices=devices)
     shares = [noise.release(np.zeros(20_000, np.float32)) for _ in range(min(devices, 5) - 1)]
     deviation = np.concatenate(shares).std() * math.sqrt(devices - 1)
-    assert deviation == pytest.approx(budget.noise_multiplier * noise.largest_norm, rel=0.02)
-    assert noise.largest_norm * noise.grid == pytest.approx(budget.clip_norm, rel=0.02)
+    assert deviation == pytest.approx(budget.noise_multiplier * noise.sensitivity, rel=0.02)
+    assert noise.sensitivity * noise.grid == pytest.approx(budget.clip_norm, rel=0.02)
 
 
 def test_a_contribution_is_in_the_mean_of_what_is_released():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edge_client.curvature.probe import Probe
-from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, PrivateLocalSteps, ProbeCurvature
+from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, PrivateGradients, PrivateLocalSteps, ProbeCurvature
 from edge_client.training.settings import SettingsError, check_settings
 
 
@@ -85,15 +85,42 @@ def test_a_privacy_budget_lasts_for_the_exchanges_of_the_run():
     assert {**expected, "outer_momentum": 0.9}.items() <= dict(made.options).items()
 
 
+def test_a_privacy_budget_of_gradients_lasts_for_all_steps_or_for_the_passes_of_a_sample():
+    made = check_settings({**PRIVATE, "cadence": "every-batch"}).plan(Elsewhere(), 500, probe)
+    assert type(made) is PrivateGradients
+    assert {
+        "privacy_exchanges": 65,
+        "privacy_unit": "device",
+        "curvature_scope": "probe",
+    }.items() <= made.options.items()
+    values = {**PRIVATE, "cadence": "every-batch", "privacy-unit": "sample", "passes": 5}
+    made = check_settings(values).plan(Elsewhere(), 500, probe)
+    assert {"privacy_exchanges": 5, "privacy_batch_size": 32}.items() <= dict(made.options).items()
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [
         ({"clip-norm": "never"}, "'epsilon' is 4: a privacy budget needs 'clip-norm'"),
         ({"noise-devices": "never"}, "needs 'noise-devices'"),
-        ({"cadence": "every-batch"}, "needs the cadence 'local-steps'"),
-        ({"cadence": "auto"}, "needs the cadence 'local-steps'"),
+        ({"cadence": "auto"}, "needs the cadence 'every-batch' or 'local-steps'"),
+        ({"cadence": "every-batch", "curvature-scope": "shared"}, "'curvature-scope' is 'shared': .* 'probe'"),
+        ({"cadence": "every-batch", "clip-grad-norm": 1}, "'clip-grad-norm' does not go with a privacy budget"),
+        ({"cadence": "every-batch", "whiten": True}, "'whiten' does not go with a privacy budget"),
+        ({"passes": 3}, "'passes' is for the privacy unit 'sample'"),
+        ({"privacy-unit": "sample", "passes": 3}, "'privacy-unit' is 'sample': .* cadence 'every-batch'"),
+        ({"cadence": "every-batch", "privacy-unit": "sample"}, "it needs 'passes'"),
+        (
+            {"cadence": "every-batch", "privacy-unit": "sample", "passes": 4},
+            "'passes' is 4: 65 steps take more of this device's 500 samples in batches of 32; take 5 passes",
+        ),
+        ({"privacy-unit": "batch"}, "setting 'privacy-unit'"),
         ({"overlap": True}, "'overlap' does not go with a privacy budget"),
         ({"personal": "head*"}, "'personal' does not go with a privacy budget"),
+        (
+            {"epsilon": "never", "clip-norm": "never", "noise-devices": "never", "passes": 3},
+            "'passes' is for a privacy",
+        ),
         ({"epsilon": "never"}, "'clip-norm' is for a privacy budget: set 'epsilon'"),
         ({"epsilon": 0}, "setting 'epsilon'"),
         ({"delta": 1}, "setting 'delta'"),
