@@ -9,6 +9,7 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.tls import TlsFiles
 
 from edge_client.exchange import ExchangeError
+from edge_client.exchange.requirements import check_evaluation
 from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
@@ -85,6 +86,7 @@ class OwnProcess:
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Try weights on the device's held-out samples."""
         with _explained():
+            check_evaluation(self._require)
             return evaluate_weights(self._data(data), read_weights(weights), self._saved())
 
     def _data(self, request: DataRequest) -> DeviceData:

@@ -89,6 +89,7 @@ def test_a_run_under_masks_is_as_good_and_its_coordinator_knows_no_device_s_loss
         "curvature": "eva",
         "batch-size": 16,
         "secure-aggregation": True,
+        "evaluate-every": 12,
         "join-deadline-s": 150,  # a busy machine starts three processes slowly
         "output": tmp_path,
     }
@@ -96,9 +97,11 @@ def test_a_run_under_masks_is_as_good_and_its_coordinator_knows_no_device_s_loss
     print(output)  # shown if something fails
     (_, last) = read_rounds(tmp_path / "history.json", 2)
     assert "waiting for 3 devices that mask what they send" in output
+    assert "after each round tell in clear how good the model is" in output
     reported = read_run(tmp_path)
     assert [step.devices for step in reported.steps] == [3] * 24
     assert all(step.loss is not None for step in reported.steps)  # of all devices together
+    assert [step.step for step in reported.steps if step.accuracy is not None] == [0, 12]  # of all devices, too
     assert {device.loss for device in reported.devices.values()} == {None}
     assert "masked: sums only" in render(reported)
 

@@ -84,6 +84,8 @@ def test_daemons_train_in_a_session_under_masks_and_refuse_a_plain_one_by_name(p
                 with pytest.raises(DaemonError, match=refused):
                     client.train(place.request("plain", 0, 2))
                 assert refused in client.status().training.last
+                with pytest.raises(DaemonError, match="its accuracy on its own samples would leave in clear"):
+                    client.evaluate(place.request("plain", 0, 2).data, place.request("plain", 0, 2).weights)
         TASK.save_sample(0, place.folder / "digit.png")
         content = (place.folder / "digit.png").read_bytes()
         assert httpx.post(f"http://{daemons[0].rest}/recognize", content=content).json()["version"] == "1"

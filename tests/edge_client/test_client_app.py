@@ -82,6 +82,13 @@ def test_what_its_node_requires_a_session_must_give(required, text):
         assert not coordinator.directory.find("round-1").session.members
 
 
+def test_a_node_that_requires_masks_does_not_tell_how_good_a_model_is_on_its_samples():
+    given = context(require="secure-aggregation>=3")
+    weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
+    reply = ask("evaluate", given, weights)
+    assert "insists on secure-aggregation>=3, and its accuracy on its own samples would leave" in reply.error.reason
+
+
 @pytest.mark.parametrize("by", ["node config", "environment"])
 def test_a_daemon_that_does_not_answer_is_named(short_tmp_path, monkeypatch, by):
     monkeypatch.setattr("edge_client.daemon.client._CONNECT_DEADLINE_S", 0.2)
