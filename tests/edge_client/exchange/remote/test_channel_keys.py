@@ -13,6 +13,7 @@ from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.key_agreement import public_key
 from edgenewton.secure_aggregation.shamir import random_secret
 from edgenewton.v1 import exchange_pb2 as pb
+from test_secure_aggregation import until
 from torch import nn
 
 from coordinator.identity.audit import AuditLog
@@ -124,3 +125,31 @@ def test_a_coordinator_that_swaps_a_key_is_found_out(authority, files, tmp_path,
                 futures[0].result()
             with pytest.raises(ExchangeError):
                 futures[1].result()
+
+
+def test_a_renewed_certificate_vouches_for_the_key_after_a_reconnection(authority, files, tmp_path):
+    """Else whoever comes when the certificate of before has expired would refuse to mask with the device."""
+    own_folder = ServerTlsFiles.parse(str(authority.folder / "coordinators" / "c0"))
+    gate = AccessGate(ServerTls(own_folder), AuditLog(tmp_path / "audit.jsonl"))
+    mine = files_of(authority, "d9")
+    before = mine.read()
+    with embedded_coordinator(gate=gate) as coordinator, ThreadPoolExecutor(1) as pool:
+        coordinator.create_session("s", SessionSettings(devices=2, secure_aggregation=True))
+        session = coordinator.directory.find("s").session
+        exchange = GradientExchange.connect(
+            coordinator.address, session="s", device="d9", tls=mine, reconnect_deadline_s=20
+        )
+        with exchange:
+            optimizer = NewtonOptimizer(nn.Linear(4, 2), sync=EveryBatch(exchange))
+            joining = pool.submit(optimizer.join)
+            until(lambda: "d9" in session.members)
+            first = session.members["d9"].joining.channel_key
+            files_of(authority, "d9")
+            authority.revoke(Kind.DEVICE, "d9", keep_latest=True)
+            until(lambda: session.members.get("d9") and session.members["d9"].joining.channel_key != first)
+            second = session.members["d9"].joining.channel_key
+            joining.result(20)
+    assert mine.read().certificate != before.certificate
+    assert second.public == first.public
+    assert second.certificates[0] != first.certificates[0]
+    ChannelKeyCheck(files["d1"].read())("s", second)
