@@ -79,7 +79,8 @@ def _worker(context: Context, allow_tasks: Collection[str]) -> Iterator[Worker]:
         allowed = str(context.node_config.get("allow-tasks", os.environ.get(ALLOW_VARIABLE, "")))
         files = TlsFiles.parse(tls) if tls else None
         names = {*allowed.split(), *allow_tasks}
-        yield OwnProcess(_NodeState(context.state), files, names, publishing)
+        required = tuple(str(context.node_config.get("require", "")).split())
+        yield OwnProcess(_NodeState(context.state), files, names, publishing, required)
         return
     with DaemonClient(Path(socket), _RETURN_DEADLINE_S) as daemon:
         yield daemon

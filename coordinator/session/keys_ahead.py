@@ -39,15 +39,16 @@ class KeysAhead:
             step_keys_from_proto(device, of.neighbours(device), keys)  # in each step a device has as many
             self._told[device] = step, keys
 
-    def begin(self, step: int, channel_keys: Mapping[str, bytes]) -> MaskedRound:
+    def begin(self, step: int, channel_keys: Mapping[str, bytes], attempt: int) -> MaskedRound:
         """Return a round with the keys that have come for it.
 
         Args:
             step: its number.
-            channel_keys: of the devices of its circle.
+            channel_keys: the public ones of the devices of its circle.
+            attempt: tells it from an earlier one.
 
         """
-        of = MaskedRound(self._session, step, channel_keys)
+        of = MaskedRound(self._session, step, channel_keys, attempt)
         told, self._told = self._told, {}
         before, self._channel_keys = self._channel_keys, dict(channel_keys)
         if before == self._channel_keys:

@@ -32,11 +32,13 @@ class MaskedRound:
         session: its name.
         step: its number.
         circle: the devices that may mask.
+        attempt: tells it from an earlier one.
 
     """
 
-    def __init__(self, session: str, step: int, circle: Collection[str]) -> None:
+    def __init__(self, session: str, step: int, circle: Collection[str], attempt: int = 0) -> None:
         self.step = step
+        self.attempt = attempt
         self.circle = sorted(circle)
         self.phase = MaskingPhase.KEYS
         self.keys: dict[str, StepKeys] = {}
@@ -62,6 +64,10 @@ class MaskedRound:
     def maskers(self) -> Collection[str]:
         """The devices that mask."""
         return self.keys.keys() if self.phase is not MaskingPhase.KEYS else ()
+
+    def may_mask(self, device: str) -> bool:
+        """Whether a device's contribution can be in the sum."""
+        return device in (self.circle if self.phase is MaskingPhase.KEYS else self.maskers)
 
     @property
     def contributed(self) -> Collection[str]:

@@ -271,6 +271,13 @@ class Session:
         if fault is not None:
             raise invalid(device, step, fault)
 
+    def begin(self, device: str, step: int, now: float) -> None:
+        """Take note that a device has begun a step under masks: the step waits for it, if it can be in the sum."""
+        member = self.members[device]
+        if self.masking is not None and step == self.step.number and self.masking.may_mask(device):
+            self._active_at = now
+            self._closing.take_sign(member, now)
+
     def take_keys(self, device: str, step: int, message: pb.StepKeys, now: float) -> None:
         """Take a device's keys for a step; those that come too late are dropped.
 

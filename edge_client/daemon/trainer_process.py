@@ -30,6 +30,7 @@ from edge_client.daemon.messages import (
 )
 from edge_client.daemon.priority import lower_priority
 from edge_client.exchange import Cause, ExchangeError
+from edge_client.exchange.requirements import check_evaluation
 from edge_client.inference import Artefact, ArtefactError
 from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
@@ -64,6 +65,7 @@ class JobRunner:
                 case TrainRequest():
                     return self._train(job)
                 case EvaluateMessage():
+                    check_evaluation(self._start.require)
                     return evaluate_weights(self._data(job.data), read_weights(job.weights), self._load_state())
                 case InitialWeightsMessage():
                     settings = check_settings(job.settings)

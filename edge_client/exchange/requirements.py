@@ -27,6 +27,21 @@ def check_requirements(required: Sequence[str]) -> None:
         _least(text)
 
 
+def check_evaluation(required: Sequence[str]) -> None:
+    """Check that a device may say, outside of a session, how good a model is on its own samples: nothing masks that.
+
+    Raises:
+        RequirementError: it insists on masks; the text says how the model is tried under them.
+
+    """
+    text = next((text for text in required if text.strip().startswith(_MASKED)), None)
+    if text is not None:
+        raise RequirementError(
+            f"this device insists on {text}, and its accuracy on its own samples would leave in clear: run with "
+            "fraction-evaluate=0; evaluate-every=20 tries the model under masks, every 20 steps"
+        )
+
+
 def check_settings(required: Sequence[str], settings: pb.ExchangeSettings, device: str, session: str) -> None:
     """Check that a session gives what a device insists on.
 

@@ -1,7 +1,7 @@
 """Works in this process, on a device without a daemon."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ from edgenewton.common.evaluation import Evaluation
 from edgenewton.common.tls import TlsFiles
 
 from edge_client.exchange import ExchangeError
+from edge_client.exchange.requirements import check_evaluation
 from edge_client.tasks import TaskError, check_foreign_task
 from edge_client.training.checkpoint import DeviceCheckpoint
 from edge_client.training.jobs import (
@@ -45,6 +46,7 @@ class OwnProcess:
         allow_tasks: import paths of tasks that a run may name, besides those of this package and of installed entry
             points.
         publishing: who takes the model while it is trained, and at the end.
+        require: what a session must give to be joined: see `GradientExchange.connect`.
 
     """
 
@@ -54,11 +56,13 @@ class OwnProcess:
         tls: TlsFiles | None,
         allow_tasks: Collection[str] = (),
         publishing: Publishing | None = None,
+        require: Sequence[str] = (),
     ) -> None:
         self._keeper = keeper
         self._tls = tls
         self._allow_tasks = allow_tasks
         self._publishing = publishing
+        self._require = require
 
     def initial_weights(self, settings: Mapping[str, Any]) -> bytes:
         """Return the weights that a run begins with."""
@@ -71,7 +75,9 @@ class OwnProcess:
         """Train a session's steps; return the report and the weights."""
         with _explained():
             data = self._data(request.data)
-            outcome = train(request, data, self._saved(), tls=self._tls, publishing=self._publishing)
+            outcome = train(
+                request, data, self._saved(), tls=self._tls, require=self._require, publishing=self._publishing
+            )
             if self._publishing is not None:
                 self._publishing.offer(TrainedModel(outcome.trainer, outcome.weights, outcome.state.step))
         self._keeper.save(outcome.state.dump())
@@ -80,6 +86,7 @@ class OwnProcess:
     def evaluate(self, data: DataRequest, weights: bytes) -> Evaluation:
         """Try weights on the device's held-out samples."""
         with _explained():
+            check_evaluation(self._require)
             return evaluate_weights(self._data(data), read_weights(weights), self._saved())
 
     def _data(self, request: DataRequest) -> DeviceData:

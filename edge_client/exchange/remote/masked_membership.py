@@ -155,6 +155,8 @@ class MaskedMembership(GrpcMembership):
         """Begin the next step: see `Membership.begin`."""
         self._begin_step(is_repeated=is_repeated)
         self._contribution = MaskedContribution(self.step, samples)
+        # Its contribution leaves all at once, late in the step: without this a slow device would not be waited for.
+        self._link.send(pb.Frame(step=self.step, samples=1).SerializeToString())
 
     def skip(self) -> None:
         """Skip what is left of the batch, and what was contributed before: nothing has left yet."""

@@ -34,14 +34,15 @@ def set_from_bytes(circle: Sequence[str], data: bytes) -> list[str]:
     return [device for device, bit in zip(circle, bits, strict=True) if bit]
 
 
-def step_keys_to_proto(device: str, keys: StepKeys) -> pb.StepKeys:
-    """Return the message of a device's step keys."""
+def step_keys_to_proto(device: str, keys: StepKeys, attempt: int = 0) -> pb.StepKeys:
+    """Return the message of a device's step keys, with the attempt for which they were wanted."""
     digests = (keys.digests[holder] for holder in sorted((device, *keys.boxes)))
     return pb.StepKeys(
         public=keys.public,
         seed_digest=keys.seed_digest,
         boxes=b"".join(keys.boxes[neighbour] for neighbour in sorted(keys.boxes)),
         digests=b"".join(digest.of_key + digest.of_seed for digest in digests),
+        attempt=attempt,
     )
 
 

@@ -228,24 +228,28 @@ class ChannelKey(_message.Message):
     def __init__(self, device: _Optional[str] = ..., public: _Optional[bytes] = ..., certificates: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class KeysWanted(_message.Message):
-    __slots__ = ("circle", "channel_keys")
+    __slots__ = ("circle", "channel_keys", "attempt")
     CIRCLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_KEYS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     circle: _containers.RepeatedScalarFieldContainer[str]
     channel_keys: _containers.RepeatedCompositeFieldContainer[ChannelKey]
-    def __init__(self, circle: _Optional[_Iterable[str]] = ..., channel_keys: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, circle: _Optional[_Iterable[str]] = ..., channel_keys: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class StepKeys(_message.Message):
-    __slots__ = ("public", "seed_digest", "boxes", "digests")
+    __slots__ = ("public", "seed_digest", "boxes", "digests", "attempt")
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     SEED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     public: bytes
     seed_digest: bytes
     boxes: bytes
     digests: bytes
-    def __init__(self, public: _Optional[bytes] = ..., seed_digest: _Optional[bytes] = ..., boxes: _Optional[bytes] = ..., digests: _Optional[bytes] = ...) -> None: ...
+    attempt: int
+    def __init__(self, public: _Optional[bytes] = ..., seed_digest: _Optional[bytes] = ..., boxes: _Optional[bytes] = ..., digests: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Maskers(_message.Message):
     __slots__ = ("public", "maskers", "announcements", "scales")
