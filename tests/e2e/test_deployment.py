@@ -99,7 +99,7 @@ def test_a_plain_run_goes_on_without_a_device_that_insists_on_masks_and_a_masked
     flower, (first, *_) = place
     settings = {"devices": 2, "steps": 6, "rounds": 1, "output": str(tmp_path)}
     with insisting(first.daemon):
-        log = flower.train({**settings, "join-deadline-s": 45, "quorum": 1})
+        log = flower.train({**settings, "join-deadline-s": 45, "rejoin-deadline-s": 2, "quorum": 1})
         assert "device 'device-0' insists on secure-aggregation" in log, log
         (entry,) = json.loads((tmp_path / "history.json").read_text())["rounds"]
         assert (entry["devices"], len(entry["failures"])) == (1, 1), log
