@@ -35,6 +35,11 @@ def main(grid: Grid, context: Context) -> None:
             home,
         )
     config, device_settings = split_run_config(context.run_config)
+    if config.secure_aggregation and config.fraction_evaluate:
+        log.warning(
+            "the devices mask what they train, and after each round tell in clear how good the model is on their own "
+            "samples: fraction-evaluate=0 ends that, and evaluate-every=20 tries it under masks, every 20 steps"
+        )
     resumed = load_checkpoint(config.resume) if config.resume is not None else None
     if resumed is not None and resumed.round >= config.rounds:
         raise CheckpointError(f"{resumed.path} has {resumed.round} of {config.rounds} rounds behind it: raise rounds")

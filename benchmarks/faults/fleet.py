@@ -167,7 +167,7 @@ class Fleet:
             "digest-every": 4,
             "record": self.folder / "record.sqlite",
         } | self.fault.settings
-        arguments = [f"--{name}={value}" for name, value in options.items()]
+        arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
         if (self.folder / "record.sqlite").exists():
             arguments.append("--resume")
         log = self.folder / "coordinator.log"

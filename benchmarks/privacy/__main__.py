@@ -6,10 +6,11 @@ number of samples. Costs are those of masked sessions beside int8 sessions that 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -45,14 +46,45 @@ def main(
         if name not in known:
             console.print(f"[bold red]error[/]: {name!r} is unknown; known are {', '.join(known)}")
             raise typer.Exit(2)
-    began = time.perf_counter()
-    parts = part or list(_PARTS)
     chosen = modes or [mode.name for mode in MODES]
     sizes = batches or ([1, 8] if quick else list(BATCHES))
-    ratios = _costs(quick=quick) if "costs" in parts else {}
-    survived, keys = survival(SIZES[:4] if quick else SIZES), key_seconds()
-    findings = _attacks(chosen, sizes, jobs, 1 if quick else devices) if "attacks" in parts else []
-    members = _membership(chosen, jobs, steps=20 if quick else 60) if "membership" in parts else {}
+    found: dict[str, Any] = {}
+    for name in part or _PARTS:
+        began = time.perf_counter()
+        if name == "costs":
+            found[name] = _costs(quick=quick)
+        elif name == "attacks":
+            found[name] = [asdict(finding) for finding in _attacks(chosen, sizes, jobs, 1 if quick else devices)]
+        else:
+            found[name] = _membership(chosen, jobs, steps=20 if quick else 60)
+        is_whole = not (quick or modes or batches)
+        if is_whole:
+            _RUNS.mkdir(parents=True, exist_ok=True)
+            seconds = round(time.perf_counter() - began)
+            (_RUNS / f"{name}.json").write_text(json.dumps({"found": found[name], "seconds": seconds}))
+    _report(found)
+    missing = [name for name in _PARTS if not (_RUNS / f"{name}.json").exists()]
+    if is_whole and not missing:
+        stored = {name: json.loads((_RUNS / f"{name}.json").read_text()) for name in _PARTS}
+        text, figures = _report({name: each["found"] for name, each in stored.items()}, is_shown=False)
+        data = {"devices": DEVICES, "attacked_devices": devices, **stored}
+        path = save_results("privacy", figures, data, "cryptography", "scipy")
+        (FOLDER / "privacy.md").write_text(f"# Privacy\n\n{text}")
+        console.print(f"written: {path}, and the tables beside it")
+    elif is_whole:
+        console.print(f"kept in {_RUNS}; results are written once there are these too: {', '.join(missing)}")
+
+
+_RUNS = Path("runs/privacy")
+"""Parts that were measured whole: results are written from all of them."""
+
+
+def _report(found: Mapping[str, Any], *, is_shown: bool = True) -> tuple[str, dict[str, float | None]]:
+    """Return the tables and the headline of what was found."""
+    findings = [Finding(**finding) for finding in found.get("attacks", ())]
+    members = {mode: Membership(**each) for mode, each in found.get("membership", {}).items()}
+    of_costs = found.get("costs", {})
+    ratios = {network: costs.Ratio(**ratio) for network, ratio in of_costs.get("ratios", {}).items()}
     text = "\n".join(
         [
             leak_tables(findings),
@@ -60,24 +92,18 @@ def main(
             f"## Masked over int8, {DEVICES} devices\n\n{cost_table(ratios)}\n",
         ]
     )
-    console.print(text, markup=False, soft_wrap=True)
-    figures = headline(findings, ratios, survived, keys)
-    console.print_json(json.dumps(figures))
-    if quick or part or modes or batches:
-        return
-    data = {
-        "devices": DEVICES,
-        "attacked_devices": devices,
-        "findings": [asdict(found) for found in findings],
-        "membership": {mode: asdict(found) for mode, found in members.items()},
-        "costs": {name: asdict(ratio) for name, ratio in ratios.items()},
-        "keys_of_100_devices": asdict(keys),
-        "dropouts": asdict(survived) | {"devices": SIZES},
-        "seconds": round(time.perf_counter() - began),
-    }
-    path = save_results("privacy", figures, data, "cryptography", "scipy")
-    (FOLDER / "privacy.md").write_text(f"# Privacy\n\n{text}")
-    console.print(f"written: {path}, and the tables beside it")
+    figures = headline(findings, ratios, of_costs) | {"dp_accuracy_gain_median": _accuracy_gain()}
+    if is_shown:
+        console.print(text, markup=False, soft_wrap=True)
+        console.print_json(json.dumps(figures))
+    return text, figures
+
+
+def _accuracy_gain() -> float | None:
+    """Return what `python -m benchmarks.privacy.dp` has written, if it has."""
+    path = FOLDER / "privacy-dp.json"
+    gain: float | None = json.loads(path.read_text())["headline"]["dp_accuracy_gain_median"] if path.exists() else None
+    return gain
 
 
 _PARTS = ("costs", "attacks", "membership")
@@ -95,20 +121,23 @@ def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: i
     return findings
 
 
-def _membership(modes: Sequence[str], jobs: int, steps: int) -> dict[str, Membership]:
+def _membership(modes: Sequence[str], jobs: int, steps: int) -> dict[str, Any]:
     with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
         known = pool.submit(shadows, QUOTED_NETWORK, steps=steps).result()
         asked = {mode: pool.submit(infer, BY_NAME[mode], QUOTED_NETWORK, known, steps) for mode in modes}
-        return {mode: done.result() for mode, done in asked.items()}
+        return {mode: asdict(done.result()) for mode, done in asked.items()}
 
 
-def _costs(*, quick: bool) -> dict[str, costs.Ratio]:
-    found = {}
+def _costs(*, quick: bool) -> dict[str, Any]:
+    """Measure what takes time or bytes, and how many drop-outs are survived."""
+    ratios = {}
     for network, steps in STEPS.items():
         console.print(f"[cyan]sessions of {steps} steps, {network}[/]")
         pairs = costs.measure(network, 1 if quick else PAIRS[network], steps // 2 if quick else steps)
-        found[network] = costs.ratios(pairs)
-    return found
+        ratios[network] = asdict(costs.ratios(pairs))
+    sizes = SIZES[:4] if quick else SIZES
+    survived = asdict(survival(sizes)) | {"devices": sizes}
+    return {"ratios": ratios, "dropouts": survived, "keys_of_100_devices": asdict(key_seconds())}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def gradients(run: Run, seen: Mapping[TensorKey, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for (kind, name), value in seen.items():
-        if kind == "gradient":
+        if kind in ("gradient", "noised"):  # no attack minds the noise's grid, which is a scale
             found |= _of_part(run.model, name, _restored(value, run.whitening.get(name)))
         elif kind == "delta":
             spec = next(spec for spec in run.fingerprint if (spec.kind, spec.name) == (kind, name))

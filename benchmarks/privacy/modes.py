@@ -3,16 +3,20 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from edge_client import EveryBatch, LocalSteps, Probe, ProbeCurvature
+from edge_client import EveryBatch, LocalSteps, PrivacyBudget, PrivateGradients, Probe, ProbeCurvature
 from edge_client.curvature.measured_inputs import MeasuredInputs
+from edge_client.curvature.probe_inputs import GaussianInputs
 from edge_client.exchange import Exchange
 from edge_client.sync.plan import SyncPlan
 from edge_client.tasks import Task
 
 ROUND = 10
 """Batches of a round of local steps."""
+EPSILON, CLIP_NORM, EXCHANGES = 8.0, 0.5, 60
+"""Of the privacy budget, whose unit is a device."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ def _probe(exchange: Exchange, task: Task, inputs: Tensor) -> SyncPlan:
     return ProbeCurvature(Probe(MeasuredInputs(inputs), task.loss, task.likelihood), exchange, whiten=False)
 
 
+def _private(exchange: Exchange, task: Task, inputs: Tensor) -> SyncPlan:
+    shape = inputs.shape[1:]
+    probe = Probe(GaussianInputs(torch.zeros(shape), torch.ones(shape)), task.loss, task.likelihood)
+    budget = PrivacyBudget(EPSILON, 1e-5, CLIP_NORM, devices=8, exchanges=EXCHANGES)
+    return PrivateGradients(exchange, budget, probe)
+
+
 PLAIN = Mode("plain fp32", _every_batch, {"codec": "fp32"})
 MASKED = Mode("masked", _every_batch, {"secure_aggregation": True})
 MODES = (
@@ -67,5 +78,7 @@ MODES = (
     MASKED,
     Mode("masked local steps", _local_steps, {"secure_aggregation": True}, batches=ROUND, has_factors=False),
     Mode("masked, probe curvature", _probe, {"secure_aggregation": True}, has_factors=False),
+    Mode("privacy budget", _private, {"codec": "fp32"}, has_factors=False),
+    Mode("masked, privacy budget", _private, {"secure_aggregation": True}, has_factors=False),
 )
 BY_NAME = {mode.name: mode for mode in MODES}

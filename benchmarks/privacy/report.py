@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.privacy.attacks import ALL, ATTACKS, ONE, Finding
 from benchmarks.privacy.costs import Ratio
-from benchmarks.privacy.dropouts import KeySeconds, Survival
 from benchmarks.privacy.membership import Membership
 from benchmarks.privacy.modes import MASKED, MODES, PLAIN
 from benchmarks.shared.results import markdown_table
@@ -56,9 +55,17 @@ def advantage(findings: Iterable[Finding]) -> float | None:
 
 
 def headline(
-    findings: Sequence[Finding], ratios: Mapping[str, Ratio], survival: Survival, keys: KeySeconds
+    findings: Sequence[Finding], ratios: Mapping[str, Ratio], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float | None]:
-    """Return the figures that the project quotes; the PSNRs are of the demo's network with batches of eight."""
+    """Return the figures that the project quotes; the PSNRs are of the demo's network with batches of eight.
+
+    Args:
+        findings: of the attacks.
+        ratios: of masked over int8, by network.
+        costs: has `Survival` as "dropouts" and `KeySeconds` as "keys_of_100_devices".
+
+    """
+    survival, keys = costs.get("dropouts"), costs.get("keys_of_100_devices")
     quoted = QUOTED_NETWORK, QUOTED_BATCH
     plain = best(findings, PLAIN.name, ONE, *quoted)
     masked = best(findings, MASKED.name, ONE, *quoted)
@@ -73,8 +80,8 @@ def headline(
         "attack_psnr_mean_image_db": None if masked is None else masked.mean_image_db,
         "attack_gain_over_mean_image_masked_worst_db": advantage(findings),
         "attack_psnr_sum_of_eight_db": None if summed is None else summed.psnr_db,
-        "dropouts_survived_fraction": survival.survived / survival.tried,
-        "key_agreement_100_devices_s": round(keys.session_device_s + keys.step_device_s + keys.step_coordinator_s, 3),
+        "dropouts_survived_fraction": survival["survived"] / survival["tried"] if survival else None,
+        "key_agreement_100_devices_s": round(sum(keys.values()), 3) if keys else None,
     }
 
 

@@ -80,7 +80,7 @@ def serve(
         typer.Option("--secure-aggregation", help="The devices mask what they send: the coordinator learns sums only."),
     ] = False,
     mask_bits: Annotated[
-        int, typer.Option(help="Bits of a device's gradients under masks, 8 or 4, without those that the sum takes.")
+        int, typer.Option(help="Bits of a device's moves under masks, 8 or 4; sums of gradients take twice as many.")
     ] = _SETTINGS.mask_bits,
     frame_bytes: Annotated[
         int, typer.Option(help="A frame leaves when its data reaches this size.")

@@ -119,7 +119,8 @@ class NewtonStrategy(FedAvg):
         self._coordinator.create_session(self._session, settings)
         if self._observer is not None:
             self._observer.observe(self._coordinator.address, self._session, settings)
-        log.info("round %d: %d devices train %d steps", number, len(nodes), config["steps"])
+        how = ", and mask what they send" if settings.secure_aggregation else ""
+        log.info("round %d: %d devices train %d steps%s", number, len(nodes), config["steps"], how)
         self._invited = {}
         return self._invite(nodes)
 

@@ -64,7 +64,8 @@ class Directory:
         if self._record is not None:
             self._record.begin_session(name, settings)
         session = Session(name, settings)
-        self._open(session, f"waiting for {settings.devices} devices")
+        how = " that mask what they send" if settings.secure_aggregation else ""
+        self._open(session, f"waiting for {settings.devices} devices{how}")
         return session
 
     def resume(self, record: SessionRecord) -> Session:

@@ -1,6 +1,7 @@
 """What a session with secure aggregation tells each device, on its stream alone."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from edgenewton.secure_aggregation.messages import announcements_to_bytes, set_to_bytes
 from edgenewton.v1 import exchange_pb2 as pb
@@ -14,20 +15,17 @@ from coordinator.session.decisions import (
     MaskersSettled,
     SharesWanted,
 )
-from coordinator.session.roster import Roster
 
 
 class MaskingMail:
     """Sends what the session decides of its masks.
 
     Args:
-        members: of the session.
         outboxes: of the devices.
 
     """
 
-    def __init__(self, members: Roster, outboxes: Outboxes) -> None:
-        self._members = members
+    def __init__(self, outboxes: Outboxes) -> None:
         self._outboxes = outboxes
         self._told: dict[str, dict[str, bytes]] = defaultdict(dict)
         """For each device, the channel keys that it was told on its stream."""
@@ -41,9 +39,11 @@ class MaskingMail:
                 self._told.pop(device, None)
                 for told in self._told.values():
                     told.pop(device, None)
-            case KeysWanted(step, circle, only):
+            case KeysWanted(step, circle, attempt, only):
                 for device in only or circle:
-                    self._send(device, pb.Frame(step=step, keys_wanted=self._keys_wanted(device, circle)))
+                    news = self._untold(device, circle)
+                    wanted = pb.KeysWanted(circle=circle, channel_keys=news, attempt=attempt)
+                    self._send(device, pb.Frame(step=step, keys_wanted=wanted))
             case MaskersSettled(step, of, scales, only):
                 maskers = set_to_bytes(of.circle, of.maskers)
                 for device in only or of.maskers:
@@ -55,18 +55,17 @@ class MaskingMail:
             case SharesWanted(step, of, only):
                 contributed = set_to_bytes(of.circle, of.contributed)
                 for device in only or of.maskers:
-                    wanted = pb.Unmask(public=of.keys[device].public, contributed=contributed)
-                    self._send(device, pb.Frame(step=step, unmask=wanted))
+                    question = pb.Unmask(public=of.keys[device].public, contributed=contributed)
+                    self._send(device, pb.Frame(step=step, unmask=question))
 
-    def _keys_wanted(self, device: str, circle: tuple[str, ...]) -> pb.KeysWanted:
+    def _untold(self, device: str, circle: Mapping[str, pb.ChannelKey | None]) -> list[pb.ChannelKey]:
+        """Return the keys of a circle that a device was not told yet; it is now."""
         told, news = self._told[device], []
-        for name in circle:
-            member = self._members.get(name)
-            key = None if member is None else member.joining.channel_key
+        for name, key in circle.items():
             if key is not None and told.get(name) != key.public:
                 told[name] = key.public
                 news.append(key)
-        return pb.KeysWanted(circle=circle, channel_keys=news)
+        return news
 
     def _send(self, device: str, frame: pb.Frame) -> None:
         self._outboxes.send(device, frame.SerializeToString())

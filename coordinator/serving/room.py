@@ -73,7 +73,7 @@ class Room:
         """Devices that cannot be told yet whether they may join."""
         self._outboxes = outboxes
         self._downlink = downlink
-        self._masking_mail = MaskingMail(session.members, outboxes)
+        self._masking_mail = MaskingMail(outboxes)
         self._combining = Combining(self._combined)
         self._closing: d.StepClosing | None = None
         """Whose combination is to begin."""
@@ -285,8 +285,12 @@ class Room:
             self._outboxes.send(device, _HEARTBEAT)
         if frame.HasField("step_keys"):
             session.take_keys(device, frame.step, frame.step_keys, now)
+        if frame.HasField("next_keys"):
+            session.take_keys_ahead(device, frame.next_step, frame.next_keys)
         if frame.HasField("revealed"):
             session.take_revealed(device, frame.step, frame.revealed, now)
+        if frame.samples and session.masking is not None:
+            session.begin(device, frame.step, now)
         if self._is_readable(device, frame):
             self._take_contribution(outbox, sent, now)
         self._carry_out()

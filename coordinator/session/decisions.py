@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Self
 
 from edgenewton.common.evaluation import Evaluation
+from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import Float32Array
 from edgenewton.v1.forms import Form
 from edgenewton.v1.framing import SliceKey
@@ -209,7 +210,10 @@ class KeysWanted:
     """Ask the devices that may mask in a step for their keys."""
 
     step: int
-    circle: tuple[str, ...]
+    circle: Mapping[str, pb.ChannelKey | None]
+    """With their channel keys, also of those that are gone since."""
+    attempt: int
+    """Tells this question from an earlier one about the same step."""
     only: tuple[str, ...] | None = None
     """Those of them that are asked; None for all."""
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Sequence
 from enum import Enum, auto
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from edgenewton.secure_aggregation.fixed_point import FixedPoint
 from edgenewton.secure_aggregation.graph import Graph
-from edgenewton.secure_aggregation.modular_integers import Integers, add
+from edgenewton.secure_aggregation.modular_integers import Integers
 from edgenewton.secure_aggregation.step_keys import Announcement, StepKeys
 from edgenewton.secure_aggregation.step_masks import Revealed
 from edgenewton.secure_aggregation.unmasking import Unmasking
@@ -31,11 +32,13 @@ class MaskedRound:
         session: its name.
         step: its number.
         circle: the devices that may mask.
+        attempt: tells it from an earlier one.
 
     """
 
-    def __init__(self, session: str, step: int, circle: Collection[str]) -> None:
+    def __init__(self, session: str, step: int, circle: Collection[str], attempt: int = 0) -> None:
         self.step = step
+        self.attempt = attempt
         self.circle = sorted(circle)
         self.phase = MaskingPhase.KEYS
         self.keys: dict[str, StepKeys] = {}
@@ -61,6 +64,10 @@ class MaskedRound:
     def maskers(self) -> Collection[str]:
         """The devices that mask."""
         return self.keys.keys() if self.phase is not MaskingPhase.KEYS else ()
+
+    def may_mask(self, device: str) -> bool:
+        """Whether a device's contribution can be in the sum."""
+        return device in (self.circle if self.phase is MaskingPhase.KEYS else self.maskers)
 
     @property
     def contributed(self) -> Collection[str]:
@@ -115,7 +122,7 @@ class MaskedRound:
         if self._unmasking is not None and device not in self._unmasking.revealed:
             self._unmasking.take(device, revealed)
 
-    def sum_of(self, stream: int, masked: Sequence[Integers], form: FixedPoint) -> npt.NDArray[np.float64]:
+    def sum_of(self, stream: int, masked: Sequence[Integers], form: FixedPoint) -> npt.NDArray[np.floating[Any]]:
         """Return the sum of the values of those that contributed.
 
         Args:
@@ -130,6 +137,6 @@ class MaskedRound:
         assert self._unmasking is not None
         total = masked[0].copy()
         for vector in masked[1:]:
-            add(total, vector, form.sum_bits)
+            total += vector  # modulo a power of two: it is reduced once, when the masks are taken out
         self._unmasking.unmask(stream, total, form.sum_bits)
         return form.decode(total)

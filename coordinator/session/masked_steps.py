@@ -30,8 +30,9 @@ from edgenewton.v1.framing import Layout, Slice, SliceKey
 from edgenewton.v1.tensor_spec import TensorSpec
 
 from coordinator.session.decisions import Decision, KeysWanted, MaskersSettled, SharesWanted
+from coordinator.session.keys_ahead import KeysAhead
 from coordinator.session.masked_round import MaskedRound, MaskingPhase
-from coordinator.session.members import Member, Standing
+from coordinator.session.members import Standing
 from coordinator.session.robust.step_rule import Held, StepOutcome
 from coordinator.session.roster import Roster
 from coordinator.session.settings import SessionSettings
@@ -55,9 +56,11 @@ class MaskedSteps:
         self._round: MaskedRound | None = None
         self._of: Step | None = None
         self._since = 0.0
+        self._attempts = 0
         self._layout: Layout | None = None
         self._scales: dict[SliceKey, Scales] = {}
-        self._channel_keys: dict[str, bytes] = {}
+        self._ahead = KeysAhead(session)
+        self._channel_keys: dict[str, pb.ChannelKey | None] = {}
         """Of each device of the circle, as the round began: by another it would be a device that was started again."""
         self._written: list[bytes] = []
         """The scales of the step that is on, for each slice."""
@@ -78,6 +81,10 @@ class MaskedSteps:
         """Whether what a device contributes now can no more be in the sum."""
         return self._round is not None and self.is_settled and device not in self._round.contributed
 
+    def may_mask(self, device: str) -> bool:
+        """Whether the contribution of a device to the step that is on can be in the sum."""
+        return self._round is not None and self._round.may_mask(device) and not self.is_late(device)
+
     def is_masked_with(self, device: str, hint: bytes) -> bool:
         """Whether what a device contributed is masked with its key of this round; that of another is of no use."""
         of = self._round
@@ -85,16 +92,16 @@ class MaskedSteps:
 
     def advance(self, step: Step, members: Roster, fingerprint: tuple[TensorSpec, ...], now: float) -> list[Decision]:
         """Begin a round if a step has none, and settle who masks once their keys are here."""
-        if self._of is not step:
-            return self._begin(step, members, fingerprint, now)
         of = self._round
-        if of is None or of.phase is not MaskingPhase.KEYS:
+        if of is None or self._of is not step:
+            return self._begin(step, members, fingerprint, now)
+        if of.phase is not MaskingPhase.KEYS:
             return []
         awaited = (set(of.circle) & members.keys()) - of.declined
         has_enough = len(of.keys) >= max(of.needed, self._settings.required)
         if has_enough and (of.keys.keys() >= awaited or now >= self._since + PATIENCE_S):
             return self._settle_maskers(of)
-        is_hopeless = len(awaited) < of.needed or now >= self._since + self._settings.step_deadline_s
+        is_hopeless = len(awaited) < of.needed or self._is_over(now)
         if not is_hopeless and all(self._has_same_key(device, members) for device in awaited):
             return []
         return [] if of.declined else self._begin(step, members, fingerprint, now)
@@ -117,16 +124,18 @@ class MaskedSteps:
             return False
         present = set(of.circle) & set(members)
         match of.phase:
+            case MaskingPhase.KEYS if of.declined:
+                may_come = {device for device in present - of.declined if self._has_same_key(device, members)}
+                possible = of.keys.keys() if self._is_over(now) else of.keys.keys() | may_come
+                return len(possible) < max(of.needed, self._settings.required)
             case MaskingPhase.KEYS:
-                possible = of.keys.keys() | (present - of.declined)
-                return bool(of.declined) and len(possible) < max(of.needed, self._settings.required)
+                return False  # the round begins anew
             case MaskingPhase.CONTRIBUTIONS:
                 may_come = {device for device in set(of.maskers) & present if self._has_same_key(device, members)}
                 possible = step.contributions.keys() | may_come
                 return len(possible) < max(of.least_contributions, self._settings.required)
             case MaskingPhase.SHARES:
-                is_over = now >= self._since + self._settings.step_deadline_s
-                return is_over or len(set(of.maskers) & present) < of.needed
+                return self._is_over(now) or len(set(of.maskers) & present) < of.needed
 
     def ask(self, contributed: Collection[str], now: float) -> list[Decision]:
         """Settle whose contributions are summed up, and ask for what unmasks the sum."""
@@ -146,26 +155,36 @@ class MaskedSteps:
         if of is None or device not in of.circle or not self._has_same_key(device, members):
             return []
         if of.phase is MaskingPhase.KEYS:
-            return [KeysWanted(of.step, tuple(of.circle), only=(device,))]
+            return [KeysWanted(of.step, self._channel_keys, of.attempt, only=(device,))]
         if device not in of.maskers:
             return []
         settled: list[Decision] = [MaskersSettled(of.step, of, self._written, only=(device,))]
         return [*settled, SharesWanted(of.step, of, only=(device,))] if of.phase is MaskingPhase.SHARES else settled
 
     def take_keys(self, device: str, step: int, message: pb.StepKeys) -> None:
-        """Take a device's keys, or that it has none; those of another step come too late.
+        """Take a device's keys, or that it has none; those of another step, or another attempt, come too late.
 
         Raises:
             SecureAggregationError: they are not for just its neighbours.
 
         """
         of = self._round
-        if of is None or step != of.step or device not in of.circle:
+        if of is None or (step, message.attempt) != (of.step, of.attempt) or device not in of.circle:
             return
         if not message.public:
             of.decline(device)
         else:
             of.take_keys(device, step_keys_from_proto(device, of.neighbours(device), message))
+
+    def take_keys_ahead(self, device: str, step: int, message: pb.StepKeys) -> None:
+        """Take a device's keys for a step to come.
+
+        Raises:
+            SecureAggregationError: they are not for as many neighbours as it has.
+
+        """
+        if self._round is not None:
+            self._ahead.take(device, self._round, step, message)
 
     def take_revealed(self, device: str, step: int, message: pb.Revealed) -> None:
         """Take what a device reveals; what is about other keys comes too late.
@@ -235,7 +254,7 @@ class MaskedSteps:
             if not held:
                 continue
             total = of.sum_of(stream_of(piece.key), held, form.of(piece))
-            outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32)
+            outcome.values[piece.key] = (total / max(1, totals.samples)).astype(np.float32, copy=False)
             if may_be_rounded(piece.spec.kind) and totals.samples:
                 clipped = totals.clipped[piece.key.tensor] * piece.length / max(1, piece.spec.size)
                 self._scales.setdefault(piece.key, Scales()).update(total, len(numbers), clipped)
@@ -251,9 +270,14 @@ class MaskedSteps:
             self._layout = Layout(fingerprint, choice.masked_policy(), self._settings.frame_bytes)
             self._scales = {}
         self._of, self._since = step, now
-        self._round = MaskedRound(self._session, step.number, circle)
-        self._channel_keys = {device: _channel_key(members[device]) for device in circle}
-        return [KeysWanted(step.number, tuple(self._round.circle))]
+        self._attempts += 1
+        self._channel_keys = {device: members[device].joining.channel_key for device in sorted(circle)}
+        publics = {device: _public(key) for device, key in self._channel_keys.items()}
+        self._round = of = self._ahead.begin(step.number, publics, self._attempts)
+        asked = [device for device in of.circle if device not in of.keys]
+        if asked:
+            return [KeysWanted(step.number, self._channel_keys, self._attempts, only=tuple(asked))]
+        return self._settle_maskers(of)
 
     def _settle_maskers(self, of: MaskedRound) -> list[Decision]:
         assert self._layout is not None
@@ -267,14 +291,19 @@ class MaskedSteps:
         self.form = ContributionForm(self._layout, bits, len(of.maskers), scales)
         return [MaskersSettled(of.step, of, self._written)]
 
+    def _is_over(self, now: float) -> bool:
+        """Whether nobody is waited for any longer who did not say in this phase what he was asked for."""
+        return now >= self._since + self._settings.step_deadline_s
+
     def _has_same_key(self, device: str, members: Roster) -> bool:
-        return device in members and _channel_key(members[device]) == self._channel_keys.get(device)
+        return device in members and _public(members[device].joining.channel_key) == _public(
+            self._channel_keys.get(device)
+        )
 
     def _current_scales(self, piece: Slice) -> Float32Array | None:
         known = self._scales.get(piece.key)
         return None if known is None else known.current
 
 
-def _channel_key(member: Member) -> bytes:
-    key = member.joining.channel_key
+def _public(key: pb.ChannelKey | None) -> bytes:
     return b"" if key is None else key.public

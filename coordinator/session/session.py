@@ -274,6 +274,13 @@ class Session:
         if fault is not None:
             raise invalid(device, step, fault)
 
+    def begin(self, device: str, step: int, now: float) -> None:
+        """Take note that a device has begun a step under masks: the step waits for it, if it can be in the sum."""
+        member = self.members[device]
+        if self.masking is not None and step == self.step.number and self.masking.may_mask(device):
+            self._active_at = now
+            self._closing.take_sign(member, now)
+
     def take_keys(self, device: str, step: int, message: pb.StepKeys, now: float) -> None:
         """Take a device's keys for a step; those that come too late are dropped.
 
@@ -283,6 +290,15 @@ class Session:
         """
         self._take_masked(device, step, lambda masking: masking.take_keys(device, step, message))
         self.advance(now)
+
+    def take_keys_ahead(self, device: str, step: int, message: pb.StepKeys) -> None:
+        """Take a device's keys for a step to come.
+
+        Raises:
+            RefusedError: they are not what the protocol wants, or the session has no secure aggregation.
+
+        """
+        self._take_masked(device, step, lambda masking: masking.take_keys_ahead(device, step, message))
 
     def take_revealed(self, device: str, step: int, message: pb.Revealed, now: float) -> None:
         """Take what a device reveals of a step; what comes too late is dropped.
@@ -307,6 +323,7 @@ class Session:
             self._refuse([(device, reason)], now)
         elif self.is_closing:
             self.progress.combined(outcome, now)
+            self.advance(now)  # the masks of the next step are agreed on while the devices compute
 
     def tick(self, now: float) -> None:
         """Act on leases and deadlines that have passed."""

@@ -63,7 +63,8 @@ class SessionSettings(BaseModel):
     """Whether the devices mask what they send, so that the coordinator learns sums only. The codec is for the means
     alone then: int8, or fp32, bf16 or fp16."""
     mask_bits: Literal[4, 8] = 8
-    """With secure aggregation: bits of a device's integers of gradients and moves, without those that the sum takes."""
+    """With secure aggregation: bits of a device's integers of moves, without those that the sum takes; of gradients the
+    sum has twice as many, or more if it needs them."""
     release: Literal["slice", "step"] = "slice"
     """When the results leave: each slice once all have contributed to it, or all when the step commits."""
     frame_bytes: Annotated[int, Field(ge=1_024, le=MAX_MESSAGE_BYTES // 2)] = 1 << 20

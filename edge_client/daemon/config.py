@@ -6,9 +6,24 @@ from typing import Annotated, Literal, Self
 
 from edgenewton.common.addresses import is_loopback
 from edgenewton.common.tls import TlsFiles
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from edge_client.daemon.environment import ENVIRONMENT_PREFIX
 from edge_client.device_name import check_device_name
@@ -19,6 +34,10 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DeviceName = Annotated[str, AfterValidator(check_device_name)]
+
+
+def _words(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value
 
 
 class ConfigError(ValueError):
@@ -124,9 +143,9 @@ class DaemonConfig(BaseSettings):
     """Where other programs of this device ask the daemon; daemon.sock in the state folder unless given."""
     tls: str = ""
     """Certificate that it shows to coordinators: a folder, or "CA,CERTIFICATE,KEY"; empty for plaintext."""
-    require: tuple[str, ...] = ()
+    require: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = ()
     """What it insists on, such as "secure-aggregation>=8" or "epsilon<=4": a session that does not give it is not
-    joined, nor with settings that do not, whoever sent them."""
+    joined, nor with settings that do not, whoever sent them. In the environment with spaces between them."""
     model: ModelConfig = ModelConfig()
     server: ServerConfig = ServerConfig()
     training: TrainingConfig = TrainingConfig()

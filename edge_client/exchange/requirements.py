@@ -53,7 +53,7 @@ class Requirements:
         """
         least: list[int] = []
         bounds: dict[str, list[float]] = {"epsilon": [], "sample-epsilon": [], "delta": []}
-        for text in (part.strip() for given in required for part in given.split(",")):
+        for text in (part for given in required for part in _parts(given)):
             if masks := _MASKS.fullmatch(text):
                 least.append(max(2, int(masks[1] or 0)))
             elif bound := _BOUND.fullmatch(text):
@@ -72,6 +72,11 @@ class Requirements:
     def __bool__(self) -> bool:
         """Whether it insists on anything."""
         return self != type(self)()
+
+    @property
+    def masks(self) -> str:
+        """What it insists on of secure aggregation, as it is written."""
+        return _MASKED if self.least in (None, 2) else f"{_MASKED}>={self.least}"
 
     @property
     def wants_budget(self) -> bool:
@@ -97,8 +102,7 @@ class Requirements:
         """
         if self.least is None:
             return
-        wanted = _MASKED if self.least == 2 else f"{_MASKED}>={self.least}"
-        refusal = f"device {device!r} insists on {wanted}, and session {session!r}"
+        refusal = f"device {device!r} insists on {self.masks}, and session {session!r}"
         if not settings.HasField("secure_aggregation"):
             raise ExchangeError(
                 f"{refusal} has no secure aggregation: its coordinator would see what each device sends. Open it with "
@@ -163,6 +167,11 @@ def check_requirements(required: Sequence[str]) -> None:
 
     """
     Requirements.parse(required)
+
+
+def _parts(given: str) -> list[str]:
+    """Return the requirements in a text, between commas or spaces; an empty one is none that can be understood."""
+    return [part for part in re.split(r"[,\s]+", re.sub(r"\s*([<>]=)\s*", r"\1", given)) if part] or [given]
 
 
 def _number(name: str, text: str) -> float:

@@ -11,6 +11,7 @@ says what c_i is, in its eigenbasis. So gradients are written in coordinates in 
 and it is the root, as in Adam, that preconditions them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -47,7 +48,10 @@ class PrivateGradients(ProbeCurvature):
         exchange: the way to the other devices.
         budget: epsilon, delta, the bound on a gradient's norm, and for how many devices and exchanges the noise is.
         probe: the synthetic batch, whose inputs come from no device's data.
-        batches_per_pass: with the unit "sample": in so many batches each sample of this device is once at most.
+        batches_per_pass: with the unit "sample": in so many batches, from the first since this device joined on, each
+            sample is once at most.
+        follows_steps: whether passes begin at the steps that are multiples of `batches_per_pass` instead, as those do
+            whose batches are told by the number of the step.
 
     Raises:
         OptionError: an option is impossible.
@@ -57,10 +61,21 @@ class PrivateGradients(ProbeCurvature):
 
     _kind = "noised"
 
-    def __init__(self, exchange: Exchange, budget: PrivacyBudget, probe: Probe, *, batches_per_pass: int = 1) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        budget: PrivacyBudget,
+        probe: Probe,
+        *,
+        batches_per_pass: int = 1,
+        follows_steps: bool = False,
+    ) -> None:
         # How many samples a device holds is of its data, too: it is told that there is one.
         super().__init__(probe, exchange, overlap=False, whiten=True, training_samples=1)
         self._batches_per_pass = batches_per_pass if budget.unit == "sample" else 1
+        self._follows_steps = follows_steps
+        self._batches = 0
+        """Of this device that have left since it joined."""
         self._spending = Spending(exchange, budget, self._batches_per_pass)
         self._total: Tensor | None = None
         """With the unit "sample": the sum of the clipped gradients of the batch that is on."""
@@ -122,6 +137,7 @@ class PrivateGradients(ProbeCurvature):
         self._set_noise()
         super().join(options)
         self._spending.join(self._place)
+        self._batches = 0
 
     def discard(self) -> None:
         """Forget the batch: see `EveryBatch.discard`."""
@@ -176,7 +192,7 @@ class PrivateGradients(ProbeCurvature):
             if not self._subject.skips_nonfinite:
                 raise NonFiniteGradientError(self._exchange.device, name, self.step)
             report = replace(report, samples=0)
-        return super().before_update(Report(samples=report.samples, hyperparameters=report.hyperparameters))
+        return super().before_update(replace(report, loss=math.nan, evaluation=None))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of the step that comes next, and what this device has spent."""
@@ -207,12 +223,20 @@ class PrivateGradients(ProbeCurvature):
     @torch.no_grad()
     def _contribute_all(self, report: Report, *, skips: bool) -> None:  # noqa: ARG002
         if not skips:
-            self._spending.pay(self.step, covers=self._batches_per_pass - self.step % self._batches_per_pass)
+            self._pay()
         noised = torch.from_numpy(self._noised(skips=skips).astype(np.float32))
         pieces = torch.split(noised, [part.size for part in self._parts])
         for part, piece in zip(self._parts, pieces, strict=True):
             self._contribute((self._kind, part.name), piece.view(part.shape))
         self._contribute_aligned()
+
+    def _pay(self) -> None:
+        number = (self.step if self._follows_steps else self._batches) % self._batches_per_pass
+        # Not each batch has a step of its own: one whose step failed was followed by another in the same step.
+        self._spending.pay(
+            self.step, covers=self._batches_per_pass - number, is_anew=not self._follows_steps and not number
+        )
+        self._batches += 1
 
     def _noised(self, *, skips: bool) -> Integers:
         """Return what this device tells of its batch."""

@@ -89,20 +89,21 @@ class Spending:
         self._covered_to = 0
         self.pay_missed(place.step)
 
-    def pay(self, step: int, batches: int = 1, *, covers: int | None = None) -> None:
+    def pay(self, step: int, batches: int = 1, *, covers: int | None = None, is_anew: bool = False) -> None:
         """Pay for a step, before anything of it leaves; one that was paid costs nothing, however often it is sent.
 
         Args:
             step: number of the exchange's step.
             batches: that are in it.
             covers: so many steps from this one on need no other charge; None for those of the batches.
+            is_anew: whether it costs something even if the step was paid.
 
         Raises:
             PrivacyBudgetError: the budget does not allow it.
 
         """
         self.pay_missed(step)
-        if step >= self._covered_to:
+        if step >= self._covered_to or is_anew:
             self._ledger.charge()
             self._covered_to = step + (covers or batches)
         self._known, self._next = step, step + batches

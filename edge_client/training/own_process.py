@@ -46,7 +46,7 @@ class OwnProcess:
         allow_tasks: import paths of tasks that a run may name, besides those of this package and of installed entry
             points.
         publishing: who takes the model while it is trained, and at the end.
-        require: what a session must give: see `GradientExchange.connect`.
+        require: what a session must give to be joined: see `GradientExchange.connect`.
 
     """
 
@@ -75,8 +75,9 @@ class OwnProcess:
         """Train a session's steps; return the report and the weights."""
         with _explained():
             data = self._data(request.data)
-            ways: dict[str, Any] = {"tls": self._tls, "require": self._require, "publishing": self._publishing}
-            outcome = train(request, data, self._saved(), **ways)
+            outcome = train(
+                request, data, self._saved(), tls=self._tls, require=self._require, publishing=self._publishing
+            )
             if self._publishing is not None:
                 self._publishing.offer(TrainedModel(outcome.trainer, outcome.weights, outcome.state.step))
         self._keeper.save(outcome.state.dump())

@@ -288,7 +288,9 @@ class TrainSettings(BaseModel):
                 f"samples in batches of {self.batch_size}; take {-(-self.steps // batches_per_pass)} passes, smaller "
                 "batches, or fewer steps"
             )
-        return PrivateGradients(exchange, budget, probe(self.probe_samples), batches_per_pass=batches_per_pass)
+        return PrivateGradients(
+            exchange, budget, probe(self.probe_samples), batches_per_pass=batches_per_pass, follows_steps=True
+        )
 
     def _private_exchanges(self, cadence: Cadence) -> int:
         """Return in how many exchanges a unit of the privacy budget is, at most.

@@ -19,7 +19,7 @@ _SECTIONS = {
     "how far a step goes": ("trust", "nonfinite", "clip_grad_norm"),
     "which weights are the result": ("averaging",),
     "exchange with other devices": ("cadence", "local_steps", "overlap", "outer", "sync_every", "personal"),
-    "privacy": ("epsilon", "delta", "clip_norm", "noise_devices"),
+    "privacy": ("epsilon", "delta", "clip_norm", "noise_devices", "privacy_unit", "passes"),
 }
 """Fields of `TrainSettings`, in the order in which they are shown."""
 

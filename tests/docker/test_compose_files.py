@@ -34,6 +34,16 @@ def test_compose_accepts_them(variants, tmp_path):
     fleet.script("down")
 
 
+def test_devices_are_told_what_to_insist_on():
+    fleet = Fleet("edgenewton-config")
+    fleet.script("up", DRY_RUN="1")
+    for given in ({}, {"REQUIRE": "secure-aggregation>=3"}):
+        services = yaml.safe_load(fleet.script("compose", "config", **given))["services"]
+        told = [services[f"device-{number}"]["environment"]["EDGENEWTON_REQUIRE"] for number in range(1, 5)]
+        assert told == [given.get("REQUIRE", "")] * 4
+    fleet.script("down")
+
+
 def test_wrong_words_are_named(tmp_path):
     fleet = Fleet("edgenewton-config")
     links = tmp_path / "links.csv"

@@ -77,6 +77,40 @@ def test_devices_come_go_and_crash_in_a_round_and_a_stopped_run_releases_them(pl
     assert "finished:stopped" in flower.flwr("list", "private", "--format=json")
 
 
+@contextlib.contextmanager
+def insisting(daemon):
+    """Let a daemon insist on masks for the length of a `with` block."""
+
+    def start(environment):
+        daemon.process.kill()
+        daemon.process.communicate()
+        daemon.environment = environment
+        daemon.start()
+
+    before = daemon.environment
+    start(before | {"EDGENEWTON_REQUIRE": "secure-aggregation"})
+    try:
+        yield
+    finally:
+        start(before)
+
+
+def test_a_plain_run_goes_on_without_a_device_that_insists_on_masks_and_a_masked_one_with_it(place, tmp_path):
+    flower, (first, *_) = place
+    settings = {"devices": 2, "steps": 6, "rounds": 1, "output": str(tmp_path)}
+    with insisting(first.daemon):
+        log = flower.train({**settings, "join-deadline-s": 45, "rejoin-deadline-s": 2, "quorum": 1})
+        assert "device 'device-0' insists on secure-aggregation" in log, log
+        (entry,) = json.loads((tmp_path / "history.json").read_text())["rounds"]
+        assert (entry["devices"], len(entry["failures"])) == (1, 1), log
+
+        log = flower.train({**settings, "secure-aggregation": True})
+    (entry,) = json.loads((tmp_path / "history.json").read_text())["rounds"]
+    assert (entry["devices"], entry.get("failures")) == (2, None), log
+    assert "2 devices train 6 steps, and mask what they send" in log
+    assert 0 < entry["evaluate"]["accuracy"] <= 1  # the other one's alone
+
+
 def test_a_run_trains_and_after_a_crash_of_the_superlink_another_goes_on_from_its_checkpoint_with_a_part(
     place, tmp_path
 ):

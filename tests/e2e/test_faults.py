@@ -59,3 +59,32 @@ def test_faults_while_rounds_are_on_their_way_lose_none(tmp_path, fault):
     outcome = Fleet(tmp_path, OVERLAP, fault).run(deadline_s=120)
     assert_nothing_lost(outcome)
     assert outcome.restarts == 2
+
+
+MASKED = {"secure-aggregation": True}
+UNDER_MASKS = FleetSettings(steps=14, quorum=3, codec="int8")
+MASKED_CASES = [
+    # A device dies that masks: the others' contributions are of no use without its own, and the step is lost for all.
+    Fault("masked device", device_failpoint="before-send@6", settings=MASKED),
+    # One that lost more than is kept for it takes over a state that is sealed for it.
+    Fault("masked heal", device_failpoint="before-apply@8", settings=MASKED | {"replay-bytes": 0}),
+    Fault("masked coordinator", coordinator_failpoint="before-commit@6", settings=MASKED),
+    Fault("all masked", at_step=7, action=lambda fleet: fleet.kill_all(with_coordinator=False), settings=MASKED),
+]
+
+
+@pytest.mark.parametrize("fault", MASKED_CASES, ids=lambda fault: fault.name)
+def test_a_fault_under_masks_loses_no_step_that_a_device_has_taken(tmp_path, fault):
+    outcome = Fleet(tmp_path, UNDER_MASKS, fault).run(deadline_s=120)
+    assert_nothing_lost(outcome)
+    assert outcome.restarts == (3 if fault.name == "all masked" else 1)
+    log = (tmp_path / "coordinator.log").read_text()
+    assert "that mask what they send" in log
+    assert ("its state is not the session's" in log) == (fault.name == "masked heal")
+
+
+def test_a_device_that_drifts_under_masks_is_found_and_heals(tmp_path):
+    outcome = Fleet(tmp_path, UNDER_MASKS, Fault("drift", diverge_at=6, settings=MASKED)).run(deadline_s=120)
+    assert_nothing_lost(outcome)
+    assert outcome.restarts == 0
+    assert "device 'device-1' diverged: before step 8" in (tmp_path / "coordinator.log").read_text()

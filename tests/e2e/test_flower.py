@@ -80,6 +80,37 @@ def test_four_devices_train_through_the_embedded_coordinator(flower, tmp_path):
     assert history["rounds"][-1]["evaluate"]["accuracy"] == pytest.approx(accuracies[-1], abs=0.01)
 
 
+def test_a_run_under_masks_is_as_good_and_its_coordinator_knows_no_device_s_loss(flower, tmp_path):
+    settings = {
+        "cadence": "every-batch",
+        "devices": 3,
+        "steps": 24,
+        "rounds": 2,
+        "curvature": "eva",
+        "batch-size": 16,
+        "secure-aggregation": True,
+        "evaluate-every": 12,
+        "join-deadline-s": 150,  # a busy machine starts three processes slowly
+        "output": tmp_path,
+    }
+    _, output = run(flower, settings, devices=3)
+    print(output)  # shown if something fails
+    (_, last) = read_rounds(tmp_path / "history.json", 2)
+    assert "waiting for 3 devices that mask what they send" in output
+    assert "after each round tell in clear how good the model is" in output
+    reported = read_run(tmp_path)
+    assert [step.devices for step in reported.steps] == [3] * 24
+    assert all(step.loss is not None for step in reported.steps)  # of all devices together
+    assert [step.step for step in reported.steps if step.accuracy is not None] == [0, 12]  # of all devices, too
+    assert {device.loss for device in reported.devices.values()} == {None}
+    assert "masked: sums only" in render(reported)
+
+    plain = TrainSettings(steps=24, curvature="eva", batch_size=16)
+    _, accuracies = train_union(plain, 3, lambda model: NewtonOptimizer(model, **plain.optimizer_options()))
+    assert accuracies[-1] > 0.7
+    assert last["evaluate"]["accuracy"] == pytest.approx(accuracies[-1], abs=0.06)
+
+
 def test_a_wrong_setting_fails_the_run_with_its_name(flower, tmp_path):
     settings = {"curvature": "bfgs", "devices": 1, "steps": 2, "rounds": 1, "output": tmp_path}
     _, output = run(flower, settings, devices=1)

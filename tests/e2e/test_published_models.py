@@ -3,6 +3,7 @@
 import threading
 
 import httpx
+import pytest
 import torch
 from daemons import Daemon
 
@@ -13,6 +14,8 @@ from edge_client.training.run import averaged_weights
 from edge_client.training.settings import check_settings
 from edge_client.training.trainer import Trainer
 from edge_client.training.work import DataRequest, TrainRequest
+
+pytestmark = pytest.mark.processes
 
 STEPS, EVERY = 30, 5
 SETTINGS = {"cadence": "every-batch", "curvature": "eva", "batch-size": 16}

@@ -64,6 +64,31 @@ def test_its_certificate_says_who_it_is(tmp_path, monkeypatch, by):
     ]
 
 
+@pytest.mark.parametrize(
+    ("required", "text"),
+    [
+        ("secure-aggregation", "device 'device-0' insists on secure-aggregation, and session 'round-1' has no secure"),
+        ("masks", "'masks' is nothing that can be required"),
+    ],
+)
+def test_what_its_node_requires_a_session_must_give(required, text):
+    given = context(require=required)
+    weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
+    with embedded_coordinator() as coordinator:
+        coordinator.create_session("round-1", SessionSettings(devices=1))
+        place = {"coordinator": coordinator.address, "session": "round-1", "first-step": 0, "steps": 1}
+        reply = ask("train", given, weights, **place)
+        assert text in reply.error.reason
+        assert not coordinator.directory.find("round-1").session.members
+
+
+def test_a_node_that_requires_masks_does_not_tell_how_good_a_model_is_on_its_samples():
+    given = context(require="secure-aggregation>=3")
+    weights = ask("query", given).content.array_records["arrays"].to_torch_state_dict()
+    reply = ask("evaluate", given, weights)
+    assert "insists on secure-aggregation>=3, and its accuracy on its own samples would leave" in reply.error.reason
+
+
 @pytest.mark.parametrize("by", ["node config", "environment"])
 def test_a_daemon_that_does_not_answer_is_named(short_tmp_path, monkeypatch, by):
     monkeypatch.setattr("edge_client.daemon.client._CONNECT_DEADLINE_S", 0.2)

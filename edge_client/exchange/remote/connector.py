@@ -13,7 +13,6 @@ from edgenewton.common.backoff import backoff
 from edgenewton.common.loop_thread import LoopThread
 from edgenewton.common.memory import keep_freed_memory
 from edgenewton.common.tls import TlsError, TlsFiles
-from edgenewton.secure_aggregation.channel_keys import ChannelKeyCheck, signed_channel_key
 from edgenewton.v1 import PROTOCOL_VERSION
 from edgenewton.v1 import exchange_pb2 as pb
 from edgenewton.v1.codecs import CODEC_NUMBERS, CodecChoice
@@ -236,12 +235,10 @@ class GradientExchange:
     def _open_channels(self) -> Channels:
         """Return a key for secure aggregation, with the signature of this device's certificate if it has one."""
         place, tls = self._place, self._connection.tls
-        if tls is None:
-            return Channels(place.session, place.device)
+        channels = Channels(place.session, place.device)
         try:
-            material = tls.read()
-            channels = Channels(place.session, place.device, ChannelKeyCheck(material))
-            channels.key = signed_channel_key(material, place.session, channels.key)
+            if tls is not None:
+                channels.vouch_with(tls.read())
         except TlsError as error:
             raise ExchangeError(f"device {place.device!r}: {error}", Cause.REFUSED) from None
         return channels

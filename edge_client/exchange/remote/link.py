@@ -16,6 +16,7 @@ import grpc
 from edgenewton.common.backoff import backoff
 from edgenewton.common.failpoints import failpoint
 from edgenewton.common.loop_thread import LoopThread
+from edgenewton.common.tls import TlsError
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.v1 import TOKEN_METADATA_KEY
 from edgenewton.v1 import exchange_pb2 as pb
@@ -276,7 +277,17 @@ class Link:
                 self._begin_healing()
             return
 
+    def _vouch_anew(self) -> None:
+        """Let the certificate that is shown now vouch for the channel key: it may have been renewed."""
+        if self._masking is None or self._connection.tls is None:
+            return
+        try:
+            self._request.channel_key.CopyFrom(self._masking.vouch_with(self._connection.tls.read()))
+        except TlsError as error:
+            log.warning("the certificate of before goes on vouching for this device's masks: %s", error)
+
     async def _rejoin(self) -> None:
+        self._vouch_anew()
         self._reply = await self._connection.stub.Join(self._request, timeout=CALL_TIMEOUT_S)
         self._bytes_sent += self._request.ByteSize()
         self._bytes_received += self._reply.ByteSize()

@@ -55,8 +55,10 @@ class ErrorMemory:
         self._pending: dict[SliceKey, tuple[str, Float32Array, Float32Array]] = {}
         """Of the step that is on: the kind, what was to be sent, and what is left if it counts."""
 
-    def frames(self, contribution: MaskedContribution, ready: ReadyMasks, frame_bytes: int) -> Iterable[bytes]:
-        """Yield the frames of a contribution under masks; the last one ends it."""
+    def frames(
+        self, contribution: MaskedContribution, ready: ReadyMasks, frame_bytes: int, news: pb.Frame
+    ) -> Iterable[bytes]:
+        """Yield the frames of a contribution under masks; the last one ends it, and has news in it."""
         assert contribution.end is not None
         form, masks = ready.form, ready.masks
         packer = FramePacker(contribution.step, 1, frame_bytes, masked_with=key_hint(masks.keys.public))
@@ -80,7 +82,8 @@ class ErrorMemory:
         contribution.end.numbers = pack(
             masks.mask(NUMBERS_STREAM, numbers, form.numbers.sum_bits), form.numbers.sum_bits
         )
-        yield packer.take(pb.Frame(contribution=contribution.end))
+        news.contribution.CopyFrom(contribution.end)
+        yield packer.take(news)
 
     def settle(self, contribution: MaskedContribution, *, has_counted: bool) -> None:
         """Let what was not in the sum be sent with the next ones, as far as it is of use then."""
@@ -152,6 +155,8 @@ class MaskedMembership(GrpcMembership):
         """Begin the next step: see `Membership.begin`."""
         self._begin_step(is_repeated=is_repeated)
         self._contribution = MaskedContribution(self.step, samples)
+        # Its contribution leaves all at once, late in the step: without this a slow device would not be waited for.
+        self._link.send(pb.Frame(step=self.step, samples=1).SerializeToString())
 
     def skip(self) -> None:
         """Skip what is left of the batch, and what was contributed before: nothing has left yet."""
@@ -194,7 +199,10 @@ class MaskedMembership(GrpcMembership):
         if ready is None or self._link.has_committed(self.step):
             return
         self._link.begin_step(self.step)  # what left under other masks is of no use
-        frames = list(self._memory.frames(contribution, ready, self._layout.frame_bytes))
+        # Most probably the same devices mask in the next step, too: that saves it a round trip.
+        following = self.step + contribution.end.batches
+        ahead = pb.Frame(next_step=following, next_keys=self._masking.keys_ahead(following, ready.circle))
+        frames = list(self._memory.frames(contribution, ready, self._layout.frame_bytes, ahead))
         for frame in frames[:-1]:
             self._link.send(frame)
         self._link.send(frames[-1], is_last=True)

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from edgenewton.common.tls import TlsMaterial
+from edgenewton.secure_aggregation.channel_keys import ChannelKeyCheck, signed_channel_key
 from edgenewton.secure_aggregation.contribution_form import ContributionForm, digest_of_terms, scales_by_slice
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
@@ -45,6 +47,16 @@ class Channels:
         self._check = check
         self._secrets: dict[str, tuple[bytes, bytes]] = {}
         """For each other device its public key, and the secret in common."""
+
+    def vouch_with(self, material: TlsMaterial) -> None:
+        """Let a certificate vouch for this device's key, and take others' from its authorities on.
+
+        Raises:
+            TlsError: keys of this kind cannot sign here.
+
+        """
+        self.key = signed_channel_key(material, self.session, self.key)
+        self._check = ChannelKeyCheck(material)
 
     def learn(self, key: pb.ChannelKey) -> None:
         """Take another device's key.
@@ -101,6 +113,17 @@ class Masking:
         self._once = MaskedOnce()
         self._lock = threading.Lock()
 
+    def vouch_with(self, material: TlsMaterial) -> pb.ChannelKey:
+        """Let a certificate, which may have been renewed, vouch for this device's key; return the key.
+
+        Raises:
+            TlsError: keys of this kind cannot sign here.
+
+        """
+        with self._lock:
+            self._channels.vouch_with(material)
+            return self._channels.key
+
     def take_ready(self, step: int) -> ReadyMasks | None:
         """Return the masks of a step, once; None as long as they are not agreed on."""
         with self._lock:
@@ -112,6 +135,16 @@ class Masking:
                 return None
             self._once.contributed(step, ready.circle)
             return ready
+
+    def keys_ahead(self, step: int, circle: Sequence[str]) -> pb.StepKeys | None:
+        """Return keys for a step to come, if this device may mask in it in that circle.
+
+        Raises:
+            SecureAggregationError: the coordinator has not told the key of one of the circle.
+
+        """
+        with self._lock:
+            return self._make_keys(step, list(circle)) if self._once.may_mask(step, circle) else None
 
     def is_ready(self, step: int) -> bool:
         """Whether there are masks of a step that were not taken."""
@@ -177,13 +210,17 @@ class Masking:
         for key in wanted.channel_keys:  # whatever is answered: the coordinator tells each once
             self._channels.learn(key)
         if not self._once.may_mask(step, circle):
-            return pb.Frame(step=step, step_keys=pb.StepKeys())
+            return pb.Frame(step=step, step_keys=pb.StepKeys(attempt=wanted.attempt))
+        return pb.Frame(step=step, step_keys=self._make_keys(step, circle, wanted.attempt))
+
+    def _make_keys(self, step: int, circle: list[str], attempt: int = 0) -> pb.StepKeys:
+        device = self._channels.device
         secrets = {other: self._channels.secret(other) for other in circle if other != device}
         masks = StepMasks(self._channels.session, step, device, secrets, self._settings.least)
         self._rounds[masks.keys.public] = step, circle, masks
         for old in list(self._rounds)[:-_KEPT_ROUNDS]:
             del self._rounds[old]
-        return pb.Frame(step=step, step_keys=step_keys_to_proto(device, masks.keys))
+        return step_keys_to_proto(device, masks.keys, attempt)
 
     def _take_maskers(self, step: int, settled: pb.Maskers) -> None:
         known = self._rounds.get(settled.public)

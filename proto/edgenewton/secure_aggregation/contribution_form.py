@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,11 @@ import numpy.typing as npt
 from edgenewton.common.evaluation import Evaluation
 from edgenewton.secure_aggregation.fixed_point import BLOCK, FixedPoint, Float32Array
 from edgenewton.secure_aggregation.messages import scales_from_bytes
+from edgenewton.secure_aggregation.modular_integers import bits_for_sum
 from edgenewton.v1.framing import Layout, Slice, SliceKey
 
-CURVATURE_BITS = 12
-"""Of curvature statistics: an inverse magnifies what is rounded away. More are of no use that could be measured."""
+CURVATURE_BITS = 9
+"""Of a device's curvature statistics. More are of no use that could be measured."""
 NOISED_BITS = 24
 """Of integers with noise for differential privacy: the largest that float32 has exactly."""
 _NUMBERS = 5
@@ -27,7 +29,8 @@ class ContributionForm:
 
     Args:
         layout: of the slices.
-        bits: of a device's integers of gradients and moves.
+        bits: of a device's integers of moves. Gradients have up to twice as many: the scale of all must suit the
+            largest, and what is rounded away of a gradient is lost, while of moves it is sent later.
         devices: so many mask.
         scales: of the blocks of the slices that have any.
 
@@ -42,7 +45,13 @@ class ContributionForm:
         """Return how a slice is written."""
         if piece.spec.kind == "noised":
             return FixedPoint(NOISED_BITS, self.devices, unit=1.0)
-        bits = CURVATURE_BITS if piece.spec.kind == "curvature" else self.bits
+        match piece.spec.kind:
+            case "gradient":  # as many as leave it twice the bits in the sum
+                bits = max(self.bits, 2 * self.bits - bits_for_sum(0, self.devices))
+            case "curvature":
+                bits = CURVATURE_BITS
+            case _:
+                bits = self.bits
         return FixedPoint(bits, self.devices, self.scales.get(piece.key))
 
     @property
@@ -104,11 +113,8 @@ def scales_by_slice(layout: Layout, written: Sequence[bytes]) -> dict[SliceKey, 
     slices = all_slices(layout)
     if len(written) != len(slices):
         raise ValueError(f"scales of {len(written)} slices came; the session has {len(slices)}")
-    found = (
-        (piece.key, scales_from_bytes(data, -(-piece.length // BLOCK)))
-        for piece, data in zip(slices, written, strict=True)
-    )
-    return {key: scales for key, scales in found if scales is not None}
+    blocks = {piece.key: -(-piece.length // BLOCK) for piece, data in zip(slices, written, strict=True) if data}
+    return dict(zip(blocks, scales_from_bytes([data for data in written if data], blocks.values()), strict=True))
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Totals:
         return np.array([self.samples, self.loss, *evaluated, *self.clipped], np.float64)
 
     @classmethod
-    def from_vector(cls, vector: npt.NDArray[np.float64]) -> "Totals":
+    def from_vector(cls, vector: npt.NDArray[np.floating[Any]]) -> "Totals":
         """Return what a vector says."""
         samples, loss, correct, tried, tried_loss = vector[:_NUMBERS]
         count = round(tried)

@@ -1,6 +1,7 @@
 """How what devices tell each other is written: sets, step keys, announcements and shares as few bytes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -33,14 +34,15 @@ def set_from_bytes(circle: Sequence[str], data: bytes) -> list[str]:
     return [device for device, bit in zip(circle, bits, strict=True) if bit]
 
 
-def step_keys_to_proto(device: str, keys: StepKeys) -> pb.StepKeys:
-    """Return the message of a device's step keys."""
+def step_keys_to_proto(device: str, keys: StepKeys, attempt: int = 0) -> pb.StepKeys:
+    """Return the message of a device's step keys, with the attempt for which they were wanted."""
     digests = (keys.digests[holder] for holder in sorted((device, *keys.boxes)))
     return pb.StepKeys(
         public=keys.public,
         seed_digest=keys.seed_digest,
         boxes=b"".join(keys.boxes[neighbour] for neighbour in sorted(keys.boxes)),
         digests=b"".join(digest.of_key + digest.of_seed for digest in digests),
+        attempt=attempt,
     )
 
 
@@ -121,21 +123,25 @@ def scales_to_bytes(scales: Float32Array | None) -> bytes:
     return ((bits + 0xFFFF) >> 16).astype("<u2").tobytes()
 
 
-def scales_from_bytes(data: bytes, blocks: int) -> Float32Array | None:
-    """Return the scales of a slice's blocks (float32), or None.
+def scales_from_bytes(written: Sequence[bytes], blocks: Collection[int]) -> list[Float32Array]:
+    """Return the scales of some slices' blocks (float32).
+
+    Args:
+        written: of each slice.
+        blocks: of each slice, so many.
 
     Raises:
         ValueError: there are not so many, or one is negative or not finite.
 
     """
-    if not data:
-        return None
-    if len(data) != 2 * blocks:
-        raise ValueError(f"{blocks} scales take {2 * blocks} bytes; {len(data)} came")
-    scales = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    for data, count in zip(written, blocks, strict=True):
+        if len(data) != 2 * count:
+            raise ValueError(f"{count} scales take {2 * count} bytes; {len(data)} came")
+    scales = (np.frombuffer(b"".join(written), "<u2").astype(np.uint32) << 16).view(np.float32)
     if not (np.isfinite(scales).all() and (scales >= 0).all()):
         raise ValueError("a scale is negative, or not finite")
-    return scales
+    ends = list(accumulate(blocks, initial=0))
+    return [scales[begin:end] for begin, end in pairwise(ends)]
 
 
 def _parts(data: bytes, length: int, names: Sequence[str]) -> dict[str, bytes]:

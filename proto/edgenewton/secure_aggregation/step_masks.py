@@ -3,12 +3,10 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
-from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, agree, public_key
-from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, PrivateKey
+from edgenewton.secure_aggregation.mask_stream import MaskKey, change_by_masks
 from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits, word_of
 from edgenewton.secure_aggregation.shamir import random_secret, split
 from edgenewton.secure_aggregation.step_keys import Announcement, Channel, Shares, StepKeys, digest
@@ -52,7 +50,8 @@ class StepMasks:
         self._graph = Graph(circle, step)
         self._neighbours = self._graph.neighbours(device)
         self._channels = {other: Channel(session, step, secrets[other]) for other in self._neighbours}
-        self._key, self._seed = random_secret(), random_secret()
+        self._secret, self._seed = random_secret(), random_secret()
+        self._key = PrivateKey(self._secret)
         self._held: dict[str, Shares] = {}
         self._self_mask = MaskKey(self._seed)
         self._pair_masks: dict[str, MaskKey] = {}
@@ -97,7 +96,7 @@ class StepMasks:
             self._held[other] = self._channels[other].open(other, self._device, announced)
             purpose = pair_purpose(self._session, self._step, self._device, other, told)
             try:
-                self._pair_masks[other] = MaskKey(agree(self._key, announced.public, purpose))
+                self._pair_masks[other] = MaskKey(self._key.agree(announced.public, purpose))
             except KeyAgreementError as error:
                 raise SecureAggregationError(other, f"has no key for step {self._step}: {error}") from error
         self._maskers, self._told = frozenset(maskers), told
@@ -120,12 +119,14 @@ class StepMasks:
         if stream in self._used:
             raise RuntimeError(f"vector {stream} of step {self._step} was masked already")
         self._used.add(stream)
-        word = word_of(bits)
-        masked = values.astype(word)
-        masked += self._self_mask.draw(stream, len(values), word)
-        for other, key in self._pair_masks.items():
-            change = np.add if self._device < other else np.subtract
-            change(masked, key.draw(stream, len(values), word), out=masked)
+        masked = values.astype(word_of(bits))
+        pairs = self._pair_masks.items()
+        change_by_masks(
+            masked,
+            stream,
+            added=[self._self_mask, *(key for other, key in pairs if self._device < other)],
+            subtracted=[key for other, key in pairs if self._device > other],
+        )
         keep_bits(masked, bits)
         return masked
 
@@ -162,10 +163,10 @@ class StepMasks:
         holders = [self._device, *self._neighbours]
         needed = self._graph.needed
         of = {numbers[holder]: holder for holder in holders}
-        of_key, of_seed = split(self._key, of, needed), split(self._seed, of, needed)
+        of_key, of_seed = split(self._secret, of, needed), split(self._seed, of, needed)
         shares = {holder: Shares(of_key[number], of_seed[number]) for number, holder in of.items()}
         self._held[self._device] = shares[self._device]
-        public, seed_digest = public_key(self._key), digest(self._seed)
+        public, seed_digest = self._key.public, digest(self._seed)
         boxes = {
             other: self._channels[other].seal(self._device, other, public, seed_digest, shares[other])
             for other in self._neighbours

@@ -2,12 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-import numpy as np
-
 from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.graph import Graph
-from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, agree, public_key
-from edgenewton.secure_aggregation.mask_stream import MaskKey
+from edgenewton.secure_aggregation.key_agreement import KeyAgreementError, PrivateKey, public_key
+from edgenewton.secure_aggregation.mask_stream import MaskKey, change_by_masks
 from edgenewton.secure_aggregation.modular_integers import Integers, keep_bits
 from edgenewton.secure_aggregation.shamir import Combiner, ShareError
 from edgenewton.secure_aggregation.step_keys import StepKeys, digest
@@ -97,13 +95,14 @@ class Unmasking:
         """
         if not self._self_masks:
             self._combine()
-        word = summed.dtype
-        for key in self._self_masks:
-            summed -= key.draw(stream, len(summed), word)
-        for (dropped, other), key in self._pair_masks.items():
-            # What `other` did with the mask of the pair is undone.
-            change = np.subtract if other < dropped else np.add
-            change(summed, key.draw(stream, len(summed), word), out=summed)
+        # What `other` did with the mask of the pair is undone.
+        pairs = self._pair_masks.items()
+        change_by_masks(
+            summed,
+            stream,
+            added=[key for (dropped, other), key in pairs if other > dropped],
+            subtracted=[*self._self_masks, *(key for (dropped, other), key in pairs if other < dropped)],
+        )
         keep_bits(summed, bits)
 
     def _combine(self) -> None:
@@ -111,16 +110,17 @@ class Unmasking:
             raise RuntimeError(f"too few devices have revealed their shares of step {self._step}")
         combiners: dict[tuple[int, ...], Combiner] = {}
         secrets = {}
-        for device in self._wanted:
+        for device in sorted(self._wanted):
             numbers = tuple(sorted(self._shares[device])[: self._needed])
             if numbers not in combiners:
                 combiners[numbers] = Combiner(numbers)
             secrets[device] = self._secret_of(device, combiners[numbers], {n: self._shares[device][n] for n in numbers})
         for device in self._wanted - self.contributed:
+            private = PrivateKey(secrets[device])
             for other in self._neighbours[device] & self.contributed:
                 purpose = pair_purpose(self._session, self._step, device, other, self._told)
                 try:
-                    key = agree(secrets[device], self._announced[other].public, purpose)
+                    key = private.agree(self._announced[other].public, purpose)
                     self._pair_masks[device, other] = MaskKey(key)
                 except KeyAgreementError as error:
                     raise SecureAggregationError(other, f"has no key for step {self._step}: {error}") from error

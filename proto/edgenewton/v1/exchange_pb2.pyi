@@ -228,24 +228,28 @@ class ChannelKey(_message.Message):
     def __init__(self, device: _Optional[str] = ..., public: _Optional[bytes] = ..., certificates: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class KeysWanted(_message.Message):
-    __slots__ = ("circle", "channel_keys")
+    __slots__ = ("circle", "channel_keys", "attempt")
     CIRCLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_KEYS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     circle: _containers.RepeatedScalarFieldContainer[str]
     channel_keys: _containers.RepeatedCompositeFieldContainer[ChannelKey]
-    def __init__(self, circle: _Optional[_Iterable[str]] = ..., channel_keys: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, circle: _Optional[_Iterable[str]] = ..., channel_keys: _Optional[_Iterable[_Union[ChannelKey, _Mapping]]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class StepKeys(_message.Message):
-    __slots__ = ("public", "seed_digest", "boxes", "digests")
+    __slots__ = ("public", "seed_digest", "boxes", "digests", "attempt")
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     SEED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BOXES_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     public: bytes
     seed_digest: bytes
     boxes: bytes
     digests: bytes
-    def __init__(self, public: _Optional[bytes] = ..., seed_digest: _Optional[bytes] = ..., boxes: _Optional[bytes] = ..., digests: _Optional[bytes] = ...) -> None: ...
+    attempt: int
+    def __init__(self, public: _Optional[bytes] = ..., seed_digest: _Optional[bytes] = ..., boxes: _Optional[bytes] = ..., digests: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Maskers(_message.Message):
     __slots__ = ("public", "maskers", "announcements", "scales")
@@ -296,7 +300,7 @@ class TensorSlice(_message.Message):
     def __init__(self, tensor: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., codec: _Optional[_Union[Codec, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped", "keys_wanted", "step_keys", "maskers", "unmask", "revealed", "masked_with")
+    __slots__ = ("step", "samples", "slices", "contribution", "commit", "heartbeat", "snapshot_wanted", "heal", "skipped", "keys_wanted", "step_keys", "maskers", "unmask", "revealed", "masked_with", "next_keys", "next_step")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
@@ -312,6 +316,8 @@ class Frame(_message.Message):
     UNMASK_FIELD_NUMBER: _ClassVar[int]
     REVEALED_FIELD_NUMBER: _ClassVar[int]
     MASKED_WITH_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     step: int
     samples: int
     slices: _containers.RepeatedCompositeFieldContainer[TensorSlice]
@@ -327,7 +333,9 @@ class Frame(_message.Message):
     unmask: Unmask
     revealed: Revealed
     masked_with: bytes
-    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ..., keys_wanted: _Optional[_Union[KeysWanted, _Mapping]] = ..., step_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., maskers: _Optional[_Union[Maskers, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., revealed: _Optional[_Union[Revealed, _Mapping]] = ..., masked_with: _Optional[bytes] = ...) -> None: ...
+    next_keys: StepKeys
+    next_step: int
+    def __init__(self, step: _Optional[int] = ..., samples: _Optional[int] = ..., slices: _Optional[_Iterable[_Union[TensorSlice, _Mapping]]] = ..., contribution: _Optional[_Union[Contribution, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., snapshot_wanted: _Optional[_Union[SnapshotWanted, _Mapping]] = ..., heal: _Optional[_Union[Heal, _Mapping]] = ..., skipped: _Optional[bool] = ..., keys_wanted: _Optional[_Union[KeysWanted, _Mapping]] = ..., step_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., maskers: _Optional[_Union[Maskers, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., revealed: _Optional[_Union[Revealed, _Mapping]] = ..., masked_with: _Optional[bytes] = ..., next_keys: _Optional[_Union[StepKeys, _Mapping]] = ..., next_step: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

@@ -35,6 +35,18 @@ def test_the_environment_overrides_the_file(tmp_path, monkeypatch):
     assert (config.server.rest_port, config.server.max_batch, config.socket_path) == (9000, 3, Path("/run/x.sock"))
 
 
+def test_what_sessions_must_give_is_a_list_or_words(tmp_path, monkeypatch):
+    path = written(tmp_path, 'state_dir = "/tmp/device"\nrequire = ["secure-aggregation"]')
+    assert load_config(path).require == ("secure-aggregation",)
+    monkeypatch.setenv("EDGENEWTON_REQUIRE", "")
+    assert load_config(path).require == ("secure-aggregation",)
+    monkeypatch.setenv("EDGENEWTON_REQUIRE", "secure-aggregation secure-aggregation>=5")
+    assert load_config(path).require == ("secure-aggregation", "secure-aggregation>=5")
+    monkeypatch.setenv("EDGENEWTON_REQUIRE", "masks")
+    with pytest.raises(ConfigError, match="require: 'masks' is nothing that can be required"):
+        load_config(path)
+
+
 def test_its_certificate_is_a_folder_or_three_files(tmp_path, monkeypatch):
     path = written(tmp_path, 'state_dir = "/tmp/device"\ntls = "/etc/tls"')
     assert load_config(path).tls_files == TlsFiles.in_folder("/etc/tls")

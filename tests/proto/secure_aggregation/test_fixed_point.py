@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from edgenewton.secure_aggregation.contribution_form import ContributionForm
 from edgenewton.secure_aggregation.fixed_point import BLOCK, EXACT_RESOLUTION, FixedPoint, Scales
 from edgenewton.secure_aggregation.modular_integers import add
+from edgenewton.v1.codecs import CodecChoice
+from edgenewton.v1.framing import Layout
+from edgenewton.v1.tensor_spec import TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +59,29 @@ def test_masked_integers_have_bits_for_the_sum(devices, bits):
     assert FixedPoint(8, devices, np.ones(1, np.float32)).sum_bits == bits
 
 
+@pytest.mark.parametrize(
+    ("kind", "mask_bits", "devices", "bits", "sum_bits"),
+    [
+        ("gradient", 8, 2, 15, 16),
+        ("gradient", 8, 8, 13, 16),
+        ("gradient", 8, 256, 8, 16),
+        ("gradient", 8, 257, 8, 17),
+        ("gradient", 4, 8, 5, 8),
+        ("gradient", 4, 100, 4, 11),
+        ("delta", 8, 8, 8, 11),
+        ("delta", 4, 8, 4, 7),
+        ("curvature", 8, 8, 9, 12),
+        ("curvature", 4, 8, 9, 12),
+    ],
+)
+def test_gradients_have_twice_the_bits_in_the_sum(kind, mask_bits, devices, bits, sum_bits):
+    """They have no error feedback with 8; and in whole bytes they are read and written fast."""
+    layout = Layout((TensorSpec("w", (4,), kind=kind),), CodecChoice("int8").masked_policy(), 1 << 20)
+    (piece,) = layout.slices(0)
+    how = ContributionForm(layout, mask_bits, devices, {piece.key: np.ones(1, np.float32)}).of(piece)
+    assert (how.bits, how.sum_bits) == (bits, sum_bits)
+
+
 def test_scales_follow_what_is_exchanged_and_little_is_clipped():
     """Eight devices whose gradients shrink a hundredfold, and grow tenfold at once: what is clipped is sent later."""
     rng = np.random.default_rng(0)
@@ -90,6 +117,20 @@ def test_zeros_give_no_scale_and_a_block_of_zeros_a_small_one():
     assert 0 < scales.current[1] < scales.current[0]
     fixed = FixedPoint(8, 2, np.array([1.0, 0.0], np.float32))
     assert not fixed.decode(fixed.encode(np.full(BLOCK + 1, 0.5, np.float32)).integers)[-1]
+
+
+def test_long_vectors_are_written_as_short_ones():
+    """They are rounded in pieces; the last block is cut."""
+    rng = np.random.default_rng(0)
+    length = 2 * 256 * BLOCK + 3 * BLOCK + 5
+    values = rng.normal(0, 1, length).astype(np.float32)
+    scales = rng.uniform(0.5, 4, -(-length // BLOCK)).astype(np.float32)
+    whole = FixedPoint(13, 8, scales).encode(values)
+    begins = range(0, length, BLOCK)
+    parts = [FixedPoint(13, 8, scales[i : i + 1]).encode(values[b : b + BLOCK]) for i, b in enumerate(begins)]
+    np.testing.assert_array_equal(whole.integers, np.concatenate([part.integers for part in parts]))
+    np.testing.assert_array_equal(whole.written, np.concatenate([part.written for part in parts]))
+    assert whole.clipped == sum(part.clipped for part in parts) > 0
 
 
 def test_multiples_of_a_unit_are_added_exactly_in_few_bits():

@@ -1,10 +1,13 @@
 """The primitives of secure aggregation against published vectors."""
 
+import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from edgenewton.secure_aggregation.key_agreement import agree, derive, public_key
-from edgenewton.secure_aggregation.mask_stream import keystream
+from edgenewton.secure_aggregation.mask_stream import MaskKey, change_by_masks, keystream
+from edgenewton.secure_aggregation.modular_integers import word_of
 from edgenewton.secure_aggregation.shamir import Combiner, split
 
 ALICE = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
@@ -43,6 +46,19 @@ def test_masks_are_the_keystream_of_sp_800_38a():
     )
     stream = keystream(key, bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"), len(plain))
     assert bytes(a ^ b for a, b in zip(plain, stream, strict=True)) == cipher
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+@pytest.mark.parametrize("length", [1, 7, 131_072, 200_001])
+def test_masks_are_the_keystream_read_as_integers_however_long(bits, length):
+    """The stream's number is the upper half of its first counter block, and the lower half counts from 0."""
+    key, word = bytes(range(32)), word_of(bits)
+    stream = keystream(key, (77).to_bytes(8, "big") + bytes(8), length * word.itemsize)
+    expected = np.frombuffer(stream, word.newbyteorder("<"))
+    np.testing.assert_array_equal(MaskKey(key).draw(77, length, word), expected)
+    values = np.arange(length).astype(word)
+    change_by_masks(values, 77, added=[MaskKey(key)], subtracted=[MaskKey(bytes(32)), MaskKey(key)])
+    np.testing.assert_array_equal(values + MaskKey(bytes(32)).draw(77, length, word), np.arange(length).astype(word))
 
 
 def test_secrets_are_shared_as_in_the_textbook_example():

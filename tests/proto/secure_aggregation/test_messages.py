@@ -63,17 +63,24 @@ def test_shares_are_read_as_they_were(masks):
 @given(st.lists(st.floats(0, 2.0**99, width=32), min_size=1, max_size=5))
 def test_scales_are_rounded_up_by_little(values):
     scales = np.array(values, np.float32)
-    found = m.scales_from_bytes(m.scales_to_bytes(scales), len(scales))
+    (found,) = m.scales_from_bytes([m.scales_to_bytes(scales)], [len(scales)])
     assert (found >= scales).all()
     assert (found <= scales * 1.0079 + 1e-38).all()
 
 
+def test_scales_of_several_slices_are_read_apart():
+    scales = [np.array(values, np.float32) for values in ([1.0, 2.0], [0.5], [4.0, 0.0, 8.0])]
+    found = m.scales_from_bytes([m.scales_to_bytes(each) for each in scales], [2, 1, 3])
+    assert [each.tolist() for each in found] == [each.tolist() for each in scales]
+    assert m.scales_from_bytes([], []) == []
+
+
 def test_scales_that_cannot_be_are_refused():
-    assert m.scales_from_bytes(m.scales_to_bytes(None), 3) is None
+    assert m.scales_to_bytes(None) == b""
     with pytest.raises(ValueError, match="3 scales take 6 bytes; 2 came"):
-        m.scales_from_bytes(b"12", 3)
+        m.scales_from_bytes([b"1234", b"12"], [2, 3])
     with pytest.raises(ValueError, match="negative, or not finite"):
-        m.scales_from_bytes(np.array([0xFF80], "<u2").tobytes(), 1)
+        m.scales_from_bytes([np.array([bits], "<u2").tobytes() for bits in (0x3F80, 0xFF80)], [1, 1])
 
 
 def test_the_messages_fit_into_a_frame(masks):

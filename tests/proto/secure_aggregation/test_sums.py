@@ -258,12 +258,25 @@ def test_packed_integers_are_read_as_they_were(bits, length, seed):
     )
     values = values.astype(word_of(bits))
     data = pack(values, bits)
-    assert len(data) == packed_length(length, bits) <= (length * bits + 7) // 8
+    assert len(data) == packed_length(length, bits) <= (length * bits + 7) // 8 + 2
     np.testing.assert_array_equal(unpack(data, length, bits), values)
+    assert data == written_bit_by_bit([int(value) for value in values], bits)
+
+
+def written_bit_by_bit(values, bits):
+    """What `pack` says that it writes, one integer after the other."""
     whole, left = divmod(bits, 8)
-    lower = b"".join(int(value).to_bytes(8, "little")[:whole] for value in values)
-    upper = sum((int(value) >> 8 * whole) << (left * place) for place, value in enumerate(values))
-    assert data == lower + upper.to_bytes(len(data) - len(lower), "little")
+    if bits in (8, 16, 32, 64):
+        return b"".join(value.to_bytes(whole, "little") for value in values)
+    data = b"".join(bytes(value >> 8 * place & 255 for value in values) for place in range(whole))
+    shift = 8 * whole
+    for group in (size for size in (4, 2, 1) if left & size):
+        packed = bytearray(-(-len(values) * group // 8))
+        for place, value in enumerate(values):
+            part, at = divmod(place, len(packed))
+            packed[at] |= (value >> shift & (1 << group) - 1) << group * part
+        data, shift = data + packed, shift + group
+    return data
 
 
 @given(st.integers(2, 64), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9))

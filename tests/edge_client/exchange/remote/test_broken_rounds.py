@@ -5,13 +5,12 @@ from contextlib import closing
 
 import pytest
 import torch
-from edgenewton.v1 import exchange_pb2 as pb
 from test_secure_aggregation import PLANS, assert_identical, flat, model_of, run, samples_of, silent, until
 from torch import nn
 
 from benchmarks.shared.tcp_proxy import TcpProxy
 from coordinator.serving.server import embedded_coordinator
-from coordinator.session.decisions import StepCommitted
+from coordinator.session.decisions import KeysWanted, StepCommitted
 from coordinator.session.masked_round import MaskingPhase
 from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, NewtonOptimizer
@@ -63,6 +62,8 @@ def test_a_connection_that_breaks_at_any_point_of_a_round_changes_nothing(coordi
                 return result
 
             masking.answer = cutting
+            ahead = masking.keys_ahead  # of step 3 there are none, so that d0 is asked for them
+            masking.keys_ahead = lambda step, circle: None if step == 3 else ahead(step, circle)
 
         ways = [proxy.address, coordinator.address, coordinator.address]
         acts = [act, lambda o, s: None, lambda o, s: None]
@@ -94,15 +95,9 @@ def test_a_step_whose_sum_cannot_be_unmasked_is_lost_and_not_begun_anew(coordina
 def declining(optimizer, step):
     """As a device that has revealed in step 4, or contributed in another circle, before the coordinator went down."""
     if step == 2:
-        masking = optimizer._sync._membership._masking
-        answer = masking.answer
-
-        def answered(frame):
-            if frame.HasField("keys_wanted") and frame.step == 4:
-                return pb.Frame(step=4, step_keys=pb.StepKeys())
-            return answer(frame)
-
-        masking.answer = answered
+        once = optimizer._sync._membership._masking._once
+        may_mask = once.may_mask
+        once.may_mask = lambda step, circle: step != 4 and may_mask(step, circle)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -116,6 +111,17 @@ def test_a_step_in_which_too_few_may_mask_again_is_lost_at_once(coordinator, pla
         assert_identical(list(states))
     assert [each.step for each in committed if not each.devices] == [4]
     assert len({each.batches for each in committed if each.step < 10}) == 1
+
+
+def test_as_long_as_the_circle_stays_keys_are_asked_for_once(coordinator):
+    coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=20, secure_aggregation=True))
+    mail, asked = coordinator.directory.find("s")._masking_mail, []
+    send = mail.send
+    mail.send = lambda decision: (asked.append(decision) if isinstance(decision, KeysWanted) else None, send(decision))
+    models = [model_of() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        assert_identical(list(pool.map(lambda d: train(coordinator.address, d, models[d]), range(3))))
+    assert [each.step for each in asked] == [0]
 
 
 def commits_of(coordinator):

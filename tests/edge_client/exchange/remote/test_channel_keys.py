@@ -1,5 +1,6 @@
 """Channel keys that certificates vouch for: a coordinator that passes on a key of its own is found out."""
 
+import copy
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from edgenewton.secure_aggregation.errors import SecureAggregationError
 from edgenewton.secure_aggregation.key_agreement import public_key
 from edgenewton.secure_aggregation.shamir import random_secret
 from edgenewton.v1 import exchange_pb2 as pb
+from test_secure_aggregation import until
 from torch import nn
 
 from coordinator.identity.audit import AuditLog
@@ -99,16 +101,16 @@ def test_a_coordinator_that_swaps_a_key_is_found_out(authority, files, tmp_path,
     with embedded_coordinator(gate=gate) as coordinator:
         coordinator.create_session("s", SessionSettings(devices=2, rejoin_deadline_s=0, secure_aggregation=True))
         mail = coordinator.directory.find("s")._masking_mail
-        honest = mail._keys_wanted
+        honest = mail._untold
 
         def swapped(device, circle):
-            wanted = honest(device, circle)
-            for key in wanted.channel_keys:
+            keys = copy.deepcopy(honest(device, circle))
+            for key in keys:
                 if swaps and key.device == "d1":
                     key.public = public_key(random_secret())
-            return wanted
+            return keys
 
-        mail._keys_wanted = swapped
+        mail._untold = swapped
         models = []
         for _ in range(2):
             torch.manual_seed(0)
@@ -123,3 +125,31 @@ def test_a_coordinator_that_swaps_a_key_is_found_out(authority, files, tmp_path,
                 futures[0].result()
             with pytest.raises(ExchangeError):
                 futures[1].result()
+
+
+def test_a_renewed_certificate_vouches_for_the_key_after_a_reconnection(authority, files, tmp_path):
+    """Else whoever comes when the certificate of before has expired would refuse to mask with the device."""
+    own_folder = ServerTlsFiles.parse(str(authority.folder / "coordinators" / "c0"))
+    gate = AccessGate(ServerTls(own_folder), AuditLog(tmp_path / "audit.jsonl"))
+    mine = files_of(authority, "d9")
+    before = mine.read()
+    with embedded_coordinator(gate=gate) as coordinator, ThreadPoolExecutor(1) as pool:
+        coordinator.create_session("s", SessionSettings(devices=2, secure_aggregation=True))
+        session = coordinator.directory.find("s").session
+        exchange = GradientExchange.connect(
+            coordinator.address, session="s", device="d9", tls=mine, reconnect_deadline_s=20
+        )
+        with exchange:
+            optimizer = NewtonOptimizer(nn.Linear(4, 2), sync=EveryBatch(exchange))
+            joining = pool.submit(optimizer.join)
+            until(lambda: "d9" in session.members)
+            first = session.members["d9"].joining.channel_key
+            files_of(authority, "d9")
+            authority.revoke(Kind.DEVICE, "d9", keep_latest=True)
+            until(lambda: session.members.get("d9") and session.members["d9"].joining.channel_key != first)
+            second = session.members["d9"].joining.channel_key
+            joining.result(20)
+    assert mine.read().certificate != before.certificate
+    assert second.public == first.public
+    assert second.certificates[0] != first.certificates[0]
+    ChannelKeyCheck(files["d1"].read())("s", second)

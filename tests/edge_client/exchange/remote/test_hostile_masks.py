@@ -28,7 +28,9 @@ def saying(field, change):
             return
         membership = optimizer._sync._membership
         masking, link = membership._masking, membership._link
-        answer = masking.answer
+        answer, ahead = masking.answer, masking.keys_ahead
+        # So that it is asked for them.
+        masking.keys_ahead = lambda of, circle: None if of == 3 else ahead(of, circle)
 
         def answered(frame):
             said = answer(frame)
@@ -80,6 +82,34 @@ def test_keys_that_are_none_cost_their_device_its_place(coordinator, change, tex
     ended = run_with(coordinator, saying("step_keys", change))
     with pytest.raises(ExchangeError, match=f"device 'd1'.*{text}"):
         ended.result()
+
+
+def telling_ahead(change):
+    """Return what makes a device tell other keys with its contributions."""
+
+    def act(optimizer, step):
+        if step == 1:
+            masking = optimizer._sync._membership._masking
+            ahead = masking.keys_ahead
+            masking.keys_ahead = lambda of, circle: change(ahead, of, circle)
+
+    return act
+
+
+def ahead_of_other_neighbours(ahead, step, circle):
+    keys = ahead(step, circle)
+    keys.boxes = keys.boxes[:-80]
+    return keys
+
+
+def test_keys_ahead_that_are_none_cost_their_device_its_place(coordinator):
+    ended = run_with(coordinator, telling_ahead(ahead_of_other_neighbours))
+    with pytest.raises(ExchangeError, match="device 'd1'.*step keys for other neighbours than its own"):
+        ended.result()
+
+
+def test_who_tells_no_keys_ahead_is_asked(coordinator):
+    run_with(coordinator, telling_ahead(lambda ahead, step, circle: None)).result()
 
 
 @pytest.mark.parametrize(

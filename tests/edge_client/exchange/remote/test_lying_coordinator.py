@@ -94,6 +94,18 @@ def test_who_has_revealed_or_contributed_in_another_circle_has_no_more_keys_for_
     assert liar.keys(circle[:5], step=STEP + 1).keys() == set(circle[:5])
 
 
+def test_keys_ahead_are_as_good_as_those_that_are_asked_for(liar):
+    circle, device = liar.names, liar.devices["d0"]
+    liar.keys(circle)  # it learns the channel keys
+    ahead = step_keys_from_proto("d0", circle[1:], device.keys_ahead(STEP + 1, circle))
+    keys = liar.keys(circle, of=circle[1:], step=STEP + 1) | {"d0": ahead}
+    liar.settle(circle, keys, keys, step=STEP + 1)
+    assert device.take_ready(STEP + 1).masks.keys == ahead
+    liar.reveal("d0", circle, keys, circle, step=STEP + 1)
+    assert device.keys_ahead(STEP + 1, circle) is None
+    assert device.keys_ahead(STEP + 2, circle) is not None
+
+
 def test_no_contribution_leaves_in_a_circle_that_was_agreed_on_before_it_left_in_another(liar):
     circle, other = liar.names, liar.names[:5]
     first, second = liar.keys(circle), liar.keys(other)

@@ -1,6 +1,8 @@
 """Gradients of every batch under a privacy budget, with a real coordinator and devices in threads, masked and not."""
 
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -51,10 +53,10 @@ def batch_of(device, step):
 class Device:
     """One device, which trains as a user's own loop does."""
 
-    def __init__(self, coordinator, number, budget, session="s", state=None, batches_per_pass=2):
+    def __init__(self, coordinator, number, budget, session="s", state=None, **passes):
         self.number, self.model = number, model_of()
         self.exchange = GradientExchange.connect(coordinator.address, session=session, device=f"d{number}")
-        self.plan = PrivateGradients(self.exchange, budget, probe_of(), batches_per_pass=batches_per_pass)
+        self.plan = PrivateGradients(self.exchange, budget, probe_of(), batches_per_pass=2, **passes)
         self.samples = None
         if budget.unit == "sample":
             self.samples = SampleGradients(self.model, nn.functional.cross_entropy, self.plan)
@@ -213,6 +215,24 @@ def test_samples_of_a_pass_that_is_begun_again_are_paid_again(coordinator):
     assert {end.optimizer.state_dict()["sync"]["privacy"]["exchanges"] for end in again} == {2}
 
 
+def test_each_pass_over_the_data_is_paid_where_it_begins(coordinator):
+    """From step 1 on: of the loop's own batches, or by the numbers of the steps, as a trainer's come."""
+    spent = {}
+    for follows_steps in (False, True):
+        session = f"by steps: {follows_steps}"
+        coordinator.create_session(session, SessionSettings(devices=DEVICES, first_step=1))
+
+        def trained(number, session=session, follows_steps=follows_steps):
+            device = Device(coordinator, number, budget_of(**SAMPLES), session, follows_steps=follows_steps)
+            device.optimizer.load_state_dict(device.optimizer.state_dict() | {"sync": {"step": 1}})
+            with device.exchange:
+                return [device.train(until).plan._spending._ledger.exchanges for until in (2, 3, 4)]
+
+        with ThreadPoolExecutor(DEVICES) as pool:
+            spent[follows_steps] = list(pool.map(trained, range(DEVICES)))
+    assert spent == {False: [[1, 1, 2]] * DEVICES, True: [[1, 2, 2]] * DEVICES}
+
+
 def test_a_spent_budget_takes_no_further_batch(coordinator):
     coordinator.create_session("s", SessionSettings(devices=DEVICES))
 
@@ -274,6 +294,39 @@ def test_a_batch_whose_samples_were_not_clipped_or_are_too_many_is_refused(coord
         list(pool.map(refused, range(DEVICES)))
 
 
+def test_a_device_that_comes_late_writes_its_gradients_as_the_others_do(coordinator):
+    """It heals with the curvature that they have, and pays for the steps that it may have been in before."""
+    settings = {"devices": DEVICES, "max_devices": DEVICES + 1, "rejoin_deadline_s": 30, "step_deadline_s": 20}
+    coordinator.create_session("s", SessionSettings(**settings))
+    budget, joined, started, last = budget_of(exchanges=60), threading.Event(), threading.Event(), 40
+    devices = [Device(coordinator, number, budget) for number in range(DEVICES + 1)]
+
+    def early(device):
+        for step in range(1, last + 1):
+            device.train(step)
+            if step == 4:
+                started.set()
+            if step >= 4 and not joined.is_set():
+                time.sleep(0.05)  # a snapshot is handed in between two steps
+        return device
+
+    def late(device):
+        assert started.wait(30)
+        device.optimizer.join()
+        joined.set()
+        return device.train(last)
+
+    with ThreadPoolExecutor(DEVICES + 1) as pool:
+        ends = list(pool.map(lambda device: (late if device is devices[-1] else early)(device), devices))
+    weights = [end.model.state_dict() for end in ends]
+    for device in devices:
+        device.exchange.close()
+    for other in weights[1:]:
+        assert not [name for name, tensor in weights[0].items() if not torch.equal(tensor, other[name])]
+    assert all(end.plan._common.whitening("0") is not None for end in ends)
+    assert len({end.plan.epsilon for end in ends}) == 1
+
+
 def test_what_another_plan_had_still_to_send_does_not_leave(coordinator):
     plan = LocalSteps()
     optimizer = NewtonOptimizer(model_of(), sync=plan)
@@ -304,7 +357,7 @@ def test_what_tells_more_than_gradients_is_refused(coordinator):
 def test_training_ends_by_itself_once_the_budget_is_spent(coordinator, unit):
     values = {"cadence": "every-batch", "epsilon": 2.0, "clip-norm": 0.1, "noise-devices": 2, "steps": 4}
     if unit == "sample":
-        values |= {"privacy-unit": "sample", "passes": 1, "batch-size": 32, "steps": 22, "partition": "iid"}
+        values |= {"privacy-unit": "sample", "passes": 1, "batch-size": 350, "steps": 2, "partition": "iid"}
     settings = check_settings(values)
     coordinator.create_session("s", SessionSettings(devices=2, step_deadline_s=20))
 

@@ -112,7 +112,7 @@ def test_the_budget_that_a_device_is_to_train_with_is_measured(required, options
 
 def test_of_several_the_strictest_counts():
     parsed = Requirements.parse(
-        ["secure-aggregation>=3, epsilon<=4", "secure-aggregation>=8", "epsilon<=2, delta<=1e-6"]
+        ["secure-aggregation>=3, epsilon<=4", "secure-aggregation>=8", "epsilon <=2 delta<=1e-6"]
     )
     assert parsed == Requirements(8, 2.0, 1e-6)
     assert not Requirements.parse([])
@@ -124,7 +124,7 @@ def test_of_several_the_strictest_counts():
         ("epsilon", "'epsilon' is nothing that can be required: .*epsilon<=E"),
         ("epsilon>=4", "'epsilon>=4' is nothing"),
         ("epsilon<=4, sample-epsilon<=2", "insist on epsilon or on sample-epsilon, not on both"),
-        ("secure-aggregation,", "'' is nothing"),
+        (" ", "' ' is nothing"),
         ("epsilon<=0", "the bound of epsilon is a number above 0"),
         ("epsilon<=e", "the bound of epsilon is a number above 0"),
         ("delta<=1", "the bound of delta is a number between 0 and 1"),
