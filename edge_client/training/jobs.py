@@ -170,15 +170,15 @@ def check_evaluation(data: DeviceData, require: Sequence[str] = ()) -> None:
 
     """
     requirements = Requirements.parse(require)
-    if requirements.least is not None:
-        raise SettingsError(
-            f"this device insists on {requirements.masks}, and its accuracy on its own samples would leave in clear: run "
-            "with fraction-evaluate=0; evaluate-every=20 tries the model under masks, every 20 steps"
-        )
     if data.settings.epsilon is not None or requirements.wants_budget:
         raise SettingsError(
             "how many of a device's held-out samples a model recognises is not covered by a privacy budget, and this "
             "device does not tell it: set fraction-evaluate=0"
+        )
+    if requirements.least is not None:
+        raise SettingsError(
+            f"this device insists on {requirements.masks}, and its accuracy on its own samples would leave in clear: "
+            "run with fraction-evaluate=0; evaluate-every=20 tries the model under masks, every 20 steps"
         )
 
 
