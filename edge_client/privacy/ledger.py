@@ -27,8 +27,9 @@ class PrivacyLedger:
 
     @property
     def epsilon(self) -> float:
-        """Spent so far, at the budget's delta."""
-        return epsilon_of(self.rho, self._budget.delta)
+        """Spent so far, at the budget's delta; what is spent whole is not more by rounding."""
+        spent = epsilon_of(self.rho, self._budget.delta)
+        return self._budget.epsilon if math.isclose(spent, self._budget.epsilon, rel_tol=_ROUNDING) else spent
 
     @property
     def is_spent(self) -> bool:
