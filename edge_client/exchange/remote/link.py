@@ -94,6 +94,8 @@ class Link:
         self._failure: Exception | None = None
         self._healed: Healed | None = None
         self._is_healing = False
+        self._heals_again = False
+        """Whether this device was told to heal once more meanwhile."""
         self._is_state_wanted = False
         self._readers: Sequence[pb.ChannelKey] = ()
         """Of this device's state, with secure aggregation."""
@@ -386,7 +388,10 @@ class Link:
             self.round_trip.arrive()
         if frame.HasField("commit"):
             failpoint("after-receive", frame.step)
-        if not frame.HasField("heal") or self._is_healing:
+        if not frame.HasField("heal"):
+            return False
+        if self._is_healing:
+            self._heals_again = True  # the state that is on its way is outdated
             return False
         log.warning("this device heals: %s", frame.heal.reason)
         self._request.ClearField("next_step")  # its state is not to be gone on from
@@ -407,6 +412,7 @@ class Link:
     def _begin_healing(self) -> None:
         with self._changed:
             self._is_healing = True
+            self._heals_again = False
             self._is_state_wanted = False
             self._assembly.begin_healing()
             self._changed.notify_all()
@@ -428,6 +434,10 @@ class Link:
             data = snapshot.data
             if self._masking is not None and data:
                 data = self._masking.open_state(snapshot.header, data)
+            if self._heals_again:
+                self._begin_healing()
+                await self._heal(call)
+                return
             with self._changed:
                 self._healings = 0
                 self._assembly.rebase(snapshot.step)

@@ -1,5 +1,6 @@
 """The exchange over gRPC, with a real coordinator and several devices in threads."""
 
+import asyncio
 import hashlib
 import math
 import threading
@@ -19,6 +20,7 @@ from coordinator.session.settings import SessionSettings
 from edge_client import EveryBatch, GradientExchange, LocalCurvature, NewtonOptimizer
 from edge_client.exchange import Cause, Evaluation, ExchangeError, InProcessExchange, NonFiniteGradientError
 from edge_client.exchange.remote.assembly import Assembly
+from edge_client.exchange.remote.snapshots import download
 from edge_client.sync.sketching import sketch_of
 
 SPECS = [TensorSpec("w", (3, 2)), TensorSpec("big", (700,)), TensorSpec("b", (), "float64")]
@@ -402,3 +404,31 @@ def test_a_device_that_began_with_other_weights_ends_with_the_batch_of_the_other
     for state in states:
         del state["1.num_batches_tracked"]  # the batch that it gave up is not among its own
     assert_identical(states)
+
+
+def test_a_device_that_is_told_to_heal_while_a_state_is_on_its_way_fetches_another(coordinator, monkeypatch):
+    """The second one was not heard: the device went on from the first state, and the others waited for it."""
+    coordinator.create_session("s", SessionSettings(devices=3, step_deadline_s=10))
+    models = [model_of(seed) for seed in (1, 0, 0)]
+    first, second, downloaded = threading.Event(), threading.Event(), []
+
+    async def slow(*arguments):
+        snapshot = await download(*arguments)
+        downloaded.append(snapshot.step)
+        if len(downloaded) == 1:  # that of the device whose weights are not those of most
+            second.set()
+            await asyncio.sleep(1.5)
+        return snapshot
+
+    monkeypatch.setattr("edge_client.exchange.remote.link.download", slow)
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(train, coordinator, 0, models[0], has_joined=first)]
+        assert first.wait(30)
+        futures.append(pool.submit(train, coordinator, 1, models[1]))
+        assert second.wait(30)
+        futures.append(pool.submit(train, coordinator, 2, models[2]))
+        states = [future.result() for future in futures]
+    for state in states:
+        del state["1.num_batches_tracked"]
+    assert_identical(states)
+    assert len(downloaded) == 3
