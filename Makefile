@@ -17,8 +17,8 @@ setup: ## make .venv with everything in it (every other target does it too)
 demo: setup ## four devices train a digit recogniser together, then recognise with it
 	@$(BIN)/python -m benchmarks.demo $(ARGS)
 
-test: setup ## run the tests; ARGS="-k words" picks some
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run the tests, in two processes; ARGS="-k words" picks some
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-processes: setup ## the same with coordinators, devices and daemons as processes, which come, go and crash (four minutes)
 	$(BIN)/python -m pytest -m processes tests/e2e $(ARGS)
