@@ -18,11 +18,12 @@ from rich.console import Console
 from benchmarks.exchange.peers import SPAWN
 from benchmarks.privacy import costs
 from benchmarks.privacy.attacks import BATCHES, Case, Finding, attack
+from benchmarks.privacy.choices import SEEDS, Choice, choice
 from benchmarks.privacy.dropouts import SIZES, key_seconds, survival
 from benchmarks.privacy.fleet import DEVICES, NETWORKS, be_quiet
 from benchmarks.privacy.membership import Membership, infer, shadows
 from benchmarks.privacy.modes import BY_NAME, MODES
-from benchmarks.privacy.report import QUOTED_NETWORK, cost_table, headline, leak_tables, membership_table
+from benchmarks.privacy.report import QUOTED_NETWORK, choice_table, cost_table, headline, leak_tables, membership_table
 from benchmarks.shared.results import FOLDER, save_results
 
 STEPS = {"digits": 30, "1m": 12}
@@ -36,7 +37,9 @@ def main(
     batches: Annotated[list[int] | None, typer.Option(help="Batches to attack; all unless given.")] = None,
     jobs: Annotated[int, typer.Option(help="Sessions to attack at once; each takes one core.", min=1)] = 2,
     devices: Annotated[int, typer.Option(help="Devices to attack, of eight.", min=1, max=DEVICES)] = 2,
-    part: Annotated[list[str] | None, typer.Option(help="attacks, membership or costs; all unless given.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Of costs, choices, attacks, membership; all unless given.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small batches, one device, short sessions; writes no results.")
     ] = False,
@@ -55,6 +58,8 @@ def main(
             found[name] = _costs(quick=quick)
         elif name == "attacks":
             found[name] = [asdict(finding) for finding in _attacks(chosen, sizes, jobs, 1 if quick else devices)]
+        elif name == "choices":
+            found[name] = _choices(chosen, jobs, quick=quick)
         else:
             found[name] = _membership(chosen, jobs, steps=20 if quick else 60)
         is_whole = not (quick or modes or batches)
@@ -85,8 +90,10 @@ def _report(found: Mapping[str, Any], *, is_shown: bool = True) -> tuple[str, di
     members = {mode: Membership(**each) for mode, each in found.get("membership", {}).items()}
     of_costs = found.get("costs", {})
     ratios = {network: costs.Ratio(**ratio) for network, ratio in of_costs.get("ratios", {}).items()}
+    choices = {mode: Choice(**each) for mode, each in found.get("choices", {}).items()}
     text = "\n".join(
         [
+            f"## {QUOTED_NETWORK} after {STEPS['digits']} steps\n\n{choice_table(choices)}\n",
             leak_tables(findings),
             f"## Membership in the final model, {QUOTED_NETWORK}\n\n{membership_table(members)}\n",
             f"## Masked over int8, {DEVICES} devices\n\n{cost_table(ratios)}\n",
@@ -106,7 +113,7 @@ def _accuracy_gain() -> float | None:
     return gain
 
 
-_PARTS = ("costs", "attacks", "membership")
+_PARTS = ("costs", "choices", "attacks", "membership")
 
 
 def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: int) -> list[Finding]:
@@ -119,6 +126,13 @@ def _attacks(modes: Sequence[str], batches: Sequence[int], jobs: int, devices: i
             if number % 8 == 0 or number == len(asked):
                 console.print(f"[cyan]{number} of {len(asked)} sessions attacked[/]")
     return findings
+
+
+def _choices(modes: Sequence[str], jobs: int, *, quick: bool) -> dict[str, Any]:
+    with ProcessPoolExecutor(jobs, SPAWN, be_quiet) as pool:
+        seeds = SEEDS[:1] if quick else SEEDS
+        asked = {mode: pool.submit(choice, BY_NAME[mode], QUOTED_NETWORK, seeds=seeds) for mode in modes}
+        return {mode: asdict(done.result()) for mode, done in asked.items()}
 
 
 def _membership(modes: Sequence[str], jobs: int, steps: int) -> dict[str, Any]:

@@ -88,11 +88,15 @@ class Run:
     """With those that they began with."""
     trained: nn.Module
     """With those at the end."""
+    averaged: nn.Module
+    """With the average of those that it had, which is what is used."""
     step: int
     """That is attacked."""
     fingerprint: tuple[TensorSpec, ...] = ()
     whitening: dict[str, Whitening] = field(default_factory=dict)
     """Of the layers in that step: it follows from means that the coordinator made itself."""
+    bytes: int = 0
+    """Of all devices, in both directions."""
 
     def images_of(self, device: int) -> Samples:
         """Return the samples of which a device's contribution to the attacked step is."""
@@ -151,9 +155,9 @@ def watched_training(
         settings = {"devices": devices, "step_deadline_s": 120, "lease_s": 120, **mode.settings}
         coordinator.create_session(SESSION, SessionSettings.model_validate(settings))
         room = coordinator.directory.find(SESSION)
-        run = Run(mode, batch, Watch(room), network(), network(), network(), mode.attacked_step)
+        run = Run(mode, batch, Watch(room), network(), network(), network(), network(), mode.attacked_step)
 
-        def train(device: int) -> None:
+        def train(device: int) -> int:
             with GradientExchange.connect(coordinator.address, session=SESSION, device=f"d{device}") as exchange:
                 plan = mode.plan(exchange, digits(), images().inputs[device::DEVICES])
                 optimizer = NewtonOptimizer(models[device], sync=plan)
@@ -169,10 +173,13 @@ def watched_training(
                     optimizer.report(loss.item())
                     optimizer.step()
                 optimizer.synchronise()
+                if device == 0:
+                    with optimizer.averaged():
+                        run.averaged.load_state_dict(models[0].state_dict())
+                return exchange.traffic.sent + exchange.traffic.received
 
         with ThreadPoolExecutor(devices) as pool:
-            for done in [pool.submit(train, device) for device in range(devices)]:
-                done.result()
+            run.bytes = sum(done.result() for done in [pool.submit(train, device) for device in range(devices)])
         run.fingerprint = room.session.fingerprint
         run.trained.load_state_dict(models[0].state_dict())
     return run

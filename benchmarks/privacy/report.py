@@ -1,8 +1,10 @@
 """The tables and the headline of the benchmark."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.privacy.attacks import ALL, ATTACKS, ONE, Finding
+from benchmarks.privacy.choices import Choice
 from benchmarks.privacy.costs import Ratio
 from benchmarks.privacy.membership import Membership
 from benchmarks.privacy.modes import MASKED, MODES, PLAIN
@@ -38,6 +40,13 @@ def cost_table(ratios: Mapping[str, Ratio]) -> str:
     """Return a table of what masks cost, over int8."""
     rows = [[name, r.bytes, r.sent, r.received, r.step, r.processor] for name, r in ratios.items()]
     return markdown_table(["network", "bytes", "sent", "received", "step time", "processor time"], rows)
+
+
+def choice_table(choices: Mapping[str, Choice]) -> str:
+    """Return a table of what each mode costs; bytes are told by those of int8."""
+    unit = choices["int8"].bytes if "int8" in choices else math.nan
+    rows = [[mode, f"{c.bytes / unit:.2f}", f"{100 * c.accuracy:.1f} %"] for mode, c in choices.items()]
+    return markdown_table(["mode", "bytes", "accuracy"], rows)
 
 
 def best(findings: Iterable[Finding], mode: str, target: str, network: str, batch: int) -> Finding | None:
