@@ -43,6 +43,7 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small batches, one device, short sessions; writes no results.")
     ] = False,
+    stored: Annotated[bool, typer.Option("--stored", help="Measure nothing; write results of what was kept.")] = False,
 ) -> None:
     """Attack every mode and measure what masks cost; write JSON and a table to benchmarks/results."""
     for name, known in [*((m, BY_NAME) for m in modes or ()), *((p, _PARTS) for p in part or ())]:
@@ -52,7 +53,8 @@ def main(
     chosen = modes or [mode.name for mode in MODES]
     sizes = batches or ([1, 8] if quick else list(BATCHES))
     found: dict[str, Any] = {}
-    for name in part or _PARTS:
+    is_whole = not (quick or modes or batches)
+    for name in () if stored else part or _PARTS:
         began = time.perf_counter()
         if name == "costs":
             found[name] = _costs(quick=quick)
@@ -62,17 +64,17 @@ def main(
             found[name] = _choices(chosen, jobs, quick=quick)
         else:
             found[name] = _membership(chosen, jobs, steps=20 if quick else 60)
-        is_whole = not (quick or modes or batches)
         if is_whole:
             _RUNS.mkdir(parents=True, exist_ok=True)
             seconds = round(time.perf_counter() - began)
             (_RUNS / f"{name}.json").write_text(json.dumps({"found": found[name], "seconds": seconds}))
-    _report(found)
+    if not stored:
+        _report(found)
     missing = [name for name in _PARTS if not (_RUNS / f"{name}.json").exists()]
     if is_whole and not missing:
-        stored = {name: json.loads((_RUNS / f"{name}.json").read_text()) for name in _PARTS}
-        text, figures = _report({name: each["found"] for name, each in stored.items()}, is_shown=False)
-        data = {"devices": DEVICES, "attacked_devices": devices, **stored}
+        kept = {name: json.loads((_RUNS / f"{name}.json").read_text()) for name in _PARTS}
+        text, figures = _report({name: each["found"] for name, each in kept.items()}, is_shown=False)
+        data = {"devices": DEVICES, "attacked_devices": devices, **kept}
         path = save_results("privacy", figures, data, "cryptography", "scipy")
         (FOLDER / "privacy.md").write_text(f"# Privacy\n\n{text}")
         console.print(f"written: {path}, and the tables beside it")

@@ -1,5 +1,6 @@
 """Settings of training on a device: typed, with their limits, checked where they enter."""
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -64,6 +65,12 @@ PROBE_SHARE = 0.5
 
 class SettingsError(ValueError):
     """A setting is unknown or has an impossible value; the text names it."""
+
+
+_NOISED_LR = 1.8
+_NOISED_TRUST = TrustRegion(damping=0.6, kl_clip=0.1, update_clip=math.inf, shrink_after=math.inf)
+_NOISED_AVERAGE = IterateAverage(decay=0.9)
+"""For gradients under a privacy budget: what was best over all cases of `benchmarks/privacy/dp.py`."""
 
 
 class TrainSettings(BaseModel):
@@ -168,7 +175,27 @@ class TrainSettings(BaseModel):
         options["schedule"] = self._schedule()
         if self.refresh == Refresh() and self._cadence(is_alone=is_alone) != "every-batch":
             options["refresh"] = _LOCAL_REFRESH
+        if self.epsilon is not None and self.cadence == "every-batch":
+            options |= self._under_noise()
         return options
+
+    def _under_noise(self) -> dict[str, Any]:
+        """Return what suits noised gradients where the user has set nothing: see docs/differential-privacy.md."""
+        trust = self.trust
+        return {
+            "lr": _NOISED_LR if self.lr is None else self.lr,
+            "momentum": 0.0 if self.momentum is None else self.momentum,
+            "trust": replace(
+                trust,
+                damping=_NOISED_TRUST.damping if trust.damping is None else trust.damping,
+                kl_clip=_NOISED_TRUST.kl_clip if trust.kl_clip is None else trust.kl_clip,
+                update_clip=_NOISED_TRUST.update_clip if trust.update_clip is None else trust.update_clip,
+                shrink_after=_NOISED_TRUST.shrink_after
+                if trust.shrink_after == TrustRegion().shrink_after
+                else trust.shrink_after,
+            ),
+            "averaging": _NOISED_AVERAGE if self.averaging == IterateAverage() else self.averaging,
+        }
 
     def plan(
         self, exchange: Exchange | None = None, training_samples: int = 0, probe: Callable[[int], Probe] | None = None

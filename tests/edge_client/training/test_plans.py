@@ -1,8 +1,11 @@
 """Which plan the settings make."""
 
+import math
+
 import pytest
 import torch
 
+from edge_client import TrustRegion
 from edge_client.curvature.probe import Probe
 from edge_client.sync import EveryBatch, LocalCurvature, LocalSteps, PrivateGradients, PrivateLocalSteps, ProbeCurvature
 from edge_client.training.settings import SettingsError, check_settings
@@ -96,6 +99,19 @@ def test_a_privacy_budget_of_gradients_lasts_for_all_steps_or_for_the_passes_of_
     values = {**PRIVATE, "cadence": "every-batch", "privacy-unit": "sample", "passes": 5}
     made = check_settings(values).plan(Elsewhere(), 500, probe)
     assert {"privacy_exchanges": 5, "privacy_batch_size": 32}.items() <= dict(made.options).items()
+
+
+def test_what_the_user_leaves_open_suits_noised_gradients():
+    values = {**PRIVATE, "cadence": "every-batch"}
+    options = check_settings(values).optimizer_options(is_alone=False)
+    assert (options["lr"], options["momentum"], options["averaging"].decay) == (1.8, 0.0, 0.9)
+    assert options["trust"] == TrustRegion(0.6, 0.1, math.inf, math.inf)
+    own = {**values, "lr": 0.5, "damping": 0.1, "momentum": 0.3, "averaging": 0.5, "shrink-after": 20}
+    options = check_settings(own).optimizer_options(is_alone=False)
+    assert (options["lr"], options["momentum"], options["averaging"].decay) == (0.5, 0.3, 0.5)
+    assert options["trust"] == TrustRegion(0.1, 0.1, math.inf, 20.0)
+    plain = check_settings({**PRIVATE, "cadence": "local-steps"}).optimizer_options(is_alone=False)
+    assert plain["lr"] is None
 
 
 @pytest.mark.parametrize(
