@@ -1,6 +1,7 @@
 """The trainer of one device: one batch, exchange, invert, update; again until all steps are taken."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
@@ -25,6 +26,9 @@ from edge_client.training.batches import StreamEndedError, source_of
 from edge_client.training.evaluation import evaluate
 from edge_client.training.settings import TrainSettings
 from edge_client.training.work import TrainedStep, TrainingReport
+
+_making = threading.Lock()
+"""Held while a model is made: torch's generator is that of all threads."""
 
 
 class Trainer:
@@ -336,7 +340,7 @@ def build_model(
         ValueError: the weights do not fit the model, or a pattern matches nothing.
 
     """
-    with torch.random.fork_rng(devices=[]):
+    with _making, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = task.model()
     if weights is not None:
