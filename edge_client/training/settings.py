@@ -181,19 +181,11 @@ class TrainSettings(BaseModel):
 
     def _under_noise(self) -> dict[str, Any]:
         """Return what suits noised gradients where the user has set nothing: see docs/differential-privacy.md."""
-        trust = self.trust
+        unset = [name for name, value in vars(TrustRegion()).items() if getattr(self.trust, name) == value]
         return {
             "lr": _NOISED_LR if self.lr is None else self.lr,
             "momentum": 0.0 if self.momentum is None else self.momentum,
-            "trust": replace(
-                trust,
-                damping=_NOISED_TRUST.damping if trust.damping is None else trust.damping,
-                kl_clip=_NOISED_TRUST.kl_clip if trust.kl_clip is None else trust.kl_clip,
-                update_clip=_NOISED_TRUST.update_clip if trust.update_clip is None else trust.update_clip,
-                shrink_after=_NOISED_TRUST.shrink_after
-                if trust.shrink_after == TrustRegion().shrink_after
-                else trust.shrink_after,
-            ),
+            "trust": replace(self.trust, **{name: getattr(_NOISED_TRUST, name) for name in unset}),
             "averaging": _NOISED_AVERAGE if self.averaging == IterateAverage() else self.averaging,
         }
 

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from private_runs import budget_of
 from seeding import seeded
 from torch import nn
 
 from edge_client import NewtonOptimizer
-from edge_client.privacy import PrivacyBudget, PrivacyBudgetError, SampleGradients
-
-
-def budget_of(**options):
-    defaults = {"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.5, "devices": 3, "exchanges": 3}
-    return PrivacyBudget(**{**defaults, "unit": "sample", "batch_size": 8, **options})
+from edge_client.privacy import PrivacyBudgetError, SampleGradients
 
 
 def convolutional():
@@ -24,7 +20,8 @@ class Plain:
     """Exchanges gradients as they are, one parameter after the other."""
 
     def __init__(self, **options):
-        self.budget, self.totals, self.samples = budget_of(**options), [], 0
+        self.budget = budget_of(**{"unit": "sample", "batch_size": 8, **options})
+        self.totals, self.samples = [], 0
 
     def written(self, gradients):
         return torch.cat([each.flatten(1) for each in gradients.values()], dim=1)

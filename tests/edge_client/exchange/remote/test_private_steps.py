@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from seeding import seeded
+from private_runs import budget_of, model_of
 from torch import nn
 
 from coordinator.serving.server import embedded_coordinator
 from coordinator.session.settings import SessionSettings
-from edge_client import GradientExchange, NewtonOptimizer, PrivacyBudget, PrivateLocalSteps
+from edge_client import GradientExchange, NewtonOptimizer, PrivateLocalSteps
 from edge_client.exchange import ExchangeError
 from edge_client.optim import TrustRegion
 from edge_client.privacy import PrivacyBudgetError
@@ -25,15 +25,6 @@ from edge_client.training.trainer import Trainer
 def coordinator():
     with embedded_coordinator() as embedded:
         yield embedded
-
-
-def budget_of(**options):
-    return PrivacyBudget(**{"epsilon": 8.0, "delta": 1e-5, "clip_norm": 0.5, "devices": 3, "exchanges": 3, **options})
-
-
-def model_of(*layers):
-    with seeded(0):
-        return nn.Sequential(nn.Linear(6, 40), *layers, nn.Tanh(), nn.Linear(40, 3))
 
 
 def batch_of(device, step):
