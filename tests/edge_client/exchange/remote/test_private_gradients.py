@@ -1,14 +1,16 @@
 """Gradients of every batch under a privacy budget, with a real coordinator and devices in threads, masked and not."""
 
+import functools
 import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import private_runs
 import pytest
 import torch
-from private_runs import budget_of, model_of
+from private_runs import model_of
 from torch import nn
 
 from coordinator.serving.server import embedded_coordinator
@@ -23,6 +25,7 @@ from edge_client.training.settings import check_settings
 from edge_client.training.trainer import Trainer
 
 DEVICES = 3
+budget_of = functools.partial(private_runs.budget_of, exchanges=4)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def run(coordinator, until=4, budget=None, states=None, session="s", **settings)
     coordinator.create_session(session, SessionSettings(devices=DEVICES, step_deadline_s=20, **settings))
 
     def trained(number):
-        device = Device(coordinator, number, budget or budget_of(exchanges=4), session, states and states[number])
+        device = Device(coordinator, number, budget or budget_of(), session, states and states[number])
         with device.exchange:
             return device.train(until)
 
@@ -87,7 +90,7 @@ SAMPLES = {"unit": "sample", "batch_size": 8, "exchanges": 2}
 @pytest.mark.parametrize("is_masked", [True, False])
 @pytest.mark.parametrize("options", [{}, SAMPLES], ids=["device", "sample"])
 def test_devices_stay_identical_and_say_what_was_spent(coordinator, is_masked, options):
-    ends = run(coordinator, budget=budget_of(**{"exchanges": 4, **options}), secure_aggregation=is_masked)
+    ends = run(coordinator, budget=budget_of(**options), secure_aggregation=is_masked)
     weights = [end.model.state_dict() for end in ends]
     for other in weights[1:]:
         assert not [name for name, tensor in weights[0].items() if not torch.equal(tensor, other[name])]
@@ -98,7 +101,7 @@ def test_devices_stay_identical_and_say_what_was_spent(coordinator, is_masked, o
 @pytest.mark.parametrize("options", [{}, SAMPLES], ids=["device", "sample"])
 def test_what_is_applied_has_the_mean_of_the_clipped_gradients_and_the_noise_of_all(coordinator, options):
     """In the first step, which has no curvature yet that gradients could be written in the coordinates of."""
-    budget = budget_of(**{"exchanges": 4, **options})
+    budget = budget_of(**options)
     ends = run(coordinator, until=1, budget=budget)
     applied = torch.cat([p.grad.flatten() for p in ends[0].model.parameters()]).double()
     model, clipped = model_of(), []
@@ -134,7 +137,7 @@ def test_nothing_but_noised_gradients_of_one_sample_leaves(coordinator):
 
     session.contribute, session.complete = contributed, completed
     with ThreadPoolExecutor(DEVICES) as pool:
-        devices = [Device(coordinator, number, budget_of(exchanges=4)) for number in range(DEVICES)]
+        devices = [Device(coordinator, number, budget_of()) for number in range(DEVICES)]
         list(pool.map(lambda device: device.train(3), devices))
     for device in devices:
         device.exchange.close()
@@ -148,7 +151,7 @@ def test_a_batch_that_is_skipped_adds_its_noise_and_costs_nothing(coordinator):
     coordinator.create_session("s", SessionSettings(devices=DEVICES))
 
     def trained(number):
-        device = Device(coordinator, number, budget_of(exchanges=4))
+        device = Device(coordinator, number, budget_of())
         with device.exchange:
             device.optimizer.zero_grad()
             x, y = batch_of(number, 0)
@@ -159,7 +162,7 @@ def test_a_batch_that_is_skipped_adds_its_noise_and_costs_nothing(coordinator):
     with ThreadPoolExecutor(DEVICES) as pool:
         ends = list(pool.map(trained, range(DEVICES)))
     applied = torch.cat([p.grad.flatten() for p in ends[0].model.parameters()]).double()
-    budget = budget_of(exchanges=4)
+    budget = budget_of()
     share = budget.noise_multiplier * budget.clip_norm * math.sqrt(3 / 2) / DEVICES
     assert applied.square().mean().sqrt() == pytest.approx(share, rel=0.2)
     assert {end.plan.epsilon for end in ends} == {0.0}
@@ -169,7 +172,7 @@ def test_a_gradient_that_is_not_finite_leaves_nothing_and_the_next_batch_is_take
     coordinator.create_session("s", SessionSettings(devices=DEVICES))
 
     def trained(number):
-        device = Device(coordinator, number, budget_of(exchanges=4))
+        device = Device(coordinator, number, budget_of())
         with device.exchange:
             device.optimizer.zero_grad()
             if number == 1:
@@ -186,7 +189,7 @@ def test_a_gradient_that_is_not_finite_leaves_nothing_and_the_next_batch_is_take
 
 @pytest.mark.parametrize("options", [{}, SAMPLES], ids=["device", "sample"])
 def test_a_resumed_session_goes_on_counting(coordinator, options):
-    budget = budget_of(**{"exchanges": 4, **options})
+    budget = budget_of(**options)
     ends = run(coordinator, until=2, budget=budget)
     spent = {end.plan.epsilon for end in ends}
     states = [end.optimizer.state_dict() for end in ends]
@@ -228,7 +231,7 @@ def test_a_spent_budget_takes_no_further_batch(coordinator):
     coordinator.create_session("s", SessionSettings(devices=DEVICES))
 
     def too_long(number):
-        device = Device(coordinator, number, budget_of(exchanges=4))
+        device = Device(coordinator, number, budget_of())
         with device.exchange, pytest.raises(PrivacyBudgetError, match="larger epsilon"):
             device.train(5)
 
@@ -324,7 +327,7 @@ def test_what_another_plan_had_still_to_send_does_not_leave(coordinator):
     optimizer.zero_grad()
     state = optimizer.state_dict()
     state["sync"]["unsent"] = {("gradient", "0.weight"): {"error": torch.ones(240)}}
-    device = Device(coordinator, 0, budget_of(exchanges=4), state=state)
+    device = Device(coordinator, 0, budget_of(), state=state)
     with device.exchange:
         assert "unsent" not in device.optimizer.state_dict()["sync"]
 
@@ -333,15 +336,15 @@ def test_what_tells_more_than_gradients_is_refused(coordinator):
     with GradientExchange.connect(coordinator.address, session="s", device="d0") as exchange:
         with pytest.raises(PrivacyBudgetError, match="buffer '1.num_batches_tracked'|buffer '1.running_mean'"):
             NewtonOptimizer(
-                model_of(nn.BatchNorm1d(40)), sync=PrivateGradients(exchange, budget_of(exchanges=4), probe_of())
+                model_of(nn.BatchNorm1d(40)), sync=PrivateGradients(exchange, budget_of(), probe_of())
             ).join()
         measured = Probe(MeasuredInputs(torch.zeros(4, 6)), nn.functional.cross_entropy)
         with pytest.raises(PrivacyBudgetError, match="moments of the devices' data"):
-            PrivateGradients(exchange, budget_of(exchanges=4), measured)
+            PrivateGradients(exchange, budget_of(), measured)
         with pytest.raises(PrivacyBudgetError, match="unit of the privacy budget is 'sample'"):
             PrivateLocalSteps(exchange, budget_of(**SAMPLES))
     with pytest.raises(PrivacyBudgetError, match="trains alone"):
-        PrivateGradients(NewtonOptimizer(model_of())._sync._exchange, budget_of(exchanges=4), probe_of())
+        PrivateGradients(NewtonOptimizer(model_of())._sync._exchange, budget_of(), probe_of())
 
 
 @pytest.mark.parametrize("unit", ["device", "sample"])
